@@ -1,0 +1,44 @@
+"""THE names: tables, columns, modalities, states. Standard library only; everything else imports from here."""
+
+from typing import Literal, get_args
+
+SCHEMA = "polytower"
+READER_ROLE = "polytower_reader"
+
+# Tables (DDL: migrations/; see docs/schema.md for the columns)
+INTERACTIONS = "interactions"
+ITEMS = "items"
+USERS = "users"
+USER_SEQUENCES = "user_sequences"
+USER_STATS = "user_stats"
+ITEM_STATS = "item_stats"
+CONTENT_ENCODERS = "content_encoders"
+CONTENT_EMBEDDINGS = "content_embeddings"
+CODEBOOKS = "codebooks"
+CONTENT_CODES = "content_codes"
+GENERATIONS = "generations"
+PROMOTIONS = "promotions"
+TOWERS = "towers"
+ITEM_EMBEDDINGS = "item_embeddings"
+USER_INTERESTS = "user_interests"
+
+# Entities and Feast views
+USER = "user"
+ITEM = "item"
+USER_ID = "user_id"
+ITEM_ID = "item_id"
+
+# The kind of an interaction whose source names none
+DEFAULT_KIND = "interaction"
+
+Modality = Literal["text", "image", "attributes"]
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
+
+GenerationState = Literal["building", "ready", "live", "retired", "failed"]
+GENERATION_STATES: tuple[GenerationState, ...] = get_args(GenerationState)
+
+# A similarity space and the column of item_embeddings that holds it
+SPACES = {"item": "embedding", "content": "content_embedding", "id": "id_embedding"}
+
+# Interactions kept in a user's sequence feature (the newest ones)
+SEQUENCE_LENGTH = 200

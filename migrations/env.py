@@ -1,0 +1,52 @@
+"""Runs the migrations: one at a time per database, with budgets, in the platform's schema."""
+
+import re
+from typing import Any
+
+from alembic import context
+from sqlalchemy import create_engine, text
+
+from feature_repo.schema import SCHEMA
+from migrations.tables import metadata
+from polytower.postgres import database_url
+
+# Two processes that start at once migrate one after the other.
+ADVISORY_LOCK = 0x706F6C79
+# A migration never waits long behind a running query, nor makes others wait long behind itself.
+BUDGETS = "set lock_timeout = '10s'; set statement_timeout = '10min'"
+# Partitions belong to the data (generation, year), and ANN indexes to their generation.
+RUNTIME_TABLE = re.compile(r"_(g\d+|y\d+)$")
+
+
+def include_name(name: str | None, kind: str, _parents: Any) -> bool:
+    """Leaves run-time partitions out of autogenerate's comparison."""
+    return not (kind == "table" and name is not None and RUNTIME_TABLE.search(name))
+
+
+def run() -> None:
+    """Upgrades or downgrades over one connection."""
+    url = (context.config.attributes.get("url") or database_url()).replace("postgresql://", "postgresql+psycopg://", 1)
+    engine = create_engine(url, connect_args={"options": f"-c search_path={SCHEMA},public"})
+    with engine.connect() as connection:
+        connection.execute(text(BUDGETS))
+        connection.execute(text("select pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
+        connection.execute(text("create extension if not exists vector with schema public"))
+        connection.execute(text(f"create schema if not exists {SCHEMA}"))
+        connection.commit()
+        try:
+            context.configure(
+                connection=connection,
+                target_metadata=metadata,
+                include_name=include_name,
+                transaction_per_migration=True,
+            )
+            with context.begin_transaction():
+                context.run_migrations()
+            connection.commit()
+        finally:
+            connection.rollback()
+            connection.execute(text("select pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
+    engine.dispose()
+
+
+run()

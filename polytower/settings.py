@@ -1,0 +1,53 @@
+"""Where things live and which encoders run: read from the environment, nothing else.
+
+Only connections, places and machine-dependent choices are environment variables; everything that changes a result
+(dimensions, losses, presets) is a Python dataclass beside the code that uses it.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One process's view of its surroundings.
+
+    home: folder of the embedded Postgres, downloads, checkpoints and Dagster's own files.
+    database_url: an external Postgres (>= 16 with pgvector >= 0.8.4); None means the embedded one.
+    device: "auto", "cpu", "cuda", "cuda:1" ...; auto takes CUDA where there is one.
+    text_encoder, image_encoder: "default" for the bundled weights, else any transformers checkpoint by name or path.
+    """
+
+    home: Path
+    database_url: str | None
+    device: str
+    text_encoder: str
+    image_encoder: str
+
+    @property
+    def postgres_dir(self) -> Path:
+        """Folder of the embedded Postgres."""
+        return self.home / "postgres"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """Folder of trained checkpoints, one sub-folder each."""
+        return self.home / "checkpoints"
+
+    @property
+    def downloads_dir(self) -> Path:
+        """Folder of verified downloads (the demo's data)."""
+        return self.home / "downloads"
+
+
+def settings() -> Settings:
+    """Reads the environment anew at each call, so that a test or a shell can change it."""
+    environ = os.environ
+    return Settings(
+        home=Path(environ.get("POLYTOWER_HOME", ".polytower")).resolve(),
+        database_url=environ.get("POLYTOWER_DATABASE_URL") or None,
+        device=environ.get("POLYTOWER_DEVICE", "auto"),
+        text_encoder=environ.get("POLYTOWER_TEXT_ENCODER", "default"),
+        image_encoder=environ.get("POLYTOWER_IMAGE_ENCODER", "default"),
+    )

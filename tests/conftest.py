@@ -1,0 +1,64 @@
+"""One embedded Postgres for the whole run; every test gets a migrated database of its own, cloned from a template."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+import migrations
+from polytower.postgres import DATABASE, EmbeddedPostgres, connect
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a server of this run's own (or of POLYTOWER_TEST_DATABASE_URL), with a migrated template database."""
+    given = os.environ.get("POLYTOWER_TEST_DATABASE_URL")
+    if given:
+        yield given
+        return
+    embedded = EmbeddedPostgres(tmp_path_factory.mktemp("home") / "postgres")
+    url = embedded.acquire()
+    migrations.upgrade(url)
+    yield url
+    embedded.release()
+
+
+@pytest.fixture
+def database(server: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """URL of an empty migrated database that this test owns."""
+    name = f"test_{abs(hash(request.node.nodeid)) % 10**10}_{os.getpid()}"
+    root = server.removesuffix(DATABASE) + "postgres"
+    with psycopg.connect(root, autocommit=True) as admin:
+        admin.execute(sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(DATABASE)))
+    yield server.removesuffix(DATABASE) + name
+    with psycopg.connect(root, autocommit=True) as admin:
+        admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def platform(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same database as the platform's own: settings, command line and assets all use it. Yields the URL."""
+    monkeypatch.setenv("POLYTOWER_DATABASE_URL", database)
+    monkeypatch.setenv("POLYTOWER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("POLYTOWER_DEVICE", "cpu")
+    return database
+
+
+@pytest.fixture
+def connection(database: str) -> Iterator[psycopg.Connection]:
+    """An open connection to the test's own database."""
+    with connect(database) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real data beside the checkout; tests that need it are skipped by name where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("needs ../shared/data (real data sets in the input contract's format), which is absent here")
+    return SHARED_DATA
