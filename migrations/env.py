@@ -1,12 +1,10 @@
 """Runs the migrations: one at a time per database, with budgets, in the platform's schema."""
 
-import re
-from typing import Any
-
 from alembic import context
-from sqlalchemy import create_engine, text
+from sqlalchemy import NullPool, create_engine, text
 
 from feature_repo.schema import SCHEMA
+from migrations.env_names import include_name
 from migrations.tables import metadata
 from polytower.postgres import database_url
 
@@ -14,19 +12,12 @@ from polytower.postgres import database_url
 ADVISORY_LOCK = 0x706F6C79
 # A migration never waits long behind a running query, nor makes others wait long behind itself.
 BUDGETS = "set lock_timeout = '10s'; set statement_timeout = '10min'"
-# Partitions belong to the data (generation, year), and ANN indexes to their generation.
-RUNTIME_TABLE = re.compile(r"_(g\d+|y\d+)$")
-
-
-def include_name(name: str | None, kind: str, _parents: Any) -> bool:
-    """Leaves run-time partitions out of autogenerate's comparison."""
-    return not (kind == "table" and name is not None and RUNTIME_TABLE.search(name))
 
 
 def run() -> None:
     """Upgrades or downgrades over one connection."""
     url = (context.config.attributes.get("url") or database_url()).replace("postgresql://", "postgresql+psycopg://", 1)
-    engine = create_engine(url, connect_args={"options": f"-c search_path={SCHEMA},public"})
+    engine = create_engine(url, poolclass=NullPool, connect_args={"options": f"-c search_path={SCHEMA},public"})
     with engine.connect() as connection:
         connection.execute(text(BUDGETS))
         connection.execute(text("select pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
@@ -46,7 +37,6 @@ def run() -> None:
         finally:
             connection.rollback()
             connection.execute(text("select pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
-    engine.dispose()
 
 
 run()

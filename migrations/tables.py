@@ -70,6 +70,7 @@ Table(
     Index(
         "items_attributes_idx", "attributes", postgresql_using="gin", postgresql_ops={"attributes": "jsonb_path_ops"}
     ),
+    Index("items_unavailable_idx", "item_id", postgresql_where=text("not available")),
 )
 
 Table(
@@ -98,6 +99,8 @@ Table(
     Index("interactions_event_idx", "event_id", postgresql_where=text("event_id <> ''")),
     postgresql_partition_by="range (occurred_at)",
 )
+
+Table("changed_days", metadata, Column("day", Date, nullable=False))
 
 Table(
     "user_sequences",

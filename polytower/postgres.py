@@ -242,6 +242,12 @@ def connect(url: str | None = None, *, autocommit: bool = False) -> Iterator[psy
         yield connection
 
 
+def psql_program() -> str:
+    """The psql beside the embedded server, which fits its version; else the one on the PATH."""
+    program = Path(_wheel("utils").POSTGRES_VERSIONS[18]) / "psql"
+    return str(program) if program.exists() else "psql"
+
+
 def connection_options() -> dict[str, Any]:
     """Keyword arguments for psycopg.connect and its pools: names resolve in the platform's schema first."""
     return {"options": f"-c search_path={SCHEMA},public", "application_name": "polytower"}

@@ -48,6 +48,11 @@ create index interactions_position_idx on interactions (position);
 create index interactions_item_idx on interactions (item_id);
 create index interactions_event_idx on interactions (event_id) where event_id <> '';
 
+-- Days whose interactions changed since the sequences and statistics were last refreshed: a journal, written by the
+-- transaction that changes them (so neither a crash nor a late commit is missed). Days repeat: a unique index would make
+-- writers of one day wait for each other.
+create table changed_days (day date not null);
+
 -- One row per user and day with activity: the newest row is the online feature, all rows are its history.
 create table user_sequences (
     user_id text not null,
@@ -202,6 +207,37 @@ create table rejected_rows (
 create index rejected_rows_load_idx on rejected_rows (load_id);
 """
 
+# Statement triggers, so that a batch of any size costs one row per day.
+FUNCTIONS = """
+create function record_changed_days() returns trigger language plpgsql set search_path = polytower, public as $$
+begin
+    insert into changed_days select distinct (occurred_at at time zone 'UTC')::date from changed_rows;
+    return null;
+end $$;
+create trigger interactions_inserted after insert on interactions
+    referencing new table as changed_rows for each statement execute function record_changed_days();
+create trigger interactions_deleted after delete on interactions
+    referencing old table as changed_rows for each statement execute function record_changed_days();
+
+-- Interactions are partitioned by year (UTC), on demand. A table is made and then attached, since `create table ...
+-- partition of` would lock readers out until the end of the load.
+create function ensure_interactions_year(year integer) returns void language plpgsql
+set search_path = polytower, public as $$
+declare
+    partition_name text := format('interactions_y%s', year);
+begin
+    if to_regclass(partition_name) is not null then
+        return;
+    end if;
+    perform pg_advisory_xact_lock(hashtextextended(partition_name, 0));
+    if to_regclass(partition_name) is null then
+        execute format('create table %I (like interactions including defaults)', partition_name);
+        execute format('alter table interactions attach partition %I for values from (%L) to (%L)', partition_name,
+                       make_timestamptz(year, 1, 1, 0, 0, 0, 'UTC'), make_timestamptz(year + 1, 1, 1, 0, 0, 0, 'UTC'));
+    end if;
+end $$;
+"""
+
 VIEWS = """
 create view live_generation as select * from generations where state = 'live';
 
@@ -233,7 +269,9 @@ alter default privileges in schema polytower grant select on tables to polytower
 DROPS = """
 drop view item_content, live_generation;
 drop table rejected_rows, loads, user_interests, item_embeddings, towers, promotions, generations, content_codes,
-    codebooks, content_embeddings, content_encoders, item_stats, user_stats, user_sequences, interactions, users, items;
+    codebooks, content_embeddings, content_encoders, item_stats, user_stats, user_sequences, changed_days, interactions,
+    users, items;
+drop function record_changed_days, ensure_interactions_year;
 drop sequence interaction_position;
 alter default privileges in schema polytower revoke select on tables from polytower_reader;
 revoke usage on schema polytower from polytower_reader;
@@ -242,6 +280,7 @@ revoke usage on schema polytower from polytower_reader;
 
 def upgrade() -> None:
     op.execute(TABLES)
+    op.execute(FUNCTIONS)
     op.execute(VIEWS)
     op.execute(READER)
 

@@ -1,0 +1,48 @@
+# Two commands matter: `make demo` and `make test`. Both set everything up first.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+POLYTOWER_HOME ?= .polytower
+export POLYTOWER_HOME
+
+.PHONY: help demo test check format dev serve bench-loading bench-encoding bench-retrieval bench-features bench-training clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+install: $(INSTALLED) ## create .venv and install everything, pinned by constraints.txt
+
+demo: $(INSTALLED) ## the main job on MovieLens-100k (IMAGES=DIR adds posters, JSON=1 ends with one JSON line)
+	$(BIN)/polytower demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(JSON),--json)
+
+test: check ## lint, types, import rules, then the tests on a real Postgres
+	$(BIN)/pytest
+
+check: $(INSTALLED) ## lint, types and import rules only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(INSTALLED) ## mend what the linter can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+dev: $(INSTALLED) ## Dagster's user interface on the platform's assets
+	$(BIN)/polytower dagster dev
+
+serve: $(INSTALLED) ## the HTTP API
+	$(BIN)/polytower serve
+
+bench-%: $(INSTALLED)
+	$(BIN)/python -m benchmarks.$*
+
+clean: ## stop the embedded Postgres and delete all local state
+	-$(BIN)/polytower db stop
+	rm -rf $(POLYTOWER_HOME)

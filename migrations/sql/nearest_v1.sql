@@ -1,0 +1,9 @@
+-- The items nearest to one vector, in the space of item, content or ID embeddings.
+create function nearest(vector halfvec, k int default 10, space text default 'item', filter jsonb default '{}')
+returns setof neighbour
+language sql stable
+set search_path = polytower, public
+as $$
+    select r.item_id, r.score, r.rank, r.generation
+    from retrieve_vectors(array[nearest.vector], k => nearest.k, filter => nearest.filter, space => nearest.space) r
+$$;

@@ -1,0 +1,97 @@
+"""The views behind Feast's sources: one row per entity and moment at which its features changed.
+
+Compatibility: only adds a schema; older code does not look at it.
+"""
+
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+# The schema also takes Feast's registry tables and the entity tables of its historical joins: none of ours mix with them.
+# Times inside features are microseconds since 1970 (bigint): Feast's own timestamps stop at whole seconds.
+VIEWS = """
+create schema if not exists feast;
+
+create function feast.epoch_micros(moment timestamptz) returns bigint
+language sql immutable strict parallel safe
+return (extract(epoch from moment) * 1000000)::bigint;
+
+create function feast.epoch_micros(moments timestamptz[]) returns bigint[]
+language sql immutable strict parallel safe
+return array(select (extract(epoch from moment) * 1000000)::bigint from unnest(moments) as moment);
+
+create view feast.user_sequence as
+select user_id, as_of, item_ids, feast.epoch_micros(occurred_ats) as occurred_ats, kinds
+from user_sequences;
+
+create view feast.user_stats as
+select user_id,
+       as_of,
+       interactions as user_interactions,
+       distinct_items as user_distinct_items,
+       mean_value as user_mean_value,
+       feast.epoch_micros(first_at) as user_first_at
+from user_stats;
+
+create view feast.item_stats as
+select item_id,
+       as_of,
+       interactions as item_interactions,
+       distinct_users as item_distinct_users,
+       mean_value as item_mean_value,
+       feast.epoch_micros(first_at) as item_first_at
+from item_stats;
+
+create view feast.item_attributes as
+select item_id, updated_at as as_of, title, description, available, attributes::text as attributes
+from items;
+
+create view feast.item_content as
+select item_id,
+       encoded_at as as_of,
+       text_embedding::real[] as text_embedding,
+       image_embedding::real[] as image_embedding,
+       attributes_embedding::real[] as attributes_embedding
+from item_content;
+
+-- A generation that was live twice (rollback) has two rows here: at any time the newest promotion is the one in force.
+create view feast.item_embedding as
+select item_id,
+       live_from as as_of,
+       embedding::real[] as embedding,
+       content_embedding::real[] as content_embedding,
+       id_embedding::real[] as id_embedding,
+       generation as embedding_generation
+from promotions
+join item_embeddings using (generation);
+
+-- K interests of D numbers each, flattened row by row: interest i is interests[i*D+1 : (i+1)*D].
+create view feast.user_interests as
+select user_id,
+       live_from as as_of,
+       array(select unnest(array_agg(embedding::real[] order by interest))) as interests,
+       array_agg(weight order by interest) as interest_weights,
+       count(*) as interest_count,
+       max(vector_dims(embedding))::bigint as interest_dim,
+       generation as interests_generation
+from promotions
+join user_interests using (generation)
+group by user_id, live_from, generation;
+
+grant usage on schema feast to polytower_reader;
+grant select on all tables in schema feast to polytower_reader;
+"""
+
+# The registry goes too: `feast apply` writes it anew from feature_repo/.
+DROPS = "drop schema feast cascade"
+
+
+def upgrade() -> None:
+    op.execute(VIEWS)
+
+
+def downgrade() -> None:
+    op.execute(DROPS)

@@ -1,0 +1,291 @@
+"""Generations: immutable bundles of item embeddings, user interests and the user tower, promoted as one.
+
+building -> ready -> live -> retired, or failed. A generation's vectors lie in two partitions of their own (build.py
+fills them), so nobody reads a half-built one and dropping one is a DROP TABLE.
+"""
+
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
+
+from feature_repo.schema import SCHEMA, GenerationState
+from polytower.errors import UserError
+
+# One build, promotion or drop at a time per database.
+ADVISORY_LOCK = 0x67656E73
+PARENTS = ("item_embeddings", "user_interests")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A row of `generations`."""
+
+    generation: int
+    state: GenerationState
+    dim: int
+    interests: int
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    quality: dict[str, Any]
+    checkpoint_path: str | None
+    checkpoint_sha256: str | None
+    created_at: datetime
+    ready_at: datetime | None
+    live_at: datetime | None
+    retired_at: datetime | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The same, with times as ISO strings."""
+        return {
+            name: value.isoformat() if isinstance(value, datetime) else value for name, value in asdict(self).items()
+        }
+
+
+def listing(connection: psycopg.Connection[Any]) -> list[Generation]:
+    """All generations, newest first."""
+    with connection.cursor(row_factory=class_row(Generation)) as cursor:
+        return cursor.execute("select * from generations order by generation desc limit 1000").fetchall()
+
+
+def get(connection: psycopg.Connection[Any], generation: int) -> Generation:
+    """One generation; UserError when there is none of that number."""
+    with connection.cursor(row_factory=class_row(Generation)) as cursor:
+        found = cursor.execute("select * from generations where generation = %s", [generation]).fetchone()
+    if found is None:
+        raise UserError(f"there is no generation {generation}; `polytower generations list` shows what there is")
+    return found
+
+
+def live(connection: psycopg.Connection[Any]) -> Generation | None:
+    """The live generation, if any."""
+    with connection.cursor(row_factory=class_row(Generation)) as cursor:
+        return cursor.execute("select * from live_generation").fetchone()
+
+
+def begin(
+    connection: psycopg.Connection[Any],
+    *,
+    dim: int,
+    interests: int,
+    config: dict[str, Any],
+    metrics: dict[str, Any],
+    checkpoint_path: str,
+    checkpoint_sha256: str,
+) -> int:
+    """Registers a new generation in state building, and sweeps what killed builds left behind.
+
+    Returns its number. The caller holds the build lock (see `exclusive`).
+    """
+    for abandoned in connection.execute("select generation from generations where state = 'building'").fetchall():
+        fail(connection, abandoned[0], "the build was interrupted")
+    row = connection.execute(
+        """insert into generations (dim, interests, config, metrics, checkpoint_path, checkpoint_sha256)
+           values (%s, %s, %s, %s, %s, %s) returning generation""",
+        [dim, interests, Jsonb(config), Jsonb(metrics), checkpoint_path, checkpoint_sha256],
+    ).fetchone()
+    assert row is not None
+    connection.commit()
+    return int(row[0])
+
+
+def fail(connection: psycopg.Connection[Any], generation: int, reason: str) -> None:
+    """Marks a building generation as failed and drops its partitions."""
+    _drop_partitions(connection, generation)
+    connection.execute(
+        "update generations set state = 'failed', quality = quality || %s where generation = %s and state <> 'live'",
+        [Jsonb({"failure": reason}), generation],
+    )
+    connection.commit()
+
+
+def partition(parent: str, generation: int) -> sql.Identifier:
+    """Qualified name of a generation's partition."""
+    return sql.Identifier(SCHEMA, f"{parent}_g{generation}")
+
+
+def ready(connection: psycopg.Connection[Any], generation: int, quality: dict[str, Any]) -> None:
+    """building -> ready, with the quality report that promotion will look at."""
+    connection.execute(
+        """update generations set state = 'ready', ready_at = now(), quality = %s
+           where generation = %s and state = 'building'""",
+        [Jsonb(quality), generation],
+    )
+    connection.commit()
+
+
+def promote(connection: psycopg.Connection[Any], generation: int, *, force: bool = False) -> Generation | None:
+    """Makes a generation the live one, in one transaction; readers see the old one until the commit.
+
+    Returns the generation that was live before. Raises UserError when the generation has not been built, lost its
+    partitions, or failed a blocking gate and `force` is not given.
+    """
+    with connection.transaction():
+        _serialise(connection)
+        candidate = get(connection, generation)
+        _refuse_unfit(connection, candidate, force=force)
+        before = live(connection)
+        if before is not None and before.generation == generation:
+            return before
+        connection.execute("update promotions set live_until = clock_timestamp() where live_until is null")
+        connection.execute("update generations set state = 'retired', retired_at = now() where state = 'live'")
+        connection.execute(
+            "update generations set state = 'live', live_at = now(), retired_at = null where generation = %s",
+            [generation],
+        )
+        connection.execute(
+            """insert into promotions (generation, live_from)
+               values (%s, greatest(clock_timestamp(), (select max(live_until) from promotions)))""",
+            [generation],
+        )
+    connection.commit()
+    return before
+
+
+def _refuse_unfit(connection: psycopg.Connection[Any], candidate: Generation, *, force: bool) -> None:
+    if candidate.state not in ("ready", "retired", "live"):
+        raise UserError(
+            f"generation {candidate.generation} is {candidate.state}: only a ready or retired one can go live"
+        )
+    if not has_partitions(connection, candidate.generation):
+        raise UserError(f"generation {candidate.generation} was dropped; build a new one with `polytower materialize`")
+    failed = [gate for gate in candidate.quality.get("gates", []) if not gate["passed"] and gate["severity"] == "error"]
+    if failed and not force:
+        reasons = "; ".join(f"{gate['name']} is {gate['value']} (needs {gate['threshold']})" for gate in failed)
+        raise UserError(
+            f"generation {candidate.generation} failed its quality gates: {reasons}; --force promotes it still"
+        )
+
+
+def rollback(connection: psycopg.Connection[Any]) -> Generation:
+    """Promotes the generation that was live before the present one, and returns it."""
+    now = live(connection)
+    if now is None:
+        raise UserError("no generation is live: there is nothing to roll back; `polytower generations list` shows them")
+    previous = connection.execute(
+        """select generation from promotions join generations using (generation)
+           where generation <> %s and state = 'retired' order by promotion desc limit 100""",
+        [now.generation],
+    ).fetchall()
+    for (generation,) in previous:
+        if has_partitions(connection, generation):
+            promote(connection, generation)
+            return get(connection, generation)
+    raise UserError(f"no earlier generation than {now.generation} is kept: there is nothing to roll back to")
+
+
+def has_partitions(connection: psycopg.Connection[Any], generation: int) -> bool:
+    """Whether a generation's vectors are still there."""
+    names = [f"{SCHEMA}.{parent}_g{generation}" for parent in PARENTS]
+    row = connection.execute(
+        "select bool_and(to_regclass(name) is not null) from unnest(%s::text[]) name", [names]
+    ).fetchone()
+    assert row is not None
+    return bool(row[0])
+
+
+def drop(connection: psycopg.Connection[Any], generation: int) -> None:
+    """Drops a generation's vectors and tower; its row stays as a record. The live one is refused."""
+    found = get(connection, generation)
+    if found.state == "live":
+        raise UserError(f"generation {generation} is live: promote another one first")
+    _drop_partitions(connection, generation)
+    connection.execute("delete from towers where generation = %s", [generation])
+    connection.commit()
+
+
+def retain(connection: psycopg.Connection[Any], keep: int) -> list[int]:
+    """Drops retired and failed generations beyond the newest `keep`; returns those dropped."""
+    past = [g.generation for g in listing(connection) if g.state in ("retired", "failed", "ready")]
+    dropped = [generation for generation in past[keep:] if has_partitions(connection, generation)]
+    for generation in dropped:
+        drop(connection, generation)
+    return dropped
+
+
+def _drop_partitions(connection: psycopg.Connection[Any], generation: int) -> None:
+    for parent in PARENTS:
+        connection.execute(sql.SQL("drop table if exists {}").format(partition(parent, generation)))
+
+
+def _serialise(connection: psycopg.Connection[Any]) -> None:
+    connection.execute("select pg_advisory_xact_lock(%s)", [ADVISORY_LOCK])
+
+
+def diff(connection: psycopg.Connection[Any], older: int, newer: int) -> dict[str, Any]:
+    """What changed between two generations.
+
+    Returns item and user counts (added, removed), metrics side by side, and neighbour churn: the share of a sampled
+    item's 10 nearest items (item space, exact) that the newer generation no longer has, 0 = same, 1 = all new.
+    """
+    sides = {"older": get(connection, older), "newer": get(connection, newer)}
+    for side in sides.values():
+        if not has_partitions(connection, side.generation):
+            raise UserError(f"generation {side.generation} was dropped: its vectors cannot be compared")
+    return {
+        "older": older,
+        "newer": newer,
+        "items": _set_difference(connection, "item_embeddings", "item_id", older, newer),
+        "users": _set_difference(connection, "user_interests", "user_id", older, newer),
+        "neighbour_churn": neighbour_churn(connection, older, newer),
+        "metrics": {name: side.metrics for name, side in sides.items()},
+    }
+
+
+def _set_difference(
+    connection: psycopg.Connection[Any], parent: str, key: str, older: int, newer: int
+) -> dict[str, int]:
+    row = connection.execute(
+        sql.SQL(
+            """select count(*) filter (where o.id is null), count(*) filter (where n.id is null),
+                      count(*) filter (where o.id = n.id)
+               from (select distinct {key} as id from {older}) o
+               full join (select distinct {key} as id from {newer}) n on o.id = n.id"""
+        ).format(key=sql.Identifier(key), older=partition(parent, older), newer=partition(parent, newer))
+    ).fetchone()
+    assert row is not None
+    return dict(zip(("added", "removed", "kept"), map(int, row), strict=True))
+
+
+def neighbour_churn(connection: psycopg.Connection[Any], older: int, newer: int, *, sample: int = 200) -> float | None:
+    """Mean share of the 10 nearest neighbours that differ, over `sample` items (by hash, so always the same ones).
+
+    None when the generations share no items.
+    """
+    statement = sql.SQL(
+        """with probes as (
+               select o.item_id, o.embedding as before, n.embedding as after
+               from {older} o join {newer} n using (item_id) order by md5(item_id) limit %(sample)s
+           )
+           select avg(1 - (select count(*) from
+               (select item_id from {older} x where x.item_id <> p.item_id
+                order by x.embedding <#> p.before, item_id limit 10) a
+               join (select item_id from {newer} x where x.item_id <> p.item_id
+                order by x.embedding <#> p.after, item_id limit 10) b using (item_id)) / 10.0)
+           from probes p"""
+    ).format(older=partition("item_embeddings", older), newer=partition("item_embeddings", newer))
+    row = connection.execute(statement, {"sample": sample}).fetchone()
+    assert row is not None
+    return None if row[0] is None else float(row[0])
+
+
+class exclusive:  # noqa: N801 - reads as a statement: `with exclusive(connection):`
+    """Holds the build lock for a block; a second builder gets a UserError at once instead of a second copy."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self.connection = connection
+
+    def __enter__(self) -> None:
+        row = self.connection.execute("select pg_try_advisory_lock(%s)", [ADVISORY_LOCK]).fetchone()
+        assert row is not None
+        if not row[0]:
+            raise UserError("another process is building or promoting a generation; try again when it has finished")
+
+    def __exit__(self, *_: object) -> None:
+        self.connection.rollback()
+        self.connection.execute("select pg_advisory_unlock(%s)", [ADVISORY_LOCK])
+        self.connection.commit()

@@ -1,0 +1,435 @@
+"""The command line: parse, call one function, print. Heavy libraries are imported by the command that needs them."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from polytower import __version__
+from polytower.errors import UserError
+from polytower.output import answer, say, table
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="End stdout with one JSON line instead of tables.")
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+FILTER = click.option(
+    "--filter",
+    "where",
+    metavar="JSON",
+    help='Attribute filter, such as \'{"genres": "Comedy", "year": {"gte": 1990}}\'.',
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+def cli() -> None:
+    """polytower: multimodal embeddings, several interests per user, and retrieval in your own Postgres.
+
+    Start with `polytower load DIR`, then `polytower materialize`, then `polytower retrieve USER`.
+    State lies in $POLYTOWER_HOME (.polytower); $POLYTOWER_DATABASE_URL names a Postgres other than the embedded one.
+    """
+
+
+@cli.command()
+@AS_JSON
+def init(as_json: bool) -> None:
+    """Create or upgrade the database (starts the embedded Postgres when no URL is set)."""
+    revision = _initialise()
+    answer({"revision": revision}, as_json=as_json, text=f"the database is at revision {revision}")
+
+
+@cli.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--images", type=FOLDER, help="Folder that the items' `image` column names files in.")
+@click.option(
+    "--max-rejected",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="Refuse the whole load when a larger share of a file's rows is bad.",
+)
+@AS_JSON
+def load(folder: Path, images: Path | None, max_rejected: float, as_json: bool) -> None:
+    """Load interactions, items and users from FOLDER (Parquet, CSV or JSON lines). Loading twice changes nothing."""
+    from pipelines.load import load_folder
+
+    from polytower.postgres import connect
+
+    _initialise()
+    with connect() as connection:
+        report = load_folder(connection, folder, images, max_rejected=max_rejected, progress=True)
+    answer(report.as_json(), as_json=as_json, text="\n".join(report.lines()))
+
+
+@cli.command()
+@click.option("--preset", default="demo", show_default=True, help="Training preset; docs/models.md lists them.")
+@click.option(
+    "--until",
+    type=click.Choice(["sequences", "content", "generation", "live"]),
+    default="live",
+    show_default=True,
+    help="Stop after this step.",
+)
+@AS_JSON
+def materialize(preset: str, until: str, as_json: bool) -> None:
+    """Run the Dagster assets in process: checks, sequences, content, towers, generation, promotion."""
+    from pipelines.materialize import materialize as run
+
+    _initialise()
+    result = run(preset=preset, until=until, progress=True)
+    rows = [(step, seconds) for step, seconds in result["seconds"].items()]
+    text = table(rows, ["step", "seconds"], title=f"generation {result['generation']} is live") if rows else ""
+    answer(result, as_json=as_json, text=text)
+
+
+@cli.command()
+@click.option("--generation", type=int, help="Generation to evaluate (default: the live one).")
+@AS_JSON
+def evaluate(generation: int | None, as_json: bool) -> None:
+    """Leave-one-out evaluation of a generation's towers beside popularity and item-kNN on the same split."""
+    from pipelines.evaluation import evaluate_generation
+
+    from polytower.postgres import connect
+
+    with connect() as connection:
+        _require_schema(connection)
+        report = evaluate_generation(connection, generation, progress=True)
+    answer(report.as_json(), as_json=as_json, text=metrics_table(report.as_json()))
+
+
+@cli.command()
+@click.argument("user_id", required=False)
+@click.option("--history", help="Item ids, oldest first, separated by commas: retrieve for a user nobody has seen.")
+@click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True, help="Candidates to return.")
+@FILTER
+@click.option("--include-seen", is_flag=True, help="Keep items that the user has already interacted with.")
+@AS_JSON
+def retrieve(
+    user_id: str | None, history: str | None, k: int, where: str | None, include_seen: bool, as_json: bool
+) -> None:
+    """Candidates for USER_ID (or a raw --history): the nearest items of each interest, merged."""
+    from polytower.postgres import connect
+    from serving import queries
+
+    if (user_id is None) == (history is None):
+        raise click.UsageError("give a USER_ID or --history, and not both")
+    with connect() as connection:
+        _require_schema(connection)
+        items = [item for item in (history or "").split(",") if item]
+        found = (
+            queries.retrieve(connection, user_id, k=k, where=_filter(where), exclude_seen=not include_seen)
+            if user_id is not None
+            else queries.retrieve_by_history(
+                connection, items, k=k, where=_filter(where), exclude_seen=not include_seen
+            )
+        )
+        titles = queries.titles(connection, [candidate.item_id for candidate in found])
+    rows = [(c.rank, titles.get(c.item_id), c.item_id, c.score, c.interest, c.interest_rank) for c in found]
+    columns = ["rank", "title", "item", "score", "interest", "rank in it"]
+    answer([vars_of(c, titles) for c in found], as_json=as_json, text=table(rows, columns))
+
+
+@cli.command()
+@click.argument("item_id")
+@click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True, help="Neighbours to return.")
+@click.option(
+    "--space",
+    type=click.Choice(["item", "content", "id"]),
+    default="item",
+    show_default=True,
+    help="What nearness means: tower output, content alone, or behaviour alone.",
+)
+@FILTER
+@AS_JSON
+def similar(item_id: str, k: int, space: str, where: str | None, as_json: bool) -> None:
+    """Items nearest to ITEM_ID in one of the three embedding spaces."""
+    from polytower.postgres import connect
+    from serving import queries
+
+    with connect() as connection:
+        _require_schema(connection)
+        found = queries.similar_items(connection, item_id, k=k, space=space, where=_filter(where))
+        titles = queries.titles(connection, [neighbour.item_id for neighbour in found])
+    rows = [(n.rank, titles.get(n.item_id), n.item_id, n.score) for n in found]
+    answer([vars_of(n, titles) for n in found], as_json=as_json, text=table(rows, ["rank", "title", "item", "score"]))
+
+
+@cli.group()
+def generations() -> None:
+    """List, promote, roll back, compare and drop generations."""
+
+
+@generations.command("list")
+@AS_JSON
+def list_generations(as_json: bool) -> None:
+    """All generations, newest first."""
+    from pipelines.generations import listing
+    from polytower.postgres import connect
+
+    with connect() as connection:
+        _require_schema(connection)
+        found = listing(connection)
+    rows = [
+        (g.generation, g.state, g.config.get("preset"), g.interests, g.dim, f"{g.created_at:%Y-%m-%d %H:%M}",
+         g.metrics.get("masked", {}).get("ndcg@10"), g.quality.get("passed"))
+        for g in found
+    ]  # fmt: skip
+    columns = ["generation", "state", "preset", "interests", "dim", "created (UTC)", "NDCG@10", "gates passed"]
+    answer([g.as_json() for g in found], as_json=as_json, text=table(rows, columns) if rows else "no generations yet")
+
+
+@generations.command()
+@click.argument("generation", type=int)
+@click.option("--force", is_flag=True, help="Promote although a blocking quality gate failed.")
+@AS_JSON
+def promote(generation: int, force: bool, as_json: bool) -> None:
+    """Make GENERATION the live one, in one transaction."""
+    from pipelines import generations as lifecycle
+    from polytower.postgres import connect
+
+    with connect() as connection:
+        _require_schema(connection)
+        before = lifecycle.promote(connection, generation, force=force)
+    retired = before.generation if before else None
+    answer({"live": generation, "before": retired}, as_json=as_json, text=f"generation {generation} is live")
+
+
+@generations.command()
+@AS_JSON
+def rollback(as_json: bool) -> None:
+    """Make the generation that was live before the live one again."""
+    from pipelines import generations as lifecycle
+    from polytower.postgres import connect
+
+    with connect() as connection:
+        _require_schema(connection)
+        now = lifecycle.rollback(connection)
+    answer({"live": now.generation}, as_json=as_json, text=f"generation {now.generation} is live again")
+
+
+@generations.command()
+@click.argument("older", type=int)
+@click.argument("newer", type=int)
+@AS_JSON
+def diff(older: int, newer: int, as_json: bool) -> None:
+    """What changed from OLDER to NEWER: items, users, nearest neighbours, metrics."""
+    from pipelines import generations as lifecycle
+    from polytower.postgres import connect
+
+    with connect() as connection:
+        _require_schema(connection)
+        found = lifecycle.diff(connection, older, newer)
+    rows = [(kind, *found[kind].values()) for kind in ("items", "users")]
+    churn = "no common items" if found["neighbour_churn"] is None else f"{found['neighbour_churn']:.1%}"
+    text = table(rows, ["", "added", "removed", "kept"]) + f"\nnearest neighbours that changed: {churn}"
+    answer(found, as_json=as_json, text=text)
+
+
+@generations.command()
+@click.argument("generation", type=int)
+@AS_JSON
+def drop(generation: int, as_json: bool) -> None:
+    """Delete a generation's vectors (never the live one's); its record stays."""
+    from pipelines import generations as lifecycle
+    from polytower.postgres import connect
+
+    with connect() as connection:
+        _require_schema(connection)
+        lifecycle.drop(connection, generation)
+    answer({"dropped": generation}, as_json=as_json, text=f"generation {generation}'s vectors are gone")
+
+
+@cli.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port to listen on.")
+def serve(host: str, port: int) -> None:
+    """The HTTP API; its documentation is at /docs."""
+    import uvicorn
+    from serving.app import create_app
+
+    from polytower.postgres import connect
+
+    with connect() as connection:
+        _require_schema(connection)
+    say(f"serving on http://{host}:{port}/v1, documentation on http://{host}:{port}/docs; stop with Ctrl-C")
+    uvicorn.run(create_app(), host=host, port=port, log_level="warning")
+
+
+@cli.command()
+@click.option("--images", type=FOLDER, help="Folder of posters named by item id (1.jpg …): adds the image modality.")
+@click.option("--preset", default="demo", show_default=True, help="Training preset; docs/models.md lists them.")
+@AS_JSON
+def demo(images: Path | None, preset: str, as_json: bool) -> None:
+    """The main job on MovieLens-100k: load, check, encode, train, build, promote, evaluate, retrieve."""
+    from polytower.demo import run
+
+    _initialise()
+    report = run(images=images, preset=preset)
+    answer(report.as_json(), as_json=as_json, text=report.text())
+
+
+@cli.command()
+@AS_JSON
+def doctor(as_json: bool) -> None:
+    """Look at everything the platform needs, and say how to get what is missing."""
+    from polytower.doctor import examine
+
+    findings = examine()
+    rows = [("ok" if f.ok else "MISSING", f.name, f.detail, "" if f.ok else f.remedy) for f in findings]
+    answer([vars(f) for f in findings], as_json=as_json, text=table(rows, ["", "what", "found", "way out"]))
+    if not all(finding.ok for finding in findings):
+        raise SystemExit(1)
+
+
+@cli.group()
+def db() -> None:
+    """The database: keep the embedded Postgres up, stop it, its URL, a psql prompt."""
+
+
+@db.command()
+def start() -> None:
+    """Start the embedded Postgres and keep it up until `polytower db stop`."""
+    from polytower.postgres import EmbeddedPostgres, database_url
+    from polytower.settings import settings
+
+    url = database_url()
+    EmbeddedPostgres(settings().postgres_dir).pin()
+    click.echo(url)
+
+
+@db.command()
+def stop() -> None:
+    """Stop the embedded Postgres."""
+    from polytower.postgres import EmbeddedPostgres
+    from polytower.settings import settings
+
+    EmbeddedPostgres(settings().postgres_dir).stop()
+
+
+@db.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def psql(arguments: tuple[str, ...]) -> None:
+    """Open psql on the database (arguments are passed on)."""
+    from polytower.postgres import connection_options, database_url, psql_program
+
+    environment = {"PGOPTIONS": connection_options()["options"]}
+    _replace_process([psql_program(), database_url(), *arguments], environment)
+
+
+@cli.command()
+def env() -> None:
+    """Print the exports that Feast and Dagster need: eval "$(polytower env)". Keeps the embedded Postgres up."""
+    import shlex
+
+    from polytower.postgres import EmbeddedPostgres
+    from polytower.settings import settings
+
+    for name, value in _tool_environment().items():
+        click.echo(f"export {name}={shlex.quote(value)}")
+    if settings().database_url is None:
+        EmbeddedPostgres(settings().postgres_dir).pin()
+        say("the embedded Postgres stays up; `polytower db stop` stops it")
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def feast(arguments: tuple[str, ...]) -> None:
+    """Run Feast on the feature repository: polytower feast apply | serve | ui | materialize-incremental …"""
+    import feature_repo
+
+    program = Path(sys.executable).with_name("feast")
+    folder = str(Path(feature_repo.__file__).parent)
+    _replace_process([str(program), "-c", folder, *arguments], _tool_environment())
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def dagster(arguments: tuple[str, ...]) -> None:
+    """Run Dagster on the platform's assets: polytower dagster dev."""
+    program = Path(sys.executable).with_name("dagster")
+    module = ["-m", "pipelines.definitions"] if arguments[:1] == ("dev",) else []
+    _replace_process([str(program), *arguments, *module], _tool_environment())
+
+
+def _initialise() -> str:
+    import migrations
+
+    migrations.upgrade()
+    return migrations.head()
+
+
+def _require_schema(connection: Any) -> None:
+    row = connection.execute("select to_regclass('polytower.alembic_version')").fetchone()
+    if row[0] is None:
+        raise UserError("the database is empty: run `polytower load DIR` (or `polytower init`) first")
+
+
+def _filter(where: str | None) -> dict[str, Any]:
+    try:
+        parsed = json.loads(where or "{}")
+    except json.JSONDecodeError as error:
+        raise click.BadParameter(f"not JSON: {error}", param_hint="--filter") from error
+    if not isinstance(parsed, dict):
+        raise click.BadParameter("a JSON object is needed", param_hint="--filter")
+    return parsed
+
+
+def vars_of(row: Any, titles: dict[str, str | None]) -> dict[str, Any]:
+    """A candidate or neighbour as JSON, with its title."""
+    return {**vars(row), "title": titles.get(row.item_id)}
+
+
+def metrics_table(report: dict[str, Any]) -> str:
+    """The model beside its baselines, with and without masking of seen items."""
+    names = ["recall@10", "recall@50", "recall@100", "ndcg@10", "coverage@10"]
+    parts = []
+    for masking in ("masked", "unmasked"):
+        contestants = {"polytower": report["detail"][masking], **report["baselines_detail"][masking]}
+        rows = [(who, *(found.get(name) for name in names)) for who, found in contestants.items()]
+        parts.append(table(rows, ["test, seen items " + masking, *names]))
+    return "\n\n".join(parts)
+
+
+def _tool_environment() -> dict[str, str]:
+    from feature_repo.environment import feast_environment
+
+    from polytower.postgres import database_url
+    from polytower.settings import settings
+
+    url = database_url()
+    home = settings().home
+    return {"POLYTOWER_HOME": str(home), "DAGSTER_HOME": str(home / "dagster"), **feast_environment(url)}
+
+
+def _replace_process(command: list[str], environment: dict[str, str]) -> None:
+    """Runs another program in the foreground; this process keeps its lease on the embedded Postgres meanwhile."""
+    import subprocess
+
+    try:
+        done = subprocess.run(command, env={**os.environ, **environment}, check=False)  # noqa: S603 - the user's own command
+    except FileNotFoundError as error:
+        raise UserError(f"{command[0]} is not installed: run `make install`") from error
+    raise SystemExit(done.returncode)
+
+
+def main() -> None:
+    """Entry point: a UserError becomes one line and exit status 1, an interrupt exit status 130."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        say("interrupted; run the same command again to continue")
+        raise SystemExit(130) from None
+    except click.ClickException as error:
+        error.show()
+        raise SystemExit(error.exit_code) from None
+    except UserError as error:
+        if "--json" in sys.argv:
+            answer({"error": str(error)}, as_json=True)
+        say(f"error: {error}")
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

