@@ -42,3 +42,25 @@ SPACES = {"item": "embedding", "content": "content_embedding", "id": "id_embeddi
 
 # Interactions kept in a user's sequence feature (the newest ones)
 SEQUENCE_LENGTH = 200
+
+# Feast: its registry and the views behind its sources share one schema of the same database
+FEAST_PROJECT = "polytower"
+FEAST_SCHEMA = "feast"
+USER_SEQUENCE_VIEW = "user_sequence"
+USER_INTERESTS_VIEW = "user_interests"
+USER_STATS_VIEW = "user_stats"
+ITEM_ATTRIBUTES_VIEW = "item_attributes"
+ITEM_CONTENT_VIEW = "item_content"
+ITEM_EMBEDDING_VIEW = "item_embedding"
+ITEM_STATS_VIEW = "item_stats"
+FEATURE_VIEWS = (
+    USER_SEQUENCE_VIEW,
+    USER_INTERESTS_VIEW,
+    USER_STATS_VIEW,
+    ITEM_ATTRIBUTES_VIEW,
+    ITEM_CONTENT_VIEW,
+    ITEM_EMBEDDING_VIEW,
+    ITEM_STATS_VIEW,
+)
+RETRIEVAL_SERVICE = "retrieval"
+RANKER_SERVICE = "ranker"

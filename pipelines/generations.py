@@ -124,25 +124,30 @@ def promote(connection: psycopg.Connection[Any], generation: int, *, force: bool
     Returns the generation that was live before. Raises UserError when the generation has not been built, lost its
     partitions, or failed a blocking gate and `force` is not given.
     """
-    with connection.transaction():
-        _serialise(connection)
-        candidate = get(connection, generation)
-        _refuse_unfit(connection, candidate, force=force)
-        before = live(connection)
-        if before is not None and before.generation == generation:
-            return before
-        connection.execute("update promotions set live_until = clock_timestamp() where live_until is null")
-        connection.execute("update generations set state = 'retired', retired_at = now() where state = 'live'")
-        connection.execute(
-            "update generations set state = 'live', live_at = now(), retired_at = null where generation = %s",
-            [generation],
-        )
-        connection.execute(
-            """insert into promotions (generation, live_from)
-               values (%s, greatest(clock_timestamp(), (select max(live_until) from promotions)))""",
-            [generation],
-        )
+    before = switch(connection, generation, force=force)
     connection.commit()
+    return before
+
+
+def switch(connection: psycopg.Connection[Any], generation: int, *, force: bool = False) -> Generation | None:
+    """`promote` without the commit: for callers that have more to do in the same transaction."""
+    connection.execute("select pg_advisory_xact_lock(%s)", [ADVISORY_LOCK])
+    candidate = get(connection, generation)
+    _refuse_unfit(connection, candidate, force=force)
+    before = live(connection)
+    if before is not None and before.generation == generation:
+        return before
+    connection.execute("update promotions set live_until = clock_timestamp() where live_until is null")
+    connection.execute("update generations set state = 'retired', retired_at = now() where state = 'live'")
+    connection.execute(
+        "update generations set state = 'live', live_at = now(), retired_at = null where generation = %s",
+        [generation],
+    )
+    connection.execute(
+        """insert into promotions (generation, live_from)
+           values (%s, greatest(clock_timestamp(), (select max(live_until) from promotions)))""",
+        [generation],
+    )
     return before
 
 
@@ -210,10 +215,6 @@ def retain(connection: psycopg.Connection[Any], keep: int) -> list[int]:
 def _drop_partitions(connection: psycopg.Connection[Any], generation: int) -> None:
     for parent in PARENTS:
         connection.execute(sql.SQL("drop table if exists {}").format(partition(parent, generation)))
-
-
-def _serialise(connection: psycopg.Connection[Any]) -> None:
-    connection.execute("select pg_advisory_xact_lock(%s)", [ADVISORY_LOCK])
 
 
 def diff(connection: psycopg.Connection[Any], older: int, newer: int) -> dict[str, Any]:

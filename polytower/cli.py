@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,34 @@ import click
 
 from polytower import __version__
 from polytower.errors import UserError
-from polytower.output import answer, say, table
+from polytower.output import answer, metrics_table, say, table
+
+
+class JsonObject(click.ParamType[Any]):
+    """An option whose value is a JSON object."""
+
+    name = "JSON"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The parsed object; a usage error for anything else."""
+        if isinstance(value, dict):
+            return value
+        try:
+            parsed = json.loads(value)
+        except json.JSONDecodeError as error:
+            self.fail(f"not JSON: {error}", param, ctx)
+        if not isinstance(parsed, dict):
+            self.fail("a JSON object is needed", param, ctx)
+        return parsed
+
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="End stdout with one JSON line instead of tables.")
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILTER = click.option(
     "--filter",
     "where",
-    metavar="JSON",
+    type=JsonObject(),
+    default={},
     help='Attribute filter, such as \'{"genres": "Comedy", "year": {"gte": 1990}}\'.',
 )
 
@@ -54,7 +75,6 @@ def init(as_json: bool) -> None:
 def load(folder: Path, images: Path | None, max_rejected: float, as_json: bool) -> None:
     """Load interactions, items and users from FOLDER (Parquet, CSV or JSON lines). Loading twice changes nothing."""
     from pipelines.load import load_folder
-
     from polytower.postgres import connect
 
     _initialise()
@@ -73,14 +93,17 @@ def load(folder: Path, images: Path | None, max_rejected: float, as_json: bool) 
     help="Stop after this step.",
 )
 @AS_JSON
-def materialize(preset: str, until: str, as_json: bool) -> None:
+def materialize(preset: str, until: Any, as_json: bool) -> None:
     """Run the Dagster assets in process: checks, sequences, content, towers, generation, promotion."""
     from pipelines.materialize import materialize as run
 
     _initialise()
     result = run(preset=preset, until=until, progress=True)
     rows = [(step, seconds) for step, seconds in result["seconds"].items()]
-    text = table(rows, ["step", "seconds"], title=f"generation {result['generation']} is live") if rows else ""
+    title = (
+        f"generation {result['generation']} is {'live' if until == 'live' else 'ready'}" if result["generation"] else ""
+    )
+    text = table(rows, ["step", "seconds"], title=title)
     answer(result, as_json=as_json, text=text)
 
 
@@ -90,13 +113,12 @@ def materialize(preset: str, until: str, as_json: bool) -> None:
 def evaluate(generation: int | None, as_json: bool) -> None:
     """Leave-one-out evaluation of a generation's towers beside popularity and item-kNN on the same split."""
     from pipelines.evaluation import evaluate_generation
-
     from polytower.postgres import connect
 
     with connect() as connection:
         _require_schema(connection)
         report = evaluate_generation(connection, generation, progress=True)
-    answer(report.as_json(), as_json=as_json, text=metrics_table(report.as_json()))
+    answer(report.as_json(), as_json=as_json, text=metrics_table(report))
 
 
 @cli.command()
@@ -105,30 +127,43 @@ def evaluate(generation: int | None, as_json: bool) -> None:
 @click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True, help="Candidates to return.")
 @FILTER
 @click.option("--include-seen", is_flag=True, help="Keep items that the user has already interacted with.")
+@click.option(
+    "--merge",
+    type=click.Choice(["max", "quota", "rrf"]),
+    default="max",
+    show_default=True,
+    help="How the interests' lists become one: best score, shares by weight, reciprocal ranks.",
+)
 @AS_JSON
 def retrieve(
-    user_id: str | None, history: str | None, k: int, where: str | None, include_seen: bool, as_json: bool
+    user_id: str | None,
+    history: str | None,
+    k: int,
+    where: dict[str, Any],
+    include_seen: bool,
+    merge: str,
+    as_json: bool,
 ) -> None:
     """Candidates for USER_ID (or a raw --history): the nearest items of each interest, merged."""
-    from polytower.postgres import connect
-    from serving import queries
+    from polytower.postgres import connect, database_url
+    from serving.models import RetrieveRequest
+    from serving.once import ask
 
     if (user_id is None) == (history is None):
         raise click.UsageError("give a USER_ID or --history, and not both")
     with connect() as connection:
         _require_schema(connection)
-        items = [item for item in (history or "").split(",") if item]
-        found = (
-            queries.retrieve(connection, user_id, k=k, where=_filter(where), exclude_seen=not include_seen)
-            if user_id is not None
-            else queries.retrieve_by_history(
-                connection, items, k=k, where=_filter(where), exclude_seen=not include_seen
-            )
-        )
-        titles = queries.titles(connection, [candidate.item_id for candidate in found])
-    rows = [(c.rank, titles.get(c.item_id), c.item_id, c.score, c.interest, c.interest_rank) for c in found]
+    question = RetrieveRequest.model_validate(
+        {"user_id": user_id, "history": history.split(",") if history else None, "k": k, "filter": where,
+         "exclude_seen": not include_seen, "merge": merge, "fields": ["title"]}
+    )  # fmt: skip
+    found = ask(database_url(), question)
+    if found.skipped:
+        say(f"unknown to generation {found.generation}, left out: {', '.join(found.skipped)}")
+    rows = [(c.rank, c.title, c.item_id, c.score, c.interest, c.interest_rank) for c in found.candidates]
     columns = ["rank", "title", "item", "score", "interest", "rank in it"]
-    answer([vars_of(c, titles) for c in found], as_json=as_json, text=table(rows, columns))
+    title = f"generation {found.generation}, interests {found.interests}"
+    answer(asdict(found), as_json=as_json, text=table(rows, columns, title=title))
 
 
 @cli.command()
@@ -143,17 +178,23 @@ def retrieve(
 )
 @FILTER
 @AS_JSON
-def similar(item_id: str, k: int, space: str, where: str | None, as_json: bool) -> None:
+def similar(item_id: str, k: int, space: str, where: dict[str, Any], as_json: bool) -> None:
     """Items nearest to ITEM_ID in one of the three embedding spaces."""
+    import psycopg
+
     from polytower.postgres import connect
     from serving import queries
+    from serving.errors import user_error
 
     with connect() as connection:
         _require_schema(connection)
-        found = queries.similar_items(connection, item_id, k=k, space=space, where=_filter(where))
-        titles = queries.titles(connection, [neighbour.item_id for neighbour in found])
-    rows = [(n.rank, titles.get(n.item_id), n.item_id, n.score) for n in found]
-    answer([vars_of(n, titles) for n in found], as_json=as_json, text=table(rows, ["rank", "title", "item", "score"]))
+        try:
+            found = queries.similar(connection, item_id, k=k, space=space, filter=where, titles=True)
+        except psycopg.Error as error:
+            raise user_error(error) from error
+    rows = [(n.rank, n.title, n.item_id, n.score) for n in found]
+    text = table(rows, ["rank", "title", "item", "score"])
+    answer([asdict(neighbour) for neighbour in found], as_json=as_json, text=text)
 
 
 @cli.group()
@@ -247,9 +288,9 @@ def drop(generation: int, as_json: bool) -> None:
 def serve(host: str, port: int) -> None:
     """The HTTP API; its documentation is at /docs."""
     import uvicorn
-    from serving.app import create_app
 
     from polytower.postgres import connect
+    from serving.app import create_app
 
     with connect() as connection:
         _require_schema(connection)
@@ -361,40 +402,13 @@ def _initialise() -> str:
 
 
 def _require_schema(connection: Any) -> None:
-    row = connection.execute("select to_regclass('polytower.alembic_version')").fetchone()
+    row = connection.execute("select to_regclass('polytower.items')").fetchone()
     if row[0] is None:
         raise UserError("the database is empty: run `polytower load DIR` (or `polytower init`) first")
 
 
-def _filter(where: str | None) -> dict[str, Any]:
-    try:
-        parsed = json.loads(where or "{}")
-    except json.JSONDecodeError as error:
-        raise click.BadParameter(f"not JSON: {error}", param_hint="--filter") from error
-    if not isinstance(parsed, dict):
-        raise click.BadParameter("a JSON object is needed", param_hint="--filter")
-    return parsed
-
-
-def vars_of(row: Any, titles: dict[str, str | None]) -> dict[str, Any]:
-    """A candidate or neighbour as JSON, with its title."""
-    return {**vars(row), "title": titles.get(row.item_id)}
-
-
-def metrics_table(report: dict[str, Any]) -> str:
-    """The model beside its baselines, with and without masking of seen items."""
-    names = ["recall@10", "recall@50", "recall@100", "ndcg@10", "coverage@10"]
-    parts = []
-    for masking in ("masked", "unmasked"):
-        contestants = {"polytower": report["detail"][masking], **report["baselines_detail"][masking]}
-        rows = [(who, *(found.get(name) for name in names)) for who, found in contestants.items()]
-        parts.append(table(rows, ["test, seen items " + masking, *names]))
-    return "\n\n".join(parts)
-
-
 def _tool_environment() -> dict[str, str]:
     from feature_repo.environment import feast_environment
-
     from polytower.postgres import database_url
     from polytower.settings import settings
 

@@ -3,9 +3,12 @@
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from pipelines.evaluation import EvaluationReport
 
 
 def say(text: str) -> None:
@@ -36,6 +39,16 @@ def table(rows: Sequence[Sequence[Any]], columns: Sequence[str], title: str = ""
     with console.capture() as captured:
         console.print(drawn)
     return captured.get().rstrip()
+
+
+def metrics_table(report: "EvaluationReport") -> str:
+    """The model beside its baselines, with and without masking of seen items."""
+    names = ["recall@10", "recall@50", "recall@100", "ndcg@10", "coverage@10"]
+    parts = []
+    for masking in ("masked", "unmasked"):
+        rows = [(who, *(found[name] for name in names)) for who, found in report.contestants(masking).items()]
+        parts.append(table(rows, [f"{report.questions} test items, seen {masking}", *names]))
+    return "\n\n".join(parts)
 
 
 def _cell(value: Any) -> str:

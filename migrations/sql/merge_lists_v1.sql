@@ -1,7 +1,7 @@
 -- Merges per-interest lists into one: dedupe by item id, best score kept, with the interest that gave it and the rank there.
--- max: by score. quota: each interest places as many as its share of the weights, then by score.
--- rrf: reciprocal rank fusion, the sum of 1 / (60 + rank) over the interests that found the item, is the score.
--- Ties: item id ascending, by bytes. Interests count from 1 here.
+-- max: by score. quota: each interest places as many as its share of the weights, the rest goes by score.
+-- rrf: reciprocal rank fusion; the sum of 1 / (60 + rank) over the interests that found the item becomes the score.
+-- Ties: item id ascending, by bytes. Interests count from 1 here. A pair of interest and item comes once.
 create function merge_lists(
     interests int[], item_ids text[], scores real[], weights real[], k int, merge text,
     out item_id text, out score real, out rank int, out interest int, out interest_rank int)
@@ -10,36 +10,32 @@ language plpgsql stable parallel safe
 set search_path = polytower, public
 as $$
 #variable_conflict use_column
-declare
-    quotas int[];
 begin
-    if merge = 'quota' then
-        -- Largest remainder: the shares add up to k.
-        select array_agg(share order by number) into quotas from (
-            select number, floor(exact)::int + (row_number() over (order by exact - floor(exact) desc, number)
-                                                <= k - sum(floor(exact)) over ())::int as share
-            from (select number, k * weight / sum(weight) over () as exact
-                  from unnest(weights::float8[]) with ordinality w (weight, number)) shares
-        ) whole;
+    if merge = 'max' then
+        return query
+        select c.i, c.s, row_number() over (order by c.s desc, c.i collate "C")::int, c.n, c.r from (
+            select distinct on (i collate "C") i, s, n, r
+            from ranked_lists(interests, item_ids, scores) order by i collate "C", s desc, n
+        ) c order by c.s desc, c.i collate "C" limit k;
+    elsif merge = 'quota' then
+        return query
+        with best as (
+            select distinct on (i collate "C") i, s, n, r
+            from ranked_lists(interests, item_ids, scores) order by i collate "C", s desc, n
+        ), placed as (
+            select b.*, row_number() over (partition by n order by s desc, i collate "C") > q.quota as over_quota
+            from best b join interest_quotas(weights, k) q (number, quota) on q.number = b.n
+        ), cut as (
+            select * from placed order by over_quota, s desc, i collate "C" limit k
+        )
+        select i, s, row_number() over (order by s desc, i collate "C")::int, n, r from cut order by 3;
+    else
+        return query
+        select c.i, c.fused, row_number() over (order by c.fused desc, c.i collate "C")::int, c.n, c.r from (
+            select distinct on (i collate "C") i, n, r,
+                   (sum(1.0::float8 / (60 + r)) over (partition by i collate "C" order by r
+                        rows between unbounded preceding and unbounded following))::real as fused
+            from ranked_lists(interests, item_ids, scores) order by i collate "C", s desc, n
+        ) c order by c.fused desc, c.i collate "C" limit k;
     end if;
-    return query
-    with lists as (
-        select item_id, score, interest,
-               row_number() over (partition by interest order by score desc, item_id collate "C")::int as interest_rank
-        from unnest(item_ids, scores, interests) l (item_id, score, interest)
-    ), best as (
-        select distinct on (item_id collate "C") item_id, score, interest, interest_rank,
-               case merge when 'rrf' then sum(1.0::float8 / (60 + interest_rank)) over (partition by item_id) end as fused
-        from lists order by item_id collate "C", score desc, interest
-    ), placed as (
-        select *, case merge when 'quota' then
-                      row_number() over (partition by interest order by score desc, item_id collate "C")
-                      <= quotas[interest] else true end as within
-        from best
-    ), cut as (
-        select * from placed order by within desc, coalesce(fused, score) desc, item_id collate "C" limit k
-    )
-    select item_id, coalesce(fused, score)::real,
-           row_number() over (order by coalesce(fused, score) desc, item_id collate "C")::int, interest, interest_rank
-    from cut order by 3;
 end $$;

@@ -18,48 +18,28 @@ declare
     path jsonpath := filter_path(filter);
     banned text[] := coalesce(exclude, '{}');
     items bigint;
-    depth int;
+    depth int := first_depth(asked, width, merge);
     members text[];
-    exact bool;
     numbers int[];
     ids text[];
     scores real[];
-    deeper int[];
 begin
-    perform check_question(k, merge, space);
+    perform check_question(asked, merge, space);
     served := served_generation(retrieve_vectors.generation);
     perform check_vectors(interests, shares, served.dim);
-    select case when reltuples >= 0 then reltuples::bigint end into items
+    select greatest(reltuples, 0)::bigint into items
     from pg_class where oid = ('item_embeddings_g' || served.served)::regclass;
-    depth := first_depth(asked, width, merge);
     if path is not null then
-        members := filter_members(path, filter, greatest(2000, sqrt(5.0 * width * depth * coalesce(items, 0))::int));
+        members := filter_members(path, filter, greatest(2000, sqrt(5.0 * width * depth * items)::int));
     end if;
-    exact := members is not null or coalesce(items, 0) - cardinality(banned) <= 2000;
-    if exact then
-        depth := asked;
+    if members is null and items - cardinality(banned) > 2000 then
+        select l.interests, l.item_ids, l.scores into numbers, ids, scores
+        from walked_to_depth(served.served, served.dim, space_column, interests, depth, asked, path, banned) l;
     end if;
-    select array_agg(l.interest), array_agg(l.item_id), array_agg(l.score) into numbers, ids, scores
-    from interest_lists(served.served, served.dim, space_column, interests, depth, path, banned, exact, members) l;
-    if depth < asked then
-        deeper := unfinished_interests(numbers, ids, scores, depth, asked);
-        if deeper <> '{}' then
-            -- What the first walk found of these interests comes again, and the merge takes each pair once.
-            select array_agg(l.interest), array_agg(l.item_id), array_agg(l.score) into numbers, ids, scores from (
-                select n as interest, i as item_id, s as score from unnest(numbers, ids, scores) f (n, i, s)
-                where n <> all (deeper)
-                union all
-                select deeper[d.interest], d.item_id, d.score
-                from interest_lists(served.served, served.dim, space_column,
-                                    (select array_agg(interests[n] order by o) from unnest(deeper) with ordinality u (n, o)),
-                                    asked, path, banned, false, null) d
-            ) l;
-        end if;
-    end if;
-    if not exact and (select count(distinct i) from unnest(ids) i) < asked then
-        -- The graph ran dry: fewer than k items qualify, or the walk met its limit. Only a scan can tell.
+    -- A short answer of a walk may mean that the graph ran dry: only a scan can tell.
+    if ids is null then
         select array_agg(l.interest), array_agg(l.item_id), array_agg(l.score) into numbers, ids, scores
-        from interest_lists(served.served, served.dim, space_column, interests, asked, path, banned, true, null) l;
+        from scanned_lists(served.served, served.dim, space_column, interests, asked, path, banned, members) l;
     end if;
     return query
     select m.item_id, m.score, m.rank, (m.interest - 1)::smallint, m.interest_rank, served.served

@@ -219,6 +219,13 @@ create trigger interactions_inserted after insert on interactions
 create trigger interactions_deleted after delete on interactions
     referencing old table as changed_rows for each statement execute function record_changed_days();
 
+-- The part of an interaction's key that tells events of one user, item, time and kind apart: the source's event id, else
+-- what was searched for (several queries or tags in one second are several events).
+create function interaction_event_id(event_id text, query text) returns text immutable language sql as $$
+    select case when coalesce(event_id, '') = '' and query <> '' then 'query:' || md5(query)
+                else coalesce(event_id, '') end
+$$;
+
 -- Interactions are partitioned by year (UTC), on demand. A table is made and then attached, since `create table ...
 -- partition of` would lock readers out until the end of the load.
 create function ensure_interactions_year(year integer) returns void language plpgsql
@@ -271,7 +278,7 @@ drop view item_content, live_generation;
 drop table rejected_rows, loads, user_interests, item_embeddings, towers, promotions, generations, content_codes,
     codebooks, content_embeddings, content_encoders, item_stats, user_stats, user_sequences, changed_days, interactions,
     users, items;
-drop function record_changed_days, ensure_interactions_year;
+drop function record_changed_days, interaction_event_id, ensure_interactions_year;
 drop sequence interaction_position;
 alter default privileges in schema polytower revoke select on tables from polytower_reader;
 revoke usage on schema polytower from polytower_reader;

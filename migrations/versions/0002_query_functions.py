@@ -1,7 +1,7 @@
 """The query layer's functions, one .sql file each.
 
-Compatibility: adds functions and one index; code that runs against 0001 sees no difference. A later change of a function
-is a new file (NAME_v2.sql) run by a new revision, whose downgrade runs this one again.
+Compatibility: adds functions and one index; code that runs against 0001 sees no difference. A later change of a
+function is a new file (NAME_v2.sql) run by a new revision, whose downgrade runs this one again.
 """
 
 from pathlib import Path
@@ -22,9 +22,13 @@ FUNCTIONS = {
     "check_question": "int, text, text",
     "check_vectors": "halfvec[], real[], int",
     "first_depth": "int, int, text",
-    "unfinished_interests": "int[], text[], real[], int, int",
+    "ranked_lists": "int[], text[], real[]",
+    "interest_quotas": "real[], int",
     "filter_members": "jsonpath, jsonb, int",
-    "interest_lists": "bigint, int, text, halfvec[], int, jsonpath, text[], bool, text[]",
+    "walked_lists": "bigint, int, text, halfvec[], int, jsonpath, text[]",
+    "deeper_lists": "int[], text[], real[], int, int",
+    "walked_to_depth": "bigint, int, text, halfvec[], int, int, jsonpath, text[]",
+    "scanned_lists": "bigint, int, text, halfvec[], int, jsonpath, text[], text[]",
     "merge_lists": "int[], text[], real[], real[], int, text",
     "retrieve_vectors": "halfvec[], real[], int, jsonb, text[], text, text, bigint",
     "raise_unknown_user": "text, bigint",

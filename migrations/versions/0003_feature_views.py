@@ -1,6 +1,6 @@
 """The views behind Feast's sources: one row per entity and moment at which its features changed.
 
-Compatibility: only adds a schema; older code does not look at it.
+Compatibility: adds a schema that older code does not look at, and a storage setting that it does not notice.
 """
 
 from alembic import op
@@ -10,9 +10,13 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
-# The schema also takes Feast's registry tables and the entity tables of its historical joins: none of ours mix with them.
+# The schema also takes Feast's registry and the entity tables of its historical joins: they never mix with ours.
 # Times inside features are microseconds since 1970 (bigint): Feast's own timestamps stop at whole seconds.
 VIEWS = """
+-- Sequences are read and written whole: kept uncompressed in their page they are inserted five times faster, for 1.8
+-- times the size (2,000 rows of 1 to 200 events: 84 against 398 ms, 7.1 against 4.0 MB).
+alter table user_sequences set (toast_tuple_target = 8160);
+
 create schema if not exists feast;
 
 create function feast.epoch_micros(moment timestamptz) returns bigint
@@ -58,6 +62,8 @@ select item_id,
 from item_content;
 
 -- A generation that was live twice (rollback) has two rows here: at any time the newest promotion is the one in force.
+-- The second half says what the end of a promotion took away: who is not in the next generation has nulls from then on,
+-- where Feast's joins would go on with the embedding of a generation that is no longer live.
 create view feast.item_embedding as
 select item_id,
        live_from as as_of,
@@ -66,7 +72,17 @@ select item_id,
        id_embedding::real[] as id_embedding,
        generation as embedding_generation
 from promotions
-join item_embeddings using (generation);
+join item_embeddings using (generation)
+union all
+select item_id, live_until, null, null, null, null
+from promotions as ended
+join item_embeddings using (generation)
+where live_until is not null
+  and not exists (
+      select from promotions as following
+      join item_embeddings as kept using (generation)
+      where following.live_from = ended.live_until and kept.item_id = item_embeddings.item_id
+  );
 
 -- K interests of D numbers each, flattened row by row: interest i is interests[i*D+1 : (i+1)*D].
 create view feast.user_interests as
@@ -79,14 +95,27 @@ select user_id,
        generation as interests_generation
 from promotions
 join user_interests using (generation)
-group by user_id, live_from, generation;
+group by user_id, live_from, generation
+union all
+select distinct user_id, live_until, null::real[], null::real[], null::bigint, null::bigint, null::bigint
+from promotions as ended
+join user_interests using (generation)
+where live_until is not null
+  and not exists (
+      select from promotions as following
+      join user_interests as kept using (generation)
+      where following.live_from = ended.live_until and kept.user_id = user_interests.user_id
+  );
 
 grant usage on schema feast to polytower_reader;
 grant select on all tables in schema feast to polytower_reader;
 """
 
 # The registry goes too: `feast apply` writes it anew from feature_repo/.
-DROPS = "drop schema feast cascade"
+DROPS = """
+drop schema feast cascade;
+alter table user_sequences reset (toast_tuple_target);
+"""
 
 
 def upgrade() -> None:

@@ -1,0 +1,120 @@
+"""What the towers learn from, as plain arrays: a catalogue of items with their content, and the users' histories.
+
+Legend: V items of the catalogue, U users, N events, dim_m width of a modality's content embedding.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """All items that can be recommended, in a fixed order; an item's row number is its index everywhere.
+
+    item_ids: V distinct ids. content[m]: float32 [V, dim_m], unit rows where present[m] (bool [V]) holds and anything
+    (zeros by custom) where it does not. Both mappings name the same modalities; ValueError otherwise.
+    """
+
+    item_ids: list[str]
+    content: Mapping[str, FloatArray] = field(default_factory=dict)
+    present: Mapping[str, BoolArray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if set(self.content) != set(self.present):
+            raise ValueError(f"content names {sorted(self.content)}, present names {sorted(self.present)}")
+        for name, rows in self.content.items():
+            if rows.ndim != 2 or len(rows) != len(self.item_ids) or self.present[name].shape != (len(self.item_ids),):
+                raise ValueError(f"modality {name}: {rows.shape} content rows for {len(self.item_ids)} items")
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    @property
+    def modalities(self) -> tuple[tuple[str, int], ...]:
+        """(name, width) of each modality, by name: the order in which every tower sees them."""
+        return tuple((name, self.content[name].shape[1]) for name in sorted(self.content))
+
+    def fingerprint(self) -> str:
+        """Hex digest of the item ids in order: a checkpoint refuses a catalogue with another one."""
+        return digest(self.item_ids)
+
+
+@dataclass(frozen=True, eq=False)
+class Histories:
+    """The users' events in one flat array: user u's are items[offsets[u]:offsets[u + 1]], oldest first.
+
+    offsets int64 [U + 1], items int64 [N] (catalogue indices), times int64 [N] (microseconds since 1970, UTC).
+    """
+
+    user_ids: list[str]
+    offsets: IntArray
+    items: IntArray
+    times: IntArray
+
+    def __post_init__(self) -> None:
+        if len(self.offsets) != len(self.user_ids) + 1 or len(self.items) != len(self.times):
+            raise ValueError("histories: offsets and user_ids, or items and times, disagree in length")
+        if len(self.offsets) and (self.offsets[0] != 0 or self.offsets[-1] != len(self.items)):
+            raise ValueError("histories: offsets do not span the events")
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    @property
+    def lengths(self) -> IntArray:
+        """Events per user, int64 [U]."""
+        return np.diff(self.offsets)
+
+    def of(self, user: int) -> IntArray:
+        """Catalogue indices of one user's events, oldest first."""
+        return self.items[self.offsets[user] : self.offsets[user + 1]]
+
+    def counts(self, items: int) -> IntArray:
+        """Events per item of a catalogue of `items` items, int64 [V]."""
+        return np.bincount(self.items, minlength=items).astype(np.int64)
+
+    def keep(self, chosen: BoolArray) -> "Histories":
+        """The same users with only the events where `chosen` (bool [N]) holds, order kept."""
+        before = np.concatenate([[0], np.cumsum(chosen)]).astype(np.int64)
+        return Histories(self.user_ids, before[self.offsets], self.items[chosen], self.times[chosen])
+
+    def select(self, users: IntArray) -> "Histories":
+        """The histories of these users (indices), in this order."""
+        lengths = self.lengths[users]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        rows = np.repeat(self.offsets[users] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return Histories([self.user_ids[u] for u in users], offsets, self.items[rows], self.times[rows])
+
+    def fingerprint(self) -> str:
+        """Hex digest of users and events: a resumed training run refuses other data."""
+        return digest(self.user_ids, self.offsets, self.items)
+
+
+def histories_of(sequences: Mapping[str, Sequence[int]], times: Mapping[str, Sequence[int]] | None = None) -> Histories:
+    """Histories from {user id: item indices, oldest first}; times default to the position within the history."""
+    lengths = np.array([len(items) for items in sequences.values()], dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    clock = [list(times[user]) if times else list(range(len(items))) for user, items in sequences.items()]
+    return Histories(
+        list(sequences),
+        offsets,
+        np.array([item for items in sequences.values() for item in items], dtype=np.int64),
+        np.array([moment for moments in clock for moment in moments], dtype=np.int64),
+    )
+
+
+def digest(*parts: Sequence[str] | IntArray) -> str:
+    """SHA-256 (hex, 16 characters) over lists of strings and integer arrays."""
+    state = hashlib.sha256()
+    for part in parts:
+        state.update(part.tobytes() if isinstance(part, np.ndarray) else "\x1f".join(part).encode())
+        state.update(b"\x1e")
+    return state.hexdigest()[:16]

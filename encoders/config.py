@@ -1,0 +1,111 @@
+"""Every choice that changes a result, as frozen dataclasses; `presets.py` holds the named ones.
+
+The docstrings say what an option does; docs/models.md says what it was measured to be worth.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from polytower.errors import UserError
+
+
+@dataclass(frozen=True)
+class TowersConfig:
+    """Shape of both towers.
+
+    dim: D, width of the shared space. history: newest events that the user tower reads. blocks, heads: of the causal
+    transformer. residual: "plain" or "gated" (a sigmoid gate on each branch, eSASRec). feed_forward: "gelu" or
+    "swiglu". dropout: on the input, attention branch and feed-forward branch.
+    interests: K. extractor: a name of `interests.EXTRACTORS`. adaptive: K_u = clip(log2 |history|, 1, K) (MIND).
+    fusion: a name of `fusion.FUSIONS`; content_width: hidden width of the content path; content_dropout: on its input.
+    shrinkage: start of the learned number n0 of events at which an item's own ID weighs as much as its content:
+    item = normalise(ID + n0/(n + n0)·content); 0 leaves content out of warm items. modalities: (name, width) of each,
+    by name; filled in from the catalogue.
+    """
+
+    dim: int = 64
+    history: int = 50
+    blocks: int = 1
+    heads: int = 2
+    residual: Literal["plain", "gated"] = "plain"
+    feed_forward: Literal["gelu", "swiglu"] = "gelu"
+    dropout: float = 0.5
+    interests: int = 4
+    extractor: str = "heads"
+    adaptive: bool = False
+    fusion: str = "gated_sum"
+    content_width: int = 128
+    content_dropout: float = 0.2
+    shrinkage: float = 0.0
+    modalities: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the towers are trained.
+
+    initial: "svd" (PPMI of co-occurrence, randomised SVD) or "normal" ID embeddings. epochs, batch_rows: passes, and
+    packed rows per step. negatives: shared negatives per step, 0 = softmax over the whole catalogue; sampling:
+    "uniform" or "popularity" (drawn as often as they occur); logq: subtract the log of the sampling probability.
+    temperature: τ of the scores. objective: a name of `losses.OBJECTIVES`; repel: a name of `losses.REPELS`, weighed
+    by repel_weight, from repel_margin on. content_weight, content_temperature: of the contrast that teaches the
+    content embeddings. learning_rate decays linearly to final_rate of itself. ema: decay of the weights' running mean,
+    which is what is evaluated and kept. validate_every: epochs between validations; patience: validations without a
+    better NDCG@10 before it stops. threads: torch's own, None decides by size. refit: train again on all events, for
+    as many epochs as the best one, after the selection; the metrics stay those of the strict model.
+    """
+
+    preset: str = "custom"
+    towers: TowersConfig = field(default_factory=TowersConfig)
+    initial: Literal["svd", "normal"] = "svd"
+    epochs: int = 24
+    batch_rows: int = 64
+    negatives: int = 2048
+    sampling: Literal["uniform", "popularity"] = "uniform"
+    logq: bool = False
+    temperature: float = 0.07
+    objective: str = "consistent"
+    repel: str = "none"
+    repel_weight: float = 0.0
+    repel_margin: float = 0.3
+    weight_loss: float = 0.1
+    content_weight: float = 1.0
+    content_temperature: float = 0.07
+    learning_rate: float = 2e-3
+    final_rate: float = 0.02
+    weight_decay: float = 0.0
+    ema: float = 0.99
+    validate_every: int = 2
+    patience: int = 4
+    seed: int = 0
+    threads: int | None = None
+    device: str = "auto"
+    refit: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """A dict that JSON can hold and `config_from_json` reads back."""
+        return asdict(self)
+
+
+def config_from_json(document: Mapping[str, Any]) -> TrainConfig:
+    """The inverse of `TrainConfig.as_json`. Raises UserError for a name or a type that this version does not know."""
+    inner = towers_from_json(document.get("towers", {}))
+    _known(TrainConfig, document)
+    return TrainConfig(**{**document, "towers": inner})
+
+
+def towers_from_json(document: Mapping[str, Any]) -> TowersConfig:
+    """TowersConfig from its JSON form. Raises UserError for a name that this version does not know."""
+    _known(TowersConfig, document)
+    modalities = tuple((str(name), int(width)) for name, width in document.get("modalities", ()))
+    return TowersConfig(**{**document, "modalities": modalities})
+
+
+def _known(kind: type[TrainConfig] | type[TowersConfig], document: Mapping[str, Any]) -> None:
+    unknown = set(document) - {one.name for one in fields(kind)}
+    if unknown:
+        raise UserError(
+            f"configuration: unknown option {', '.join(sorted(unknown))}; a newer version wrote it, or it is misspelt "
+            f"(options of {kind.__name__}: {', '.join(one.name for one in fields(kind))})"
+        )

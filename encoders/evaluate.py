@@ -1,0 +1,132 @@
+"""Offline evaluation: exact full ranking over the catalogue, in chunks, with and without the seen items.
+
+Legend: Q questions of a chunk, V items, D width, K interests, L list length.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from encoders import metrics
+from encoders.catalogue import Histories
+from encoders.splits import Questions
+from encoders.towers import Interests, Towers
+
+Metrics = dict[str, float]
+DEPTHS = (5, 10, 20, 50, 100, 500)
+_LIST = 10  # length of the lists that coverage and diversity look at
+
+
+class Scorer(Protocol):
+    """Anything that ranks: histories of a few users -> a score for every item, higher is better, float [Q, V]."""
+
+    def __call__(self, histories: Histories) -> Tensor: ...
+
+
+class TowersScorer:
+    """max over a user's interests of the inner product with the item embedding: what the index answers, exactly."""
+
+    def __init__(self, towers: Towers) -> None:
+        self.towers = towers
+        self.items_VD = towers.item_embeddings().item
+
+    def __call__(self, histories: Histories) -> Tensor:
+        found = self.interests(histories)
+        return best_scores(found, self.items_VD)
+
+    def interests(self, histories: Histories) -> Interests:
+        """Interests [Q, K, D] and weights [Q, K] of these users."""
+        rows_QT, mask_QT = padded(histories, self.towers.config.history)
+        rows_QT, mask_QT = rows_QT.to(self.towers.device), mask_QT.to(self.towers.device)
+        return self.towers.user_interests(self.items_VD[rows_QT], mask_QT)
+
+
+def best_scores(interests: Interests, items_VD: Tensor) -> Tensor:
+    """max over the interests in use of v_k·e_i, [Q, V]."""
+    best = torch.full((len(interests.vectors), len(items_VD)), float("-inf"), device=items_VD.device)
+    for k in range(interests.vectors.shape[1]):
+        scores = interests.vectors[:, k] @ items_VD.T
+        best = torch.maximum(best, scores.masked_fill(interests.weights[:, k, None] == 0, float("-inf")))
+    return best
+
+
+def evaluate(
+    scorer: Scorer,
+    questions: Questions,
+    items: int,
+    *,
+    depths: Sequence[int] = DEPTHS,
+    vectors_VD: Tensor | None = None,
+    chunk: int = 256,
+    progress: bool = False,
+) -> dict[str, Metrics]:
+    """{"masked": metrics, "unmasked": metrics}: recall@d and ndcg@d for each depth, mrr, coverage@10, diversity@10.
+
+    Masked leaves out the items of the question's own history. Diversity needs vectors_VD (any item vectors); without
+    them it is left out. Ties count against the model. `items`: size of the catalogue.
+    """
+    tracks: dict[str, list[Tensor]] = {"masked": [], "unmasked": []}
+    lists: dict[str, list[Tensor]] = {"masked": [], "unmasked": []}
+    for part, targets_Q in tqdm(list(_chunks(questions, chunk)), desc="evaluate", disable=not progress):
+        scores_QV = scorer(part)
+        hidden_QV = seen(part, items).to(scores_QV.device)
+        targets_Q = targets_Q.to(scores_QV.device)
+        tracks["unmasked"].append(metrics.ranks(scores_QV, targets_Q).cpu())
+        tracks["masked"].append(metrics.ranks(scores_QV, targets_Q, hidden_QV).cpu())
+        length = min(_LIST, items)
+        lists["unmasked"].append(scores_QV.topk(length, dim=1).indices)
+        lists["masked"].append(scores_QV.masked_fill(hidden_QV, float("-inf")).topk(length, dim=1).indices)
+    return {name: _summary(tracks[name], lists[name], items, depths, vectors_VD) for name in tracks}
+
+
+def validation_ndcg(scorer: Scorer, questions: Questions, items: int, *, chunk: int = 256) -> tuple[float, float]:
+    """(NDCG@10, Recall@50), seen items masked: the cheap part of `evaluate`, for model selection."""
+    found = []
+    for part, targets_Q in _chunks(questions, chunk):
+        scores_QV = scorer(part)
+        found.append(metrics.ranks(scores_QV, targets_Q.to(scores_QV.device), seen(part, items).to(scores_QV.device)))
+    ranks_Q = torch.cat(found) if found else torch.zeros(0, dtype=torch.int64)
+    return metrics.ndcg(ranks_Q, 10), metrics.recall(ranks_Q, 50)
+
+
+def padded(histories: Histories, width: int) -> tuple[Tensor, Tensor]:
+    """Newest `width` events of each user, oldest first, padded on the right: int64 [Q, T] and bool [Q, T], T >= 1."""
+    lengths = np.minimum(histories.lengths, width)
+    steps = np.arange(max(1, int(lengths.max(initial=1))))
+    mask = steps < lengths[:, None]
+    source = np.where(mask, (histories.offsets[1:] - lengths)[:, None] + steps, 0)
+    rows = np.where(mask, histories.items[source], 0) if len(histories.items) else np.zeros(mask.shape, dtype=np.int64)
+    return torch.from_numpy(rows), torch.from_numpy(mask)
+
+
+def seen(histories: Histories, items: int) -> Tensor:
+    """Which items are in each history: bool [Q, V]."""
+    hidden = torch.zeros(len(histories), items, dtype=torch.bool)
+    owner = np.repeat(np.arange(len(histories)), histories.lengths)
+    hidden[torch.from_numpy(owner), torch.from_numpy(histories.items)] = True
+    return hidden
+
+
+def _chunks(questions: Questions, size: int) -> Iterator[tuple[Histories, Tensor]]:
+    """Questions of similar history length together, so that little is padded."""
+    order = np.argsort(questions.histories.lengths, kind="stable")
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        yield questions.histories.select(chosen), torch.from_numpy(questions.targets[chosen])
+
+
+def _summary(
+    tracks: list[Tensor], lists: list[Tensor], items: int, depths: Sequence[int], vectors_VD: Tensor | None
+) -> Metrics:
+    ranks_Q = torch.cat(tracks) if tracks else torch.zeros(0, dtype=torch.int64)
+    lists_QL = torch.cat(lists) if lists else torch.zeros(0, min(_LIST, items), dtype=torch.int64)
+    found = {f"recall@{depth}": metrics.recall(ranks_Q, depth) for depth in depths}
+    found |= {f"ndcg@{depth}": metrics.ndcg(ranks_Q, depth) for depth in depths}
+    found |= {"mrr": metrics.mrr(ranks_Q), f"coverage@{_LIST}": metrics.coverage(lists_QL, items)}
+    if vectors_VD is not None:
+        found[f"diversity@{_LIST}"] = metrics.intra_list_diversity(lists_QL, vectors_VD)
+    return found

@@ -1,0 +1,147 @@
+"""Experiments straight from a contract folder, without a database: train, evaluate, compare, over several seeds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from encoders.baselines import baselines
+from encoders.catalogue import BoolArray, Catalogue, FloatArray, Histories
+from encoders.config import TrainConfig
+from encoders.content import CONTENT_ENCODERS, item_text, says_something
+from encoders.evaluate import Metrics, TowersScorer, evaluate
+from encoders.folder import read_interactions, read_items
+from encoders.presets import preset
+from encoders.splits import Split, cold_items, leave_one_out, refit, strong_generalisation, temporal
+from encoders.train import TrainResult, train
+from feature_repo.schema import Modality
+from polytower.errors import UserError
+
+SPLITS = ("leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items")
+_NOT_ATTRIBUTES = ("item_id", "title", "description", "image", "available")
+
+
+def run_experiment(
+    folder: Path,
+    preset_name: str,
+    seeds: Sequence[int],
+    *,
+    directory: Path,
+    modalities: Sequence[Modality] = (),
+    split: str = "leave_one_out",
+    options: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Trains the preset once per seed, evaluates on the split's test questions beside the baselines; JSON-able.
+
+    directory: receives a checkpoint per seed (seed-N) and is resumed from. modalities: content to encode and use, none
+    by default. options: fields of TrainConfig to change. "refit" takes its number of epochs from a strict run of the
+    same seed, so that nothing is selected on test items.
+    """
+    item_ids, catalogue, histories = read_folder(folder, modalities, device=device)
+    config = replace(preset(preset_name), device=device, **(options or {}))
+    cut = make_split(split, histories, len(item_ids))
+    if not len(cut.test):
+        raise UserError(f"{folder}: the split {split} leaves no question to test on")
+    results: list[TrainResult] = []
+    for seed in seeds:
+        seeded = replace(config, seed=seed)
+        results.append(_trained(catalogue, histories, seeded, cut, directory / f"seed-{seed}", progress=progress))
+    measured = [_measure(result, cut, len(item_ids)) for result in results]
+    points = [point for result in results for point in result.curves]
+    return {
+        "data": folder.name,
+        "preset": preset_name,
+        "split": split,
+        "questions": len(cut.test),
+        "seeds": list(seeds),
+        "modalities": list(modalities),
+        "parameters": sum(value.numel() for value in results[0].evaluated.parameters()),
+        "seconds_per_epoch": round(fmean(point.seconds for point in points), 3),
+        "epochs": [len(result.curves) for result in results],
+        "best_epochs": [result.best_epoch for result in results],
+        "seconds": [round(result.seconds, 1) for result in results],
+        "metrics": {track: _spread([one[track] for one in measured]) for track in ("masked", "unmasked")},
+        "baselines": {
+            name: evaluate(scorer, cut.test, len(item_ids))
+            for name, scorer in baselines(cut.train, len(item_ids)).items()
+        },
+    }
+
+
+def read_folder(
+    folder: Path, modalities: Sequence[Modality] = (), *, device: str = "auto"
+) -> tuple[list[str], Catalogue, Histories]:
+    """(item ids, catalogue with the content of these modalities, histories) of a contract folder."""
+    items = read_items(folder)
+    item_ids, histories = read_interactions(folder, items["item_id"].to_pylist())
+    content: dict[str, FloatArray] = {}
+    present: dict[str, BoolArray] = {}
+    for modality in modalities:
+        content[modality], present[modality] = _encoded(modality, items, len(item_ids), device)
+    return item_ids, Catalogue(item_ids, content, present), histories
+
+
+def make_split(name: str, histories: Histories, items: int) -> Split:
+    """The split of that name. Raises UserError for an unknown one."""
+    if name == "cold_items":
+        return cold_items(histories, items)
+    rules = {
+        "leave_one_out": leave_one_out,
+        "refit": refit,
+        "temporal": temporal,
+        "strong_generalisation": strong_generalisation,
+    }
+    if name not in rules:
+        raise UserError(f"no split {name!r}; there are {', '.join(SPLITS)}")
+    return rules[name](histories)
+
+
+def _trained(
+    catalogue: Catalogue, histories: Histories, config: TrainConfig, cut: Split, directory: Path, *, progress: bool
+) -> TrainResult:
+    if cut.name == "refit":
+        strict = train(catalogue, histories, config, directory=directory / "strict", progress=progress)
+        config = replace(config, epochs=max(1, strict.best_epoch))
+    return train(catalogue, histories, config, directory=directory, progress=progress, split=cut)
+
+
+def _measure(result: TrainResult, cut: Split, items: int) -> dict[str, Metrics]:
+    scorer = TowersScorer(result.evaluated)
+    return evaluate(scorer, cut.test, items, vectors_VD=scorer.items_VD)
+
+
+def _spread(runs: list[Metrics]) -> dict[str, dict[str, float]]:
+    """Mean and sample standard deviation of each metric over the seeds (0 for one seed)."""
+    return {
+        name: {
+            "mean": fmean(run[name] for run in runs),
+            "std": stdev([run[name] for run in runs]) if len(runs) > 1 else 0.0,
+        }
+        for name in runs[0]
+    }
+
+
+def _encoded(modality: Modality, items: pa.Table, size: int, device: str) -> tuple[FloatArray, BoolArray]:
+    """(rows [V, dim], present [V]) of one modality; items without it, or without a description, have zero rows."""
+    rows = items.to_pylist()
+    if modality == "image":
+        raise UserError("experiment: images are encoded by the platform (polytower load --images, then materialize)")
+    if modality == "text":
+        contents: list[Any] = [item_text(row.get("title"), row.get("description")) for row in rows]
+        has = [bool(text) for text in contents]
+    else:
+        contents = [{name: value for name, value in row.items() if name not in _NOT_ATTRIBUTES} for row in rows]
+        has = [says_something(attributes) for attributes in contents]
+    encoder = CONTENT_ENCODERS[modality](device=device)
+    present = np.zeros(size, dtype=np.bool_)
+    present[: len(rows)] = has
+    embeddings = np.zeros((size, encoder.dim), dtype=np.float32)
+    chosen = [content for content, there in zip(contents, has, strict=True) if there]
+    embeddings[present] = np.concatenate(list(encoder.encode(chosen)) or [embeddings[:0]])
+    return embeddings, present

@@ -1,0 +1,242 @@
+"""Losses: how interests are taught by the next item, what keeps them apart, what teaches the content embeddings.
+
+Legend: P training positions, K interests, N negatives shared by all positions of a step, D width.
+An objective is `(interests_PKD, used_PK, positives_PD, negatives, τ) -> [P]`, one loss per position. used_PK (bool):
+interests in use. All are pure functions of tensors.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_UNUSED = -1e4  # finite: a row of K-1 unused interests must not make a NaN
+
+
+@dataclass(frozen=True, eq=False)
+class Negatives:
+    """vectors [N, D], distinct items; bias [N] is added to the scaled score (the logQ correction, zeros without one).
+
+    rows, columns (int64): the position whose positive is that negative; such a pair does not count.
+    """
+
+    vectors: Tensor
+    bias: Tensor
+    rows: Tensor
+    columns: Tensor
+
+
+Objective = Callable[[Tensor, Tensor, Tensor, Negatives, float], Tensor]
+Repel = Callable[[Tensor, float], Tensor]
+
+
+def consistent(
+    interests_PKD: Tensor, used_PK: Tensor, positives_PD: Tensor, negatives: Negatives, tau: float
+) -> Tensor:
+    """Sampled softmax on the serving score s(u, i) = max_k v_k·e_i, for positives and negatives alike (MTMI, §1).
+
+    ComiRec and REMI score every negative by the positive's interest; serving never does.
+    """
+    positive_P = _scores_of_positive(interests_PKD, used_PK, positives_PD).amax(dim=1)
+    return max_softmax(interests_PKD, used_PK, positive_P, negatives, tau)
+
+
+def soft_consistent(
+    interests_PKD: Tensor, used_PK: Tensor, positives_PD: Tensor, negatives: Negatives, tau: float
+) -> Tensor:
+    """`consistent` with τ·logsumexp_k(v_k·e/τ) in place of the maximum: every interest gets a gradient."""
+    positive_P = (_scores_of_positive(interests_PKD, used_PK, positives_PD) / tau).logsumexp(dim=1)
+    scores_PKN = (interests_PKD @ negatives.vectors.T).masked_fill(~used_PK[..., None], _UNUSED)
+    return _softmax_loss(positive_P, (scores_PKN / tau).logsumexp(dim=1), negatives)
+
+
+def comirec(interests_PKD: Tensor, used_PK: Tensor, positives_PD: Tensor, negatives: Negatives, tau: float) -> Tensor:
+    """ComiRec's hard routing: k* = argmax_k v_k·e_pos scores the positive and all negatives."""
+    chosen_PD, positive_P = _chosen(interests_PKD, used_PK, positives_PD)
+    return max_softmax(chosen_PD.unsqueeze(1), used_PK[:, :1], positive_P, negatives, tau)
+
+
+def remi(
+    interests_PKD: Tensor,
+    used_PK: Tensor,
+    positives_PD: Tensor,
+    negatives: Negatives,
+    tau: float,
+    beta: float = 1.0,
+) -> Tensor:
+    """REMI: ComiRec's routing with hard negatives weighed up, w_j = exp(β s_j) / mean_j exp(β s_j)."""
+    chosen_PD, positive_P = _chosen(interests_PKD, used_PK, positives_PD)
+    scaled_PN = chosen_PD @ negatives.vectors.T / tau
+    sharp_PN = beta * scaled_PN.detach()
+    log_weights = sharp_PN.log_softmax(dim=1) + torch.tensor(float(len(negatives.vectors))).log()
+    return _softmax_loss(positive_P / tau, scaled_PN + log_weights, negatives)
+
+
+def label_aware(
+    interests_PKD: Tensor,
+    used_PK: Tensor,
+    positives_PD: Tensor,
+    negatives: Negatives,
+    tau: float,
+    power: float = 2.0,
+) -> Tensor:
+    """MIND's label-aware attention: the user vector is Σ_k softmax_k(pow(v_k·e_pos, p)) v_k, for every candidate.
+
+    Deviation: with unit vectors the power acts on the score divided by τ as a factor p: the power of a cosine below 1
+    would flatten what it is meant to sharpen.
+    """
+    scores_PK = _scores_of_positive(interests_PKD, used_PK, positives_PD)
+    attention_PK = (power * scores_PK / tau).softmax(dim=1)
+    user_PD = F.normalize(torch.einsum("pk,pkd->pd", attention_PK, interests_PKD), dim=-1)
+    return max_softmax(user_PD.unsqueeze(1), used_PK[:, :1], (user_PD * positives_PD).sum(dim=1), negatives, tau)
+
+
+def max_softmax(interests_PKD: Tensor, used_PK: Tensor, positive_P: Tensor, negatives: Negatives, tau: float) -> Tensor:
+    """−log(e^{s⁺/τ} / (e^{s⁺/τ} + Σ_j e^{max_k v_k·n_j/τ + b_j})), [P]; positive_P are the scores s⁺.
+
+    One GEMM per interest and one exponential, in one buffer [P, N]: the plain expression costs five more passes over
+    that buffer, which is most of a step. Scores must be cosines (≤ 1): they take the place of the running maximum.
+    """
+    loss: Tensor = _MaxSoftmax.apply(  # type: ignore[no-untyped-call]
+        interests_PKD, used_PK, positive_P, negatives.vectors, negatives.bias, negatives.rows, negatives.columns, tau
+    )
+    return loss
+
+
+class _MaxSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, interests_PKD, used_PK, positive_P, vectors_ND, bias_N, rows, columns, tau: float
+    ) -> Tensor:
+        # the bias rides along as one more dimension: adding it afterwards would be another pass over [P, N]
+        scaled_PKD = F.pad(interests_PKD / tau, (0, 1), value=1.0)
+        biased_ND = torch.cat([vectors_ND, (bias_N - 1 / tau).unsqueeze(1)], dim=1)
+        energy_PN = scaled_PKD[:, 0] @ biased_ND.T
+        interests = interests_PKD.shape[1]
+        owner_PN = torch.zeros_like(energy_PN if interests > 1 else rows, dtype=torch.uint8)
+        for k in range(1, interests):
+            scores_PN = scaled_PKD[:, k] @ biased_ND.T
+            better_PN = (scores_PN > energy_PN) & used_PK[:, k, None]
+            owner_PN.masked_fill_(better_PN, k)
+            energy_PN = torch.where(better_PN, scores_PN, energy_PN)
+        energy_PN.exp_()
+        energy_PN[rows, columns] = 0.0
+        own_P = positive_P / tau - 1 / tau
+        total_P = own_P.exp() + energy_PN.sum(dim=1)
+        ctx.save_for_backward(interests_PKD, vectors_ND, energy_PN, owner_PN, own_P, total_P)
+        ctx.tau = tau
+        loss_P: Tensor = total_P.log() - own_P
+        return loss_P
+
+    @staticmethod
+    def backward(ctx, *gradients: Any):  # type: ignore[no-untyped-def]
+        interests_PKD, vectors_ND, energy_PN, owner_PN, own_P, total_P = ctx.saved_tensors
+        scale_P = gradients[0] / (total_P * ctx.tau)
+        to_interests_PKD, to_vectors_ND = torch.empty_like(interests_PKD), torch.zeros_like(vectors_ND)
+        interests = interests_PKD.shape[1]
+        for k in range(interests):
+            part_PN = energy_PN * (owner_PN == k) if interests > 1 else energy_PN
+            to_interests_PKD[:, k] = (part_PN @ vectors_ND) * scale_P[:, None]
+            to_vectors_ND.addmm_(part_PN.T, interests_PKD[:, k] * scale_P[:, None])
+        to_positive_P = own_P.exp() * scale_P - gradients[0] / ctx.tau
+        return to_interests_PKD, None, to_positive_P, to_vectors_ND, None, None, None, None
+
+
+def weight_loss(interests_PKD: Tensor, weights_PK: Tensor, positives_PD: Tensor) -> Tensor:
+    """Cross-entropy of the interest weights against the interest that the next item turned out to belong to: scalar.
+
+    The interests are held fixed, so the weights become the calibrated share of next items per interest.
+    """
+    owner_P = _scores_of_positive(interests_PKD, weights_PK > 0, positives_PD).detach().argmax(dim=1)
+    chosen = weights_PK.gather(1, owner_P[:, None]).squeeze(1)
+    return -chosen.clamp(min=1e-8).log().mean()
+
+
+def content_contrast(content_ND: Tensor, items_ND: Tensor, tau: float) -> Tensor:
+    """Content-ID contrast (EM3, methods.md §2), symmetric InfoNCE within the sampled items: scalar.
+
+    The item embeddings are the teacher and get no gradient, so that content learns the taste space of the warm items
+    without pulling at it. Deviation: all other sampled items are negatives (the paper takes 16).
+    """
+    logits = content_ND @ items_ND.detach().T / tau
+    own = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+def repel_none(interests_PKD: Tensor, margin: float) -> Tensor:  # noqa: ARG001
+    """No repel."""
+    return interests_PKD.new_zeros(())
+
+
+def repel_cosine(interests_PKD: Tensor, margin: float) -> Tensor:
+    """Hinge on the cosine: mean over pairs of relu(cos(v_a, v_b) - margin)."""
+    return F.relu(_cosines(interests_PKD) - margin).mean()
+
+
+def repel_orthogonal(interests_PKD: Tensor, margin: float) -> Tensor:  # noqa: ARG001
+    """Orthogonality: ‖V Vᵀ − I‖²_F / (K(K−1)), which is the mean squared cosine over pairs."""
+    return _cosines(interests_PKD).square().mean()
+
+
+def repel_volume(interests_PKD: Tensor, margin: float) -> Tensor:
+    """Volume: −logdet(V Vᵀ + εI) per interest, with ε = margin."""
+    interests = interests_PKD.shape[1]
+    gram = interests_PKD @ interests_PKD.transpose(1, 2)
+    eye = torch.eye(interests, device=gram.device, dtype=gram.dtype)
+    volume: Tensor = torch.linalg.slogdet(gram + max(margin, 1e-3) * eye).logabsdet.mean()
+    return -volume / interests
+
+
+def repel_distance(interests_PKD: Tensor, margin: float) -> Tensor:
+    """Hinge on the distance: mean over pairs of relu(margin − ‖v_a − v_b‖)."""
+    squared = (2 - 2 * _cosines(interests_PKD)).clamp(min=1e-8)
+    return F.relu(margin - squared.sqrt()).mean()
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "consistent": consistent,
+    "soft_consistent": soft_consistent,
+    "comirec": comirec,
+    "remi": remi,
+    "label_aware": label_aware,
+}
+
+REPELS: dict[str, Repel] = {
+    "none": repel_none,
+    "cosine": repel_cosine,
+    "orthogonal": repel_orthogonal,
+    "volume": repel_volume,
+    "distance": repel_distance,
+}
+
+
+def _scores_of_positive(interests_PKD: Tensor, used_PK: Tensor, positives_PD: Tensor) -> Tensor:
+    scores_PK = torch.einsum("pkd,pd->pk", interests_PKD, positives_PD)
+    return scores_PK.masked_fill(~used_PK, _UNUSED)
+
+
+def _chosen(interests_PKD: Tensor, used_PK: Tensor, positives_PD: Tensor) -> tuple[Tensor, Tensor]:
+    scores_PK = _scores_of_positive(interests_PKD, used_PK, positives_PD)
+    best_P, index_P = scores_PK.max(dim=1)
+    return interests_PKD[torch.arange(len(index_P), device=index_P.device), index_P], best_P
+
+
+def _softmax_loss(positive_P: Tensor, negative_PN: Tensor, negatives: Negatives) -> Tensor:
+    """Softmax loss of scaled scores, by plain autograd."""
+    open_PN = torch.zeros_like(negative_PN).index_put(
+        (negatives.rows, negatives.columns), negative_PN.new_tensor(float("-inf"))
+    )
+    logits = torch.cat([positive_P.unsqueeze(1), negative_PN + negatives.bias + open_PN], dim=1)
+    return logits.logsumexp(dim=1) - logits[:, 0]
+
+
+def _cosines(interests_PKD: Tensor) -> Tensor:
+    """Cosines of all pairs a < b, [P, K(K−1)/2]; one zero column for K = 1."""
+    interests = interests_PKD.shape[1]
+    if interests == 1:
+        return interests_PKD.new_zeros(len(interests_PKD), 1)
+    left, right = torch.triu_indices(interests, interests, 1, device=interests_PKD.device)
+    return (interests_PKD[:, left] * interests_PKD[:, right]).sum(dim=-1)

@@ -1,0 +1,65 @@
+"""Retrieval metrics as pure functions of ranks and lists.
+
+Legend: Q questions, V items, L list length, K interests. Ranks are 1 for the best; a miss is any rank beyond L.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def ranks(scores_QV: Tensor, targets_Q: Tensor, hidden_QV: Tensor | None = None) -> Tensor:
+    """Rank of each target among all items, int64 [Q], ties broken against the model.
+
+    hidden_QV (bool) takes items out of the ranking; a target that is itself hidden, or whose score is NaN, ranks last
+    (V), for it would not be shown.
+    """
+    scores_QV = scores_QV.nan_to_num(nan=float("-inf"))
+    target_Q1 = scores_QV.gather(1, targets_Q[:, None])
+    ahead_QV = scores_QV >= target_Q1
+    lost_Q = target_Q1.squeeze(1) == float("-inf")
+    if hidden_QV is not None:
+        ahead_QV &= ~hidden_QV
+        lost_Q |= hidden_QV.gather(1, targets_Q[:, None]).squeeze(1)
+    # the target is ahead of itself, which is the 1 of its rank
+    return torch.where(lost_Q, scores_QV.shape[1], ahead_QV.sum(dim=1))
+
+
+def recall(ranks_Q: Tensor, k: int) -> float:
+    """Share of questions whose one target is among the first k (= hit rate); 0 for no questions."""
+    return _mean((ranks_Q <= k).double())
+
+
+def ndcg(ranks_Q: Tensor, k: int) -> float:
+    """Mean of 1/log2(1 + rank) for targets among the first k, else 0; the ideal is 1, as there is one target."""
+    return _mean(torch.where(ranks_Q <= k, 1.0 / torch.log2(1.0 + ranks_Q.double()), 0.0))
+
+
+def mrr(ranks_Q: Tensor) -> float:
+    """Mean reciprocal rank over the whole ranking."""
+    return _mean(1.0 / ranks_Q.double())
+
+
+def coverage(lists_QL: Tensor, items: int) -> float:
+    """Share of the catalogue that appears in at least one list."""
+    return int(torch.bincount(lists_QL.flatten(), minlength=items).count_nonzero()) / items if items else 0.0
+
+
+def intra_list_diversity(lists_QL: Tensor, vectors_VD: Tensor) -> float:
+    """Mean over lists of the mean of 1 − cosine over all pairs of the list; 0 for lists of fewer than 2 items."""
+    length = lists_QL.shape[1]
+    if length < 2:
+        return 0.0
+    unit_QLD = F.normalize(vectors_VD, dim=-1)[lists_QL]
+    sums_Q = unit_QLD.sum(dim=1).square().sum(dim=-1) - unit_QLD.square().sum(dim=(1, 2))
+    return _mean(1.0 - (sums_Q / (length * (length - 1))).double())
+
+
+def interest_shares(owners_QL: Tensor, interests: int) -> list[float]:
+    """Share of all candidates that each interest brought, K numbers of sum 1 (zeros for no candidates)."""
+    counts = torch.bincount(owners_QL.flatten(), minlength=interests).double()
+    return [float(share) for share in counts / counts.sum().clamp(min=1)]
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean()) if len(values) else 0.0

@@ -1,0 +1,160 @@
+"""Cuts of the histories into what is learned from and what is asked (methods.md §6).
+
+A question is a history and the item that came next. Nothing that happened after a question's cut is in its history or
+in the training part of its split; `tests/encoders/test_splits.py` shuffles the future to prove it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from encoders.catalogue import BoolArray, Histories, IntArray
+
+
+@dataclass(frozen=True, eq=False)
+class Questions:
+    """One question per row: histories (Q of them, the input) and targets int64 [Q], the catalogue index asked for."""
+
+    histories: Histories
+    targets: IntArray
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """train: all that a model may learn from; validation selects, test reports. name says which rule cut it."""
+
+    name: str
+    train: Histories
+    validation: Questions
+    test: Questions
+
+
+def leave_one_out(histories: Histories) -> Split:
+    """Strict leave-one-out: a user's last event is the test target, the one before it the validation target.
+
+    The validation item is an input at test time and never trained on. Users with fewer than 3 events are trained on
+    whole and asked nothing: with one event there is nothing to predict from, with two no honest validation.
+    """
+    lengths = histories.lengths
+    asked = np.flatnonzero(lengths >= 3)
+    held = np.where(lengths >= 3, 2, 0)
+    return Split(
+        "leave_one_out",
+        histories.keep(_heads(histories, lengths - held)),
+        _asking(histories, asked, back=2),
+        _asking(histories, asked, back=1),
+    )
+
+
+def refit(histories: Histories) -> Split:
+    """Leave-one-out that also trains on the validation items: another protocol, never mixed with the strict one."""
+    strict = leave_one_out(histories)
+    held = np.where(histories.lengths >= 3, 1, 0)
+    return Split("refit", histories.keep(_heads(histories, histories.lengths - held)), no_questions(), strict.test)
+
+
+def production(histories: Histories) -> Split:
+    """Everything is trained on and nothing is asked: the split of a generation that is refitted after the selection."""
+    return Split("production", histories, no_questions(), no_questions())
+
+
+def temporal(histories: Histories, *, test: float = 0.1, validation: float = 0.1) -> Split:
+    """Global temporal split: two instants cut all users' events alike; a question is the first event after a cut.
+
+    test and validation are the shares of events after the second and between the two cuts. Users with no event before
+    a cut are asked nothing there.
+    """
+    ordered = np.sort(histories.times)
+    cuts = (
+        [ordered[int(len(ordered) * share)] for share in (1 - test - validation, 1 - test)] if len(ordered) else [0, 0]
+    )
+    return Split(
+        "temporal",
+        histories.keep(histories.times < cuts[0]),
+        _first_after(histories, int(cuts[0]), int(cuts[1])),
+        _first_after(histories, int(cuts[1]), None),
+    )
+
+
+def strong_generalisation(histories: Histories, *, share: float = 0.1, seed: int = 0) -> Split:
+    """Users disjoint: a share of the users is validated on, as many are tested on, the others are trained on whole.
+
+    A held-out user's last event is the target, all before it the input; held-out users need at least 2 events.
+    """
+    able = np.flatnonzero(histories.lengths >= 2)
+    drawn = np.random.default_rng(seed).permutation(able)
+    size = min(int(len(histories) * share), len(able) // 3)
+    validating, testing = np.sort(drawn[:size]), np.sort(drawn[size : 2 * size])
+    training = np.setdiff1d(np.arange(len(histories)), drawn[: 2 * size])
+    return Split(
+        "strong_generalisation",
+        histories.select(training),
+        _asking(histories, validating, back=1),
+        _asking(histories, testing, back=1),
+    )
+
+
+def cold_items(histories: Histories, items: int, *, share: float = 0.05, seed: int = 0) -> Split:
+    """A share of the items loses every training event and is asked for: only content can find it.
+
+    The test questions are the first events on cold items that follow at least one event on a warm one; their history
+    holds warm items alone. Validation is the strict leave-one-out on what is left.
+    """
+    cold = np.zeros(items, dtype=np.bool_)
+    seen = np.unique(histories.items)
+    cold[np.random.default_rng(seed).permutation(seen)[: max(1, int(len(seen) * share))]] = True
+    warm = histories.keep(~cold[histories.items])
+    strict = leave_one_out(warm)
+    return Split("cold_items", strict.train, strict.validation, _cold_questions(histories, cold))
+
+
+def no_questions() -> Questions:
+    """An empty set of questions."""
+    empty = np.zeros(0, dtype=np.int64)
+    return Questions(Histories([], np.zeros(1, dtype=np.int64), empty, empty), empty)
+
+
+def _heads(histories: Histories, lengths: IntArray) -> BoolArray:
+    """Marks the first lengths[u] events of each user, bool [N]."""
+    position = np.arange(len(histories.items)) - np.repeat(histories.offsets[:-1], histories.lengths)
+    marked: BoolArray = position < np.repeat(lengths, histories.lengths)
+    return marked
+
+
+def _asking(histories: Histories, users: IntArray, *, back: int) -> Questions:
+    """The question for the event `back` places from the end, for each of these users."""
+    targets = histories.items[histories.offsets[users + 1] - back]
+    chosen = histories.select(users)
+    return Questions(chosen.keep(_heads(chosen, chosen.lengths - back)), targets)
+
+
+def _first_after(histories: Histories, cut: int, end: int | None) -> Questions:
+    """Users with an event in [cut, end) and one before the cut, asked for the first one after it."""
+    users, targets = [], []
+    for user in range(len(histories)):
+        times = histories.times[histories.offsets[user] : histories.offsets[user + 1]]
+        first = int(np.searchsorted(times, cut))
+        if 0 < first < len(times) and (end is None or times[first] < end):
+            users.append(user)
+            targets.append(histories.of(user)[first])
+    chosen = histories.select(np.array(users, dtype=np.int64))
+    return Questions(chosen.keep(chosen.times < cut), np.array(targets, dtype=np.int64))
+
+
+def _cold_questions(histories: Histories, cold: BoolArray) -> Questions:
+    """The first event on a cold item of each user who has a warm one before it."""
+    users, targets, lengths = [], [], []
+    for user in range(len(histories)):
+        is_cold = cold[histories.of(user)]
+        warm_before = np.cumsum(~is_cold)
+        found = np.flatnonzero(is_cold & (warm_before > 0))
+        if len(found):
+            users.append(user)
+            targets.append(histories.of(user)[found[0]])
+            lengths.append(found[0])
+    chosen = histories.select(np.array(users, dtype=np.int64))
+    before = _heads(chosen, np.array(lengths, dtype=np.int64))
+    return Questions(chosen.keep(before & ~cold[chosen.items]), np.array(targets, dtype=np.int64))

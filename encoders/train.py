@@ -1,0 +1,329 @@
+"""The training loop: packed users in, towers out; resumable to the same loss.
+
+Everything random in an epoch (order of users, windows, dropout, negatives) is drawn from generators seeded with (seed,
+epoch). So resuming needs the weights, the optimiser and the epoch number, and no generator state.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from encoders import checkpoint, losses
+from encoders.catalogue import Catalogue, Histories
+from encoders.config import TrainConfig
+from encoders.cooccurrence import ppmi_vectors
+from encoders.device import autocast, resolve_device
+from encoders.evaluate import TowersScorer, validation_ndcg
+from encoders.optimise import Adam
+from encoders.packing import Batch, batches, pack
+from encoders.splits import Split, leave_one_out, production
+from encoders.towers import Towers
+from polytower.errors import UserError
+
+_SMALL = 20_000_000  # interactions x width below which a second thread costs more than it brings
+_CONTENT_SAMPLE = 512  # items in one content-ID contrast
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One point of the curves. loss: mean per position; ndcg@10 and recall@50: validation, masked, None if not due."""
+
+    epoch: int
+    loss: float
+    seconds: float
+    positions: int
+    ndcg_10: float | None = None
+    recall_50: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class TrainResult:
+    """towers: the best ones, in evaluation mode on the CPU (refitted on all events if the configuration says so).
+
+    curves: one point per epoch; best_epoch: the one kept (counted from 1); metrics: its validation metrics;
+    split: what was trained on, for an honest evaluation of `evaluated`, the model before any refit.
+    """
+
+    towers: Towers
+    evaluated: Towers
+    config: TrainConfig
+    split: Split
+    curves: list[Epoch]
+    best_epoch: int
+    metrics: dict[str, float]
+    seconds: float
+
+
+def train(
+    catalogue: Catalogue,
+    histories: Histories,
+    config: TrainConfig,
+    *,
+    directory: Path,
+    progress: bool = False,
+    resume: bool = True,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    split: Split | None = None,
+) -> TrainResult:
+    """Trains towers on the training part of `split` (default: strict leave-one-out), selects on its validation part.
+
+    directory: receives the checkpoint and the state to resume from. resume=False starts anew; with True an unfinished
+    run of another configuration or other data is refused. Raises UserError for that, for data without any pair of
+    events and for a loss that is not a number (the last good state stays).
+    """
+    started = time.perf_counter()
+    split = split or leave_one_out(histories)
+    if not len(split.train) or split.train.lengths.max() < 2:
+        raise UserError("training needs at least one user with two interactions (four, if the last two are held out)")
+    with _quiet_threads(config, split.train), torch.random.fork_rng():
+        run = _Run(catalogue, split, config, directory)
+        run.train(progress=progress, resume=resume, on_epoch=on_epoch)
+        evaluated = towers = run.finish()
+        if config.refit:
+            everything = replace(config, epochs=max(run.best_epoch, 1), refit=False)
+            last = _Run(catalogue, production(histories), everything, directory / "refit")
+            last.train(progress=progress, resume=resume, on_epoch=None)
+            towers = last.finish()
+    checkpoint.save(directory, towers, config, catalogue, metrics=run.metrics)
+    seconds = time.perf_counter() - started
+    return TrainResult(towers, evaluated, config, split, run.curves, run.best_epoch, run.metrics, seconds)
+
+
+class _Run:
+    """State of one training run: towers, their running mean, the optimiser, the curves."""
+
+    def __init__(self, catalogue: Catalogue, split: Split, config: TrainConfig, directory: Path) -> None:
+        self.catalogue, self.split, self.config, self.directory = catalogue, split, config, directory
+        self.device = resolve_device(config.device)
+        shape = replace(config.towers, modalities=catalogue.modalities)
+        with seeded(config.seed, 0):
+            self.towers = initial_towers(catalogue, split.train, replace(config, towers=shape)).to(self.device)
+        self.average = {name: value.detach().clone() for name, value in self.towers.named_parameters()}
+        self.optimiser = Adam(self.towers, weight_decay=config.weight_decay)
+        counts = torch.from_numpy(split.train.counts(len(catalogue)))
+        self.warm = torch.nonzero(counts > 0).squeeze(1).to(self.device)
+        self.frequency = (counts[self.warm.cpu()].double() / counts.sum()).float().to(self.device)
+        self.curves: list[Epoch] = []
+        self.best: dict[str, Tensor] = {}
+        self.best_epoch, self.metrics, self.steps = 0, dict[str, float](), 0
+
+    def train(self, *, progress: bool, resume: bool, on_epoch: Callable[[Epoch], None] | None) -> None:
+        """Epochs until the last one, or until validation stops getting better."""
+        if resume:
+            self._resume()
+        bar = tqdm(total=self.config.epochs, initial=len(self.curves), desc="train", unit="epoch", disable=not progress)
+        with bar:
+            while len(self.curves) < self.config.epochs and not self._exhausted():
+                point = self._epoch(len(self.curves) + 1)
+                self.curves.append(point)
+                bar.update()
+                bar.set_postfix(loss=f"{point.loss:.3f}", ndcg=f"{point.ndcg_10 or 0:.4f}")
+                self._save_state()
+                if on_epoch is not None:
+                    on_epoch(point)
+
+    def finish(self) -> Towers:
+        """Towers with the best weights; the state to resume from is removed."""
+        towers = Towers(self.towers.config, self.catalogue)
+        weights = self.towers.state_dict() | self.average | self.best
+        towers.load_state_dict({name: value.cpu() for name, value in weights.items()})
+        for name in ("state.safetensors", "state.json"):
+            (self.directory / name).unlink(missing_ok=True)
+        return towers.eval()
+
+    def _epoch(self, epoch: int) -> Epoch:
+        started = time.perf_counter()
+        with seeded(self.config.seed, epoch) as rng:
+            rows = pack(self.split.train, self.config.towers.history, rng)
+            total = -(-len(rows) // self.config.batch_rows)
+            summed, positions = 0.0, 0
+            self.towers.train()
+            for step, batch in enumerate(batches(rows, self.config.batch_rows, self.device)):
+                done = (epoch - 1 + step / total) / self.config.epochs
+                rate = self.config.learning_rate * (1 - (1 - self.config.final_rate) * done)
+                loss = self._step(batch, rate, f"epoch {epoch}, batch {step + 1} of {total}")
+                summed += loss * len(batch.targets)
+                positions += len(batch.targets)
+        point = Epoch(epoch, summed / positions, time.perf_counter() - started, positions)
+        return self._validated(point)
+
+    def _step(self, batch: Batch, rate: float, where: str) -> float:
+        """One optimiser step; returns the ranking loss."""
+        with autocast(self.device):
+            ranking, total = batch_loss(self.towers, batch, self.config, self.warm, self.frequency)
+        if not torch.isfinite(total):
+            users = [self.split.train.user_ids[user] for user in batch.users[:5]]
+            raise UserError(
+                f"training: the loss is {total.item()} at {where} (users {', '.join(users)} ...); lower the learning "
+                f"rate ({self.config.learning_rate}) or look for bad content embeddings; the last good state is in "
+                f"{self.directory}"
+            )
+        total.backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step(rate)
+        self.steps += 1
+        # a young mean follows the weights closely, or it would remember their random start
+        decay = min(self.config.ema, (1 + self.steps) / (10 + self.steps))
+        with torch.no_grad():
+            names, values = zip(*self.towers.named_parameters(), strict=True)
+            torch._foreach_lerp_([self.average[name] for name in names], list(values), 1 - decay)
+        return float(ranking)
+
+    def _validated(self, point: Epoch) -> Epoch:
+        due = point.epoch % self.config.validate_every == 0 or point.epoch == self.config.epochs
+        if not due or not len(self.split.validation):
+            return point
+        with self._averaged():
+            ndcg, recall = validation_ndcg(TowersScorer(self.towers), self.split.validation, len(self.catalogue))
+        if not self.metrics or ndcg > self.metrics["ndcg@10"]:
+            self.metrics, self.best_epoch = {"ndcg@10": ndcg, "recall@50": recall}, point.epoch
+            self.best = {name: value.clone() for name, value in self.average.items()}
+        return replace(point, ndcg_10=ndcg, recall_50=recall)
+
+    def _exhausted(self) -> bool:
+        return bool(self.metrics) and len(self.curves) - self.best_epoch >= (
+            self.config.patience * self.config.validate_every
+        )
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Inside, the towers have the running mean of their weights."""
+        parameters = dict(self.towers.named_parameters())
+        kept = {name: value.detach().clone() for name, value in parameters.items()}
+        with torch.no_grad():
+            for name, value in parameters.items():
+                value.copy_(self.average[name])
+            yield
+            for name, value in parameters.items():
+                value.copy_(kept[name])
+
+    def _identity(self) -> dict[str, Any]:
+        document = asdict(self.config) | {"threads": None, "device": None}
+        return {
+            "config": document,
+            "data": [self.catalogue.fingerprint(), self.split.train.fingerprint()],
+        }
+
+    def _save_state(self) -> None:
+        tensors = {f"weights.{name}": value for name, value in self.towers.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        tensors |= {f"optimiser.{name}": value for name, value in self.optimiser.state().items()}
+        checkpoint.write_tensors(self.directory / "state.safetensors", tensors)
+        counts = {"best_epoch": self.best_epoch, "steps": self.steps, "metrics": self.metrics}
+        curves = [asdict(point) for point in self.curves]
+        checkpoint.write_json(self.directory / "state.json", self._identity() | counts | {"curves": curves})
+
+    def _resume(self) -> None:
+        if not (self.directory / "state.json").is_file():
+            return
+        document = checkpoint.read_json(self.directory / "state.json")
+        wanted = checkpoint.as_json(self._identity())
+        if any(document[name] != wanted[name] for name in wanted):
+            raise UserError(
+                f"{self.directory}: holds an unfinished training of another configuration or other data; "
+                "finish it as it was begun, or start anew (resume=False, or remove the folder)"
+            )
+        tensors = checkpoint.read_tensors(self.directory / "state.safetensors")
+        part = {prefix: _with_prefix(tensors, prefix + ".") for prefix in ("weights", "average", "best", "optimiser")}
+        self.towers.load_state_dict(part["weights"])
+        self.average = {name: value.to(self.device) for name, value in part["average"].items()}
+        self.best = {name: value.to(self.device) for name, value in part["best"].items()}
+        self.optimiser.restore(part["optimiser"])
+        self.best_epoch, self.steps, self.metrics = document["best_epoch"], document["steps"], document["metrics"]
+        self.curves = [Epoch(**point) for point in document["curves"]]
+
+
+def initial_towers(catalogue: Catalogue, train: Histories, config: TrainConfig) -> Towers:
+    """Towers with PPMI-SVD ID embeddings (or normal ones) and the training counts of each item."""
+    towers = Towers(config.towers, catalogue)
+    towers.item_tower.counts.copy_(torch.from_numpy(train.counts(len(catalogue))))
+    if config.initial == "svd":
+        vectors = ppmi_vectors(train, len(catalogue), config.towers.dim, config.seed)
+        towers.item_tower.table.data.copy_(torch.from_numpy(vectors))
+    return towers
+
+
+def batch_loss(
+    towers: Towers, batch: Batch, config: TrainConfig, warm: Tensor, frequency: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(ranking loss, detached; total loss) of one step. warm: indices of the trained items; frequency: their shares."""
+    drawn, bias = draw_negatives(config, warm, frequency)
+    used, place = torch.unique(torch.cat([batch.inputs.flatten(), batch.targets, drawn]), return_inverse=True)
+    item_UD = towers.embed_warm(used)
+    inputs, targets, others = place.split([batch.inputs.numel(), len(batch.targets), len(drawn)])
+    found = towers.user_tower(item_UD[inputs].view(*batch.inputs.shape, -1), batch.positions, batch.allowed)
+    interests_PKD, weights_PK = found.vectors[batch.valid], found.weights[batch.valid]
+    column_U = torch.full((len(used),), -1, device=used.device)
+    column_U[others] = torch.arange(len(drawn), device=used.device)
+    columns = column_U[targets]
+    rows = torch.nonzero(columns >= 0).squeeze(1)
+    negatives = losses.Negatives(item_UD[others], bias, rows, columns[rows])
+    positives_PD = item_UD[targets]
+    ranking = losses.OBJECTIVES[config.objective](
+        interests_PKD, weights_PK > 0, positives_PD, negatives, config.temperature
+    ).mean()
+    total = ranking
+    if config.towers.interests > 1:
+        total = total + config.weight_loss * losses.weight_loss(interests_PKD, weights_PK, positives_PD)
+        if config.repel_weight > 0:
+            total = total + config.repel_weight * losses.REPELS[config.repel](interests_PKD, config.repel_margin)
+    if towers.item_tower.content is not None and config.content_weight > 0:
+        total = total + config.content_weight * _content_loss(towers, config, warm)
+    return ranking.detach(), total
+
+
+def draw_negatives(config: TrainConfig, warm: Tensor, frequency: Tensor) -> tuple[Tensor, Tensor]:
+    """(distinct items int64 [N], bias float [N]) shared by the step's positions; the whole trained catalogue for 0.
+
+    With logq the bias is −log(N q), which makes the sampled sum an unbiased estimate of the full one.
+    """
+    if config.negatives == 0 or config.negatives >= len(warm):
+        return warm, torch.zeros(len(warm), device=warm.device)
+    if config.sampling == "popularity":
+        rows = torch.multinomial(frequency, config.negatives)
+        share = frequency[rows]
+    else:
+        rows = torch.randperm(len(warm), device=warm.device)[: config.negatives]
+        share = torch.full_like(frequency[rows], 1 / len(warm))
+    bias = -(config.negatives * share).log() if config.logq else torch.zeros_like(share)
+    return warm[rows], bias
+
+
+def _content_loss(towers: Towers, config: TrainConfig, warm: Tensor) -> Tensor:
+    """Content-ID contrast over a sample of the trained items that have content."""
+    chosen = warm[torch.randperm(len(warm), device=warm.device)[:_CONTENT_SAMPLE]]
+    found = towers.embed(chosen)
+    both = found.has_content
+    return losses.content_contrast(found.content[both], found.item[both], config.content_temperature)
+
+
+@contextmanager
+def seeded(seed: int, epoch: int) -> Iterator[np.random.Generator]:
+    """Inside, torch and the yielded generator draw from (seed, epoch); torch's own state comes back after."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed * 1_000_003 + epoch)
+        yield np.random.default_rng([seed, epoch])
+
+
+@contextmanager
+def _quiet_threads(config: TrainConfig, histories: Histories) -> Iterator[None]:
+    """One thread for small problems: two on a shared core spin and wait for each other (methods.md §7)."""
+    before = torch.get_num_threads()
+    small = len(histories.items) * config.towers.dim < _SMALL
+    torch.set_num_threads(config.threads or (1 if small else before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

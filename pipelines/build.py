@@ -1,0 +1,132 @@
+"""From a checkpoint to a generation: every item and user embedded, stored, indexed and checked, ready to promote."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psycopg
+
+from encoders.catalogue import Catalogue, Histories
+from pipelines import generations, quality
+from pipelines.partitions import fill, halfvecs, store_tower
+from pipelines.training import Checkpoint, aligned, read_checkpoint, read_snapshot
+from pipelines.training_set import TrainingSet, read_training_set
+
+if TYPE_CHECKING:
+    from encoders.towers import Towers
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Users embedded at once: at 50 events of 64 dimensions about 13 MB.
+USER_CHUNK = 1024
+
+
+def build(connection: psycopg.Connection[Any], directory: Path, *, progress: bool = False) -> int:
+    """Builds a generation from a checkpoint folder over today's items and histories, and runs the quality gates.
+
+    Items that came after the training are cold: their content embedding serves. An identical generation that is still
+    there is returned instead. Returns its number, in state ready (or live). Any failure leaves it failed and dropped.
+    """
+    checkpoint = read_checkpoint(directory)
+    training_set = read_training_set(connection)
+    identity = _identity(checkpoint, training_set)
+    with generations.exclusive(connection):
+        kept = _kept(connection, identity)
+        if kept is not None:
+            return kept
+        towers = _towers(checkpoint, training_set.catalogue)
+        generation = generations.begin(
+            connection, dim=towers.config.dim, interests=towers.config.interests, config=identity,
+            metrics={"validation": dict(checkpoint.metrics)},
+            checkpoint_path=str(directory), checkpoint_sha256=checkpoint.sha256,
+        )  # fmt: skip
+        try:
+            _fill_from(connection, generation, towers, training_set, progress=progress)
+            generations.ready(connection, generation, _quality(connection, generation))
+        except BaseException as error:
+            connection.rollback()
+            generations.fail(connection, generation, f"{type(error).__name__}: {error}")
+            raise
+    return generation
+
+
+def _identity(checkpoint: Checkpoint, training_set: TrainingSet) -> dict[str, Any]:
+    """What decides a generation's content: equal identities make equal generations."""
+    return {
+        "preset": checkpoint.preset,
+        "checkpoint": checkpoint.sha256,
+        "encoders": dict(training_set.encoders),
+        "catalogue": training_set.catalogue.fingerprint(),
+        "histories": training_set.histories.fingerprint(),
+        "until": training_set.until,
+    }
+
+
+def _kept(connection: psycopg.Connection[Any], identity: Mapping[str, Any]) -> int | None:
+    for found in generations.listing(connection):
+        same = found.config == identity and found.state in ("ready", "live", "retired")
+        if same and generations.has_partitions(connection, found.generation):
+            return found.generation
+    return None
+
+
+def _quality(connection: psycopg.Connection[Any], generation: int) -> dict[str, Any]:
+    """The report that promotion looks at: every gate's value beside its threshold, and whether the hard ones hold."""
+    gates = quality.generation_gates(connection, generation)
+    passed = all(gate.passed for gate in gates if gate.severity == "error")
+    return {"passed": passed, "gates": [asdict(gate) for gate in gates]}
+
+
+def _towers(checkpoint: Checkpoint, catalogue: Catalogue) -> "Towers":
+    """The checkpoint's towers over today's catalogue: known items keep their ID row, others are cold."""
+    from encoders.checkpoint import load
+    from encoders.towers import over
+
+    trained_ids, _ = read_snapshot(checkpoint.directory)
+    towers, _, _ = load(checkpoint.directory, aligned(catalogue, trained_ids))
+    return over(towers, trained_ids, catalogue)
+
+
+def _fill_from(
+    connection: psycopg.Connection[Any], generation: int, towers: "Towers", training_set: TrainingSet, *, progress: bool
+) -> None:
+    from encoders.checkpoint import user_tower_bytes
+
+    items = towers.item_embeddings()
+    usable = (items.has_content | items.has_id).numpy()
+    ids = (item_id for item_id, kept in zip(training_set.catalogue.item_ids, usable, strict=True) if kept)
+    columns = [
+        halfvecs(vectors.numpy()[usable], valid.numpy()[usable])
+        for vectors, valid in (
+            (items.item, items.has_content | items.has_id),
+            (items.content, items.has_content),
+            (items.id, items.has_id),
+        )
+    ]
+    interests = _user_rows(towers, items.item, training_set.histories, progress=progress)
+    fill(connection, generation, zip(ids, *columns, strict=True), interests)
+    weights, config = user_tower_bytes(towers)
+    store_tower(connection, generation, "user_tower", weights, config)
+
+
+def _user_rows(towers: "Towers", items_VD: Any, histories: Histories, *, progress: bool) -> Iterator[tuple[Any, ...]]:
+    """(user_id, interest, embedding, weight, as_of) of every user, interests that are not in use left out."""
+    from tqdm import tqdm
+
+    from encoders.evaluate import padded
+
+    order = np.argsort(histories.lengths, kind="stable")  # users of like length together: little padding
+    with tqdm(total=len(order), desc="interests", unit="user", disable=not progress) as bar:
+        for start in range(0, len(order), USER_CHUNK):
+            users = order[start : start + USER_CHUNK]
+            rows, mask = padded(histories.select(users), towers.config.history)
+            found = towers.user_interests(items_VD[rows], mask)
+            for user, vectors, weights in zip(users, found.vectors.numpy(), found.weights.numpy(), strict=True):
+                as_of = EPOCH + timedelta(microseconds=int(histories.times[histories.offsets[user + 1] - 1]))
+                embeddings = halfvecs(vectors, weights > 0)
+                for interest, (embedding, weight) in enumerate(zip(embeddings, weights, strict=True)):
+                    if embedding is not None:
+                        yield histories.user_ids[user], interest, embedding, float(weight), as_of
+            bar.update(len(users))

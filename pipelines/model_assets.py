@@ -1,0 +1,132 @@
+"""Assets that a model makes: training set, checkpoint, generation, its promotion, and Feast's view of it."""
+
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import dagster as dg
+
+from pipelines import generations, plots
+from pipelines.build import build
+from pipelines.resources import EncoderResource, PostgresResource, Terminal
+from pipelines.training import train_checkpoint
+from pipelines.training_set import read_training_set
+from polytower.errors import UserError
+
+
+class TrainingConfig(dg.Config):
+    """preset: name of the training configuration (docs/models.md lists them)."""
+
+    preset: str = "demo"
+
+
+@dg.asset(deps=["user_sequences", "content_embeddings"], group_name="model", kinds={"postgres"})
+def training_set(postgres: PostgresResource) -> dg.MaterializeResult[Any]:
+    """What the towers will learn from: events, items, and the content encoders in force. Refuses an empty one."""
+    with postgres.connect() as connection:
+        row = connection.execute(
+            """select count(*), count(distinct user_id), count(distinct item_id), max(position) from interactions"""
+        ).fetchone()
+        encoders = connection.execute(
+            """select modality, model, revision, dim, count(item_id) from content_encoders
+               left join content_embeddings using (modality, revision) where active group by 1, 2, 3, 4 order by 1"""
+        ).fetchall()
+    assert row is not None
+    if not row[0]:
+        raise UserError("there are no interactions to learn from: `polytower load DIR` brings them")
+    table = plots.markdown_table(encoders, ["modality", "model", "revision", "width", "items"])
+    return dg.MaterializeResult(
+        metadata={
+            "dagster/row_count": row[0],
+            "users": row[1],
+            "items with events": row[2],
+            "until position": row[3],
+            "content": dg.MetadataValue.md(table),
+        }
+    )
+
+
+@dg.asset(deps=[training_set], group_name="model", kinds={"torch"})
+def checkpoint(
+    config: TrainingConfig, postgres: PostgresResource, encoders: EncoderResource, terminal: Terminal
+) -> dg.MaterializeResult[Any]:
+    """Towers trained on the training set; the same data and preset find the finished checkpoint again."""
+    chosen = encoders.settings()
+    with postgres.connect() as connection:
+        snapshot = read_training_set(connection)
+    trained = train_checkpoint(
+        snapshot, config.preset, chosen.checkpoints_dir, device=chosen.device, progress=terminal.progress
+    )
+    curves = plots.curves(trained.curves, "epoch", ["loss", "ndcg_10", "recall_50"])
+    return dg.MaterializeResult(
+        metadata={
+            "directory": dg.MetadataValue.path(str(trained.directory)),
+            "sha256": trained.sha256,
+            "preset": trained.preset,
+            "reused": trained.reused,
+            "best epoch": trained.best_epoch,
+            "seconds": trained.seconds,
+            "curves": dg.MetadataValue.md(curves),
+            **{f"validation {name}": float(value) for name, value in trained.metrics.items()},
+        }
+    )
+
+
+@dg.asset(deps=[checkpoint], group_name="model", kinds={"postgres", "torch"})
+def generation(
+    context: dg.AssetExecutionContext, postgres: PostgresResource, terminal: Terminal
+) -> dg.MaterializeResult[Any]:
+    """All item embeddings and interests of the newest checkpoint, indexed and measured, ready to go live."""
+    started = perf_counter()
+    directory = Path(str(_latest(context, "checkpoint", "directory")))
+    with postgres.connect() as connection:
+        number = build(connection, directory, progress=terminal.progress)
+        found = generations.get(connection, number)
+        counts = connection.execute(
+            """select (select count(*) from item_embeddings where generation = %(g)s),
+                      (select count(distinct user_id) from user_interests where generation = %(g)s)""",
+            {"g": number},
+        ).fetchone()
+    assert counts is not None
+    return dg.MaterializeResult(
+        metadata={
+            "generation": number,
+            "state": found.state,
+            "items": counts[0],
+            "users": counts[1],
+            "dimensions": found.dim,
+            "interests": found.interests,
+            "seconds": perf_counter() - started,
+        }
+    )
+
+
+@dg.asset(deps=[generation], group_name="serving", kinds={"postgres"})
+def live_generation(context: dg.AssetExecutionContext, postgres: PostgresResource) -> dg.MaterializeResult[Any]:
+    """Promotion of the newest generation: SQL, HTTP and Feast answer from it at once. A failed gate refuses it."""
+    number = int(str(_latest(context, "generation", "generation")))
+    with postgres.connect() as connection:
+        before = generations.promote(connection, number)
+    return dg.MaterializeResult(
+        metadata={"generation": number, "before": str(before.generation) if before else "none"}
+    )
+
+
+@dg.asset(deps=[live_generation], group_name="serving", kinds={"postgres"})
+def feast_features(postgres: PostgresResource) -> dg.MaterializeResult[Any]:
+    """Feast's registry of entities, views and services over the platform's tables, as `feast apply` writes it."""
+    from feature_repo.store import apply, feature_store
+
+    names = apply(feature_store(postgres.database_url()))
+    return dg.MaterializeResult(metadata={"objects": len(names), "names": ", ".join(sorted(names))})
+
+
+def _latest(context: dg.AssetExecutionContext, asset: str, entry: str) -> Any:
+    """One metadata value of an asset's newest materialisation, in this run or an earlier one."""
+    event = context.instance.get_latest_materialization_event(dg.AssetKey(asset))
+    if event is None or event.asset_materialization is None:
+        raise UserError(f"the asset {asset} was never materialised: materialise it first")
+    return event.asset_materialization.metadata[entry].value
+
+
+MODEL_ASSETS = (training_set, checkpoint, generation, live_generation, feast_features)

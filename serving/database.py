@@ -1,0 +1,63 @@
+"""The server's pool of connections: vector types registered, a statement timeout, and no request left hanging."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+from pgvector.psycopg import register_vector_async
+from psycopg.types import TypeInfo
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from polytower.postgres import connection_options
+from serving.errors import NO_DATABASE, Problem
+from serving.metrics import Metrics
+
+
+class Database:
+    """An AsyncConnectionPool that starts without Postgres and comes back when Postgres does.
+
+    timeout: seconds that a statement may run, and that a request waits for a connection.
+    """
+
+    def __init__(self, url: str, metrics: Metrics, *, size: int, timeout: float) -> None:
+        options = connection_options()
+        options["options"] += f" -c statement_timeout={int(timeout * 1000)}"
+        self._metrics = metrics
+        self._timeout = timeout
+        self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] = AsyncConnectionPool(
+            url, min_size=1, max_size=size, open=False, configure=_configure, timeout=timeout, reconnect_timeout=60,
+            kwargs={"autocommit": True, "connect_timeout": 5, **options},
+        )  # fmt: skip
+
+    async def open(self) -> None:
+        """Starts connecting in the background."""
+        await self._pool.open(wait=False)
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        await self._pool.close()
+
+    @asynccontextmanager
+    async def connection(self, timeout: float | None = None) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """Lends a connection in autocommit mode. Raises Problem when none is to be had in time."""
+        try:
+            with self._metrics.stage("pool"):
+                connection = await self._pool.getconn(timeout or self._timeout)
+        except PoolTimeout as error:
+            raise Problem(NO_DATABASE, "no connection to the database could be had in time; try again") from error
+        try:
+            yield connection
+        except psycopg.OperationalError:
+            if connection.broken:
+                # Postgres went away: the others of the pool are dead too, and the next request should not find out.
+                await self._pool.check()
+            raise
+        finally:
+            await self._pool.putconn(connection)
+
+
+async def _configure(connection: psycopg.AsyncConnection[Any]) -> None:
+    # An unmigrated database has no vectors yet; /readyz says so.
+    if await TypeInfo.fetch(connection, "vector") is not None:
+        await register_vector_async(connection)

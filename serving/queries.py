@@ -1,0 +1,179 @@
+"""The only place of the query layer that holds SQL: statements with named parameters, and typed rows.
+
+The command line (synchronous functions here) and HTTP (asynchronous, serving/retrieval.py) share the statements.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from pgvector import HalfVector
+from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One retrieved item. score: inner product, higher is better; rank and interest_rank count from 1.
+
+    interest: number of the interest that gave the score. title: only where it was asked for.
+    """
+
+    item_id: str
+    score: float
+    rank: int
+    interest: int
+    interest_rank: int
+    generation: int
+    title: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """One item near another. score: inner product in the space asked for."""
+
+    item_id: str
+    score: float
+    rank: int
+    generation: int
+    title: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interest:
+    """One stored interest of a user. weight: its share, as learned; as_of: newest event it knows."""
+
+    interest: int
+    weight: float
+    embedding: HalfVector
+    as_of: datetime
+    generation: int
+
+
+CANDIDATES = """
+select c.item_id, c.score, c.rank, c.interest, c.interest_rank, c.generation
+from polytower.retrieve(%(user_id)s, %(k)s, %(filter)s, %(exclude_seen)s, %(merge)s, %(exclude)s) c
+order by c.rank limit %(k)s
+"""
+
+CANDIDATES_BY_VECTORS = """
+select c.item_id, c.score, c.rank, c.interest, c.interest_rank, c.generation
+from polytower.retrieve_vectors(%(interests)b::halfvec[], %(weights)s::real[], %(k)s, %(filter)s, %(exclude)s,
+                                %(merge)s, generation => %(generation)s) c
+order by c.rank limit %(k)s
+"""
+
+NEIGHBOURS = """
+select n.item_id, n.score, n.rank, n.generation
+from polytower.similar_items(%(item_id)s, %(k)s, %(space)s, %(filter)s) n
+order by n.rank limit %(k)s
+"""
+
+INTERESTS = """
+select i.interest, i.weight, i.embedding, i.as_of, i.generation
+from polytower.user_interests(%(user_id)s) i
+order by i.interest limit 64
+"""
+
+TITLES = "select item_id, title from items where item_id = any (%(item_ids)s) limit 1000"
+
+
+def candidate_parameters(
+    *,
+    k: int,
+    filter: Mapping[str, Any] | None,  # noqa: A002 the name of the SQL argument
+    exclude: Sequence[str],
+    merge: str,
+) -> dict[str, Any]:
+    """Parameters that every retrieval shares."""
+    return {"k": k, "filter": Jsonb(dict(filter or {})), "exclude": list(exclude), "merge": merge}
+
+
+def retrieve(
+    connection: psycopg.Connection[Any],
+    user_id: str,
+    *,
+    k: int = 100,
+    filter: Mapping[str, Any] | None = None,  # noqa: A002 the name of the SQL argument
+    exclude_seen: bool = True,
+    merge: str = "max",
+    exclude: Sequence[str] = (),
+    titles: bool = False,
+) -> list[Candidate]:
+    """Candidates for a user from the interests stored with the live generation, best first.
+
+    Raises psycopg.Error with a SQLSTATE of serving.errors.PROBLEMS; errors.user_error() words it for a person.
+    """
+    parameters = candidate_parameters(k=k, filter=filter, exclude=exclude, merge=merge)
+    parameters |= {"user_id": user_id, "exclude_seen": exclude_seen}
+    with connection.cursor(row_factory=class_row(Candidate)) as cursor:
+        found = cursor.execute(CANDIDATES, parameters).fetchall()
+    if not titles:
+        return found
+    known = _titles(connection, [candidate.item_id for candidate in found])
+    return [replace(candidate, title=known.get(candidate.item_id)) for candidate in found]
+
+
+def similar(
+    connection: psycopg.Connection[Any],
+    item_id: str,
+    *,
+    k: int = 10,
+    space: str = "item",
+    filter: Mapping[str, Any] | None = None,  # noqa: A002 the name of the SQL argument
+    titles: bool = False,
+) -> list[Neighbour]:
+    """Items most like one item in the item, content or id space, best first. Raises as retrieve() does."""
+    parameters = {"item_id": item_id, "k": k, "space": space, "filter": Jsonb(dict(filter or {}))}
+    with connection.cursor(row_factory=class_row(Neighbour)) as cursor:
+        found = cursor.execute(NEIGHBOURS, parameters).fetchall()
+    if not titles:
+        return found
+    known = _titles(connection, [neighbour.item_id for neighbour in found])
+    return [replace(neighbour, title=known.get(neighbour.item_id)) for neighbour in found]
+
+
+def _titles(connection: psycopg.Connection[Any], item_ids: Sequence[str]) -> dict[str, str | None]:
+    return dict(connection.execute(TITLES, {"item_ids": list(item_ids)}).fetchall())
+
+
+# What a request for a user starts from: the live generation, and how new the user's interests and events are.
+# No row: no generation is live.
+STATE = """
+select g.generation,
+       (select max(u.as_of) from user_interests u
+        where u.generation = g.generation and u.user_id = %(user_id)s) as as_of,
+       (select max(i.occurred_at) from interactions i where i.user_id = %(user_id)s) as newest_at
+from generations g where g.state = 'live' limit 1
+"""
+
+# The newest events that the generation knows, oldest first.
+USER_HISTORY = """
+select item_id, embedding from (
+    select i.item_id, e.embedding, i.occurred_at, i.position
+    from interactions i join item_embeddings e on e.generation = %(generation)s and e.item_id = i.item_id
+    where i.user_id = %(user_id)s order by i.occurred_at desc, i.position desc limit %(length)s
+) newest order by occurred_at, position limit %(length)s
+"""
+
+ITEM_VECTORS = """
+select item_id, embedding from item_embeddings
+where generation = %(generation)s and item_id = any (%(item_ids)s) limit 10000
+"""
+
+SEEN_ITEMS = "select polytower.seen_items(%(user_id)s) as item_ids limit 1"
+
+USER_TOWER = """
+select weights, config from towers where generation = %(generation)s and part = 'user_tower' limit 1
+"""
+
+GENERATIONS = """
+select generation, state, dim, interests, created_at, live_at, metrics from generations
+order by generation desc limit 1000
+"""
+
+READY = "select generation from generations where state = 'live' limit 1"

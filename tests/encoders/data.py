@@ -1,0 +1,36 @@
+"""Small catalogues and histories for the towers' tests, in memory."""
+
+import numpy as np
+
+from encoders.catalogue import Catalogue, Histories, histories_of
+
+ITEMS = 30
+
+
+def tiny_catalogue(items: int = ITEMS, seed: int = 0, *, content: bool = True) -> Catalogue:
+    """Items of three tastes whose content shows the taste; each modality misses some items, the last one lacks all."""
+    ids = [f"i{item}" for item in range(items)]
+    if not content:
+        return Catalogue(ids)
+    rng = np.random.default_rng(seed)
+    tastes = np.arange(items) % 3
+    rows, present = {}, {}
+    for name, width in (("text", 12), ("attributes", 8)):
+        vectors = rng.normal(size=(3, width))[tastes] + 0.1 * rng.normal(size=(items, width))
+        there = rng.random(items) < 0.8
+        there[:3], there[-1] = True, False
+        present[name] = there
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        rows[name] = (unit * there[:, None]).astype(np.float32)
+    return Catalogue(ids, rows, present)
+
+
+def tiny_histories(users: int = 40, items: int = ITEMS, seed: int = 0, longest: int = 12) -> Histories:
+    """Users who walk through the items of one taste in order, from a place of their own; 1 to `longest` events."""
+    rng = np.random.default_rng(seed)
+    sequences = {}
+    for user in range(users):
+        start, length = int(rng.integers(items)), int(rng.integers(1, longest + 1))
+        walk = (start + 3 * np.arange(length)) % (items - items % 3)
+        sequences[f"u{user}"] = [int(item) for item in walk]
+    return histories_of(sequences)

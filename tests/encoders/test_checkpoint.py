@@ -1,0 +1,97 @@
+"""Checkpoints come back as they were, parts alone too, and refuse what they do not belong to."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from encoders import checkpoint
+from encoders.catalogue import Catalogue
+from encoders.config import TowersConfig, TrainConfig
+from encoders.towers import Towers
+from polytower.errors import UserError
+from tests.encoders.data import tiny_catalogue
+
+SHAPE = TowersConfig(dim=16, history=8, interests=3, content_width=16, shrinkage=1.0)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, Towers, Catalogue]:
+    catalogue = tiny_catalogue()
+    towers = Towers(replace(SHAPE, modalities=catalogue.modalities), catalogue).eval()
+    checkpoint.save(tmp_path, towers, TrainConfig(towers=SHAPE), catalogue, metrics={"ndcg@10": 0.5})
+    return tmp_path, towers, catalogue
+
+
+def test_towers_come_back_as_they_were(saved: tuple[Path, Towers, Catalogue]) -> None:
+    directory, towers, catalogue = saved
+    loaded, config, metrics = checkpoint.load(directory, catalogue)
+    for one, other in zip(loaded.item_embeddings(), towers.item_embeddings(), strict=True):
+        assert torch.equal(one, other)
+    assert config == TrainConfig(towers=SHAPE)
+    assert metrics == {"ndcg@10": 0.5}
+    assert not list(directory.glob("*.partial"))
+
+
+def test_the_user_tower_alone_answers_the_same(saved: tuple[Path, Towers, Catalogue]) -> None:
+    _, towers, _ = saved
+    weights, config = checkpoint.user_tower_bytes(towers)
+    alone = checkpoint.load_user_tower(weights, checkpoint.as_json(config))
+    items, mask = torch.randn(2, 5, SHAPE.dim), torch.ones(2, 5, dtype=torch.bool)
+    with torch.no_grad():
+        assert torch.equal(alone.interests(items, mask).vectors, towers.user_interests(items, mask).vectors)
+    assert len(weights) < 500_000
+
+
+def test_the_item_tower_alone_answers_the_same(saved: tuple[Path, Towers, Catalogue]) -> None:
+    _, towers, catalogue = saved
+    alone = checkpoint.load_item_tower(*checkpoint.item_tower_bytes(towers))
+    content = {name: torch.from_numpy(rows) for name, rows in catalogue.content.items()}
+    present = {name: torch.from_numpy(rows) for name, rows in catalogue.present.items()}
+    with torch.no_grad():
+        found = alone(torch.arange(len(catalogue)), content, present)
+    assert torch.equal(found.item, towers.item_embeddings().item)
+
+
+def test_another_catalogue_is_refused(saved: tuple[Path, Towers, Catalogue]) -> None:
+    directory, _, catalogue = saved
+    turned = Catalogue(catalogue.item_ids[::-1], catalogue.content, catalogue.present)
+    with pytest.raises(UserError, match="another catalogue"):
+        checkpoint.load(directory, turned)
+
+
+def test_other_modalities_are_refused(saved: tuple[Path, Towers, Catalogue]) -> None:
+    directory, _, catalogue = saved
+    text = Catalogue(catalogue.item_ids, {"text": catalogue.content["text"]}, {"text": catalogue.present["text"]})
+    with pytest.raises(UserError, match=r"trained with content attributes \(8\), text \(12\)"):
+        checkpoint.load(directory, text)
+
+
+def test_an_absent_checkpoint_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such checkpoint"):
+        checkpoint.load(tmp_path / "nowhere", tiny_catalogue())
+
+
+@pytest.mark.parametrize("name", ["towers.safetensors", "towers.json"])
+def test_a_damaged_checkpoint_is_said(saved: tuple[Path, Towers, Catalogue], name: str) -> None:
+    directory, _, catalogue = saved
+    whole = (directory / name).read_bytes()
+    (directory / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.load(directory, catalogue)
+
+
+def test_weights_of_another_configuration_are_refused(saved: tuple[Path, Towers, Catalogue]) -> None:
+    _, towers, _ = saved
+    weights, config = checkpoint.user_tower_bytes(towers)
+    with pytest.raises(UserError, match="another configuration"):
+        checkpoint.load_user_tower(weights, {**config, "dim": 32})
+
+
+def test_a_newer_format_is_refused(saved: tuple[Path, Towers, Catalogue]) -> None:
+    directory, _, catalogue = saved
+    document = checkpoint.read_json(directory / "towers.json")
+    checkpoint.write_json(directory / "towers.json", {**document, "format": 99})
+    with pytest.raises(UserError, match="format 99"):
+        checkpoint.load(directory, catalogue)

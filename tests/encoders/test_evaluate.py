@@ -1,0 +1,134 @@
+"""The harness and the baselines in it, against brute force."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from encoders.baselines import BASELINES, ItemKnn, Popularity, baselines
+from encoders.catalogue import Histories, histories_of
+from encoders.config import TowersConfig
+from encoders.cooccurrence import following, ppmi_vectors
+from encoders.evaluate import TowersScorer, best_scores, evaluate, padded, seen, validation_ndcg
+from encoders.splits import Questions, leave_one_out, no_questions
+from encoders.towers import Interests, Towers
+from tests.encoders.data import ITEMS, tiny_catalogue, tiny_histories
+
+
+class ByIndex:
+    """Every user likes a low item index best."""
+
+    def __call__(self, histories: Histories) -> Tensor:
+        return -torch.arange(6.0).expand(len(histories), -1)
+
+
+def test_evaluation_by_hand() -> None:
+    questions = Questions(histories_of({"a": [0, 1], "b": [5]}), np.array([2, 3]))
+    found = evaluate(ByIndex(), questions, 6, depths=(1, 2, 4), vectors_VD=torch.eye(6))
+    assert found["masked"]["recall@1"] == pytest.approx(0.5)  # a's 2 is first once 0 and 1 are hidden, b's 3 is fourth
+    assert found["masked"]["recall@4"] == pytest.approx(1.0)
+    assert found["unmasked"]["recall@2"] == 0
+    assert found["unmasked"]["recall@4"] == pytest.approx(1.0)
+    assert found["unmasked"]["mrr"] == pytest.approx((1 / 3 + 1 / 4) / 2)
+    assert found["unmasked"]["coverage@10"] == 1.0
+    assert found["unmasked"]["diversity@10"] == pytest.approx(1.0)
+
+
+def test_the_size_of_a_chunk_changes_nothing() -> None:
+    split = leave_one_out(tiny_histories())
+    whole = evaluate(Popularity(split.train, ITEMS), split.test, ITEMS, chunk=1000)
+    assert evaluate(Popularity(split.train, ITEMS), split.test, ITEMS, chunk=3) == whole
+    assert validation_ndcg(Popularity(split.train, ITEMS), split.test, ITEMS)[0] == whole["masked"]["ndcg@10"]
+
+
+def test_nothing_asked_scores_zero() -> None:
+    found = evaluate(ByIndex(), no_questions(), 6)
+    assert set(found["masked"].values()) == {0.0}
+
+
+def test_padding_keeps_the_newest_events_in_order() -> None:
+    rows, mask = padded(histories_of({"a": [1, 2, 3, 4], "b": [5], "c": []}), 3)
+    assert rows[0].tolist() == [2, 3, 4]
+    assert mask.tolist() == [[True] * 3, [True, False, False], [False] * 3]
+    assert rows[1, 0] == 5
+
+
+def test_seen_marks_the_history() -> None:
+    assert seen(histories_of({"a": [1, 1], "b": []}), 3).tolist() == [[False, True, False], [False] * 3]
+
+
+def test_the_score_is_the_best_interest_in_use() -> None:
+    interests = Interests(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), torch.tensor([[1.0, 0.0]]))
+    items = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    assert best_scores(interests, items)[0].tolist() == pytest.approx([1.0, 0.0, 0.6])
+    both = interests._replace(weights=torch.tensor([[0.5, 0.5]]))
+    assert best_scores(both, items)[0].tolist() == pytest.approx([1.0, 1.0, 0.8])
+
+
+def test_towers_score_every_user_alone_as_in_company() -> None:
+    catalogue, histories = tiny_catalogue(), tiny_histories()
+    shape = TowersConfig(dim=16, history=8, interests=3, content_width=16, modalities=catalogue.modalities)
+    scorer = TowersScorer(Towers(replace(shape, shrinkage=1.0), catalogue))
+    together = scorer(histories)
+    for user in (0, 7, 31):
+        torch.testing.assert_close(scorer(histories.select(np.array([user])))[0], together[user])
+
+
+def test_popularity_by_hand() -> None:
+    train = histories_of({"a": [2, 2, 1], "b": [2]})
+    assert Popularity(train, 4)(train).tolist() == [[0, 1, 3, 0], [0, 1, 3, 0]]
+
+
+def knn_by_loops(train: Histories, items: int, history: list[int]) -> np.ndarray:
+    """methods.md §6, word by word."""
+    similar, counts = np.zeros((items, items)), np.zeros(items)
+    for user in range(len(train)):
+        events = train.of(user).tolist()
+        for place, one in enumerate(events):
+            counts[one] += 1
+            for gap in range(1, min(50, len(events) - 1 - place) + 1):
+                two = events[place + gap]
+                similar[one, two] += 1 / gap
+                similar[two, one] += 0.5 / gap
+    similar /= np.sqrt(np.outer(np.maximum(counts, 1), np.maximum(counts, 1)))
+    scores = np.zeros(items)
+    for back, item in enumerate(reversed(history[-10:])):
+        scores += 0.8**back * similar[item]
+    return scores
+
+
+def test_item_knn_equals_its_definition() -> None:
+    train = tiny_histories(users=25, longest=70)
+    found = ItemKnn(train, ITEMS)(train)
+    for user in range(25):
+        expected = knn_by_loops(train, ITEMS, train.of(user).tolist())
+        np.testing.assert_allclose(found[user].numpy(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("sequences", [{}, {"a": [1]}])
+def test_baselines_bear_little_data(name: str, sequences: dict[str, list[int]]) -> None:
+    histories = histories_of(sequences)
+    scores = baselines(histories, ITEMS)[name](histories)
+    assert scores.shape == (len(sequences), ITEMS)
+    assert torch.isfinite(scores).all()
+
+
+def test_following_by_hand() -> None:
+    found = following(histories_of({"a": [0, 1, 2], "b": [1, 2]}), 3, window=2).toarray()
+    assert found.tolist() == [[0, 1, 0.5], [0, 0, 2], [0, 0, 0]]
+
+
+def test_ppmi_vectors_bring_items_of_one_taste_together() -> None:
+    vectors = ppmi_vectors(tiny_histories(users=200), ITEMS, 16, seed=0)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosines, same = unit @ unit.T, np.equal.outer(np.arange(ITEMS) % 3, np.arange(ITEMS) % 3)
+    off = ~np.eye(ITEMS, dtype=bool)
+    assert cosines[same & off].mean() > cosines[~same].mean() + 0.1
+    assert np.linalg.norm(vectors, axis=1).mean() == pytest.approx(0.02 * 16**0.5, rel=0.5)
+
+
+def test_ppmi_vectors_of_nothing_are_noise() -> None:
+    assert np.isfinite(ppmi_vectors(histories_of({}), ITEMS, 16, seed=0)).all()

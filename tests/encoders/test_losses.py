@@ -1,0 +1,126 @@
+"""Objectives against plain expressions, repels by hand; every registered one is differentiable and finite."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from encoders import losses
+
+TAU = 0.1
+
+
+def case(interests: int = 3, *, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, losses.Negatives]:
+    """6 positions, 5 negatives; the positive of position 2 is negative 4; the last interest of position 0 is unused."""
+    torch.manual_seed(interests)
+    interests_PKD = F.normalize(torch.randn(6, interests, 4, dtype=dtype), dim=-1)
+    positives_PD = F.normalize(torch.randn(6, 4, dtype=dtype), dim=-1)
+    vectors_ND = F.normalize(torch.randn(5, 4, dtype=dtype), dim=-1)
+    vectors_ND[4] = positives_PD[2]
+    used_PK = torch.ones(6, interests, dtype=torch.bool)
+    used_PK[0, -1] = interests == 1
+    negatives = losses.Negatives(vectors_ND, torch.randn(5, dtype=dtype), torch.tensor([2]), torch.tensor([4]))
+    return interests_PKD, used_PK, positives_PD, negatives
+
+
+def softmax_reference(positive_P: Tensor, negative_PN: Tensor, negatives: losses.Negatives) -> Tensor:
+    logits = torch.cat([positive_P[:, None], negative_PN], dim=1) / TAU
+    logits[:, 1:] += negatives.bias
+    logits[negatives.rows, 1 + negatives.columns] = float("-inf")
+    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64), reduction="none")
+
+
+@pytest.mark.parametrize("interests", [1, 3])
+def test_consistent_scores_everything_by_the_best_interest(interests: int) -> None:
+    vectors, used, positives, negatives = case(interests)
+    scores = (vectors @ negatives.vectors.T).masked_fill(~used[..., None], -9).amax(dim=1)
+    own = torch.einsum("pkd,pd->pk", vectors, positives).masked_fill(~used, -9).amax(dim=1)
+    expected = softmax_reference(own, scores, negatives)
+    torch.testing.assert_close(losses.consistent(vectors, used, positives, negatives, TAU), expected)
+
+
+def test_comirec_scores_negatives_by_the_interest_of_the_positive() -> None:
+    vectors, used, positives, negatives = case()
+    own, chosen = torch.einsum("pkd,pd->pk", vectors, positives).masked_fill(~used, -9).max(dim=1)
+    expected = softmax_reference(own, vectors[torch.arange(6), chosen] @ negatives.vectors.T, negatives)
+    torch.testing.assert_close(losses.comirec(vectors, used, positives, negatives, TAU), expected)
+
+
+def test_remi_with_equal_weights_is_comirec() -> None:
+    vectors, used, positives, negatives = case()
+    torch.testing.assert_close(
+        losses.remi(vectors, used, positives, negatives, TAU, beta=0.0),
+        losses.comirec(vectors, used, positives, negatives, TAU),
+    )
+
+
+def test_soft_consistent_is_consistent_for_one_interest() -> None:
+    given = case(1)
+    torch.testing.assert_close(losses.soft_consistent(*given, TAU), losses.consistent(*given, TAU))
+
+
+@pytest.mark.parametrize("interests", [1, 3])
+def test_the_fused_softmax_has_the_gradients_of_finite_differences(interests: int) -> None:
+    vectors, used, positives, negatives = case(interests)
+
+    def loss(vectors: Tensor, positive: Tensor, drawn: Tensor) -> Tensor:
+        moved = losses.Negatives(drawn, negatives.bias, negatives.rows, negatives.columns)
+        return losses.max_softmax(vectors, used, positive, moved, TAU)
+
+    own = torch.einsum("pkd,pd->pk", vectors, positives).amax(dim=1)
+    inputs = [part.detach().requires_grad_() for part in (vectors, own, negatives.vectors)]
+    assert torch.autograd.gradcheck(loss, inputs)
+
+
+@pytest.mark.parametrize("name", losses.OBJECTIVES)
+@pytest.mark.parametrize("interests", [1, 4])
+def test_every_objective_is_finite_and_falls_when_the_positive_comes_closer(name: str, interests: int) -> None:
+    vectors, used, positives, negatives = case(interests, dtype=torch.float32)
+    vectors.requires_grad_()
+    loss = losses.OBJECTIVES[name](vectors, used, positives, negatives, TAU)
+    assert loss.shape == (6,)
+    assert torch.isfinite(loss).all()
+    loss.sum().backward()  # type: ignore[no-untyped-call]
+    assert vectors.grad is not None
+    assert torch.isfinite(vectors.grad).all()
+    closer = F.normalize(vectors.detach() + 2 * positives[:, None], dim=-1)
+    assert losses.OBJECTIVES[name](closer, used, positives, negatives, TAU).mean() < loss.mean()
+
+
+@pytest.mark.parametrize("name", [name for name in losses.REPELS if name != "none"])
+def test_every_repel_prefers_interests_that_differ(name: str) -> None:
+    same = torch.ones(5, 3, 4, dtype=torch.float64) / 2
+    apart = torch.eye(4, dtype=torch.float64)[:3].expand(5, 3, 4)
+    margin = 1.0 if name == "distance" else 0.3
+    assert losses.REPELS[name](apart, margin) < losses.REPELS[name](same, margin)
+
+
+def test_repels_by_hand() -> None:
+    pair = torch.tensor([[[1.0, 0.0], [0.6, 0.8]]])
+    assert losses.repel_cosine(pair, 0.5).item() == pytest.approx(0.1)
+    assert losses.repel_orthogonal(pair, 0.0).item() == pytest.approx(0.36)
+    assert losses.repel_distance(pair, 1.0).item() == pytest.approx(1 - 0.8**0.5)
+    assert losses.repel_none(pair, 0.0).item() == 0
+
+
+@pytest.mark.parametrize("name", losses.REPELS)
+def test_one_interest_cannot_be_repelled_from_itself(name: str) -> None:
+    assert torch.isfinite(losses.REPELS[name](torch.ones(2, 1, 4) / 2, 0.3))
+
+
+def test_content_contrast_teaches_content_only() -> None:
+    content = F.normalize(torch.randn(6, 4), dim=-1).requires_grad_()
+    items = F.normalize(torch.randn(6, 4), dim=-1).requires_grad_()
+    losses.content_contrast(content, items, TAU).backward()  # type: ignore[no-untyped-call]
+    assert content.grad is not None
+    assert items.grad is None
+    aligned = losses.content_contrast(items.detach(), items.detach(), TAU)
+    assert aligned < losses.content_contrast(content.detach(), items.detach(), TAU)
+
+
+def test_weight_loss_is_least_for_the_interest_that_owns_the_next_item() -> None:
+    vectors, _, positives, _ = case()
+    owner = torch.einsum("pkd,pd->pk", vectors, positives).argmax(dim=1)
+    sure = F.one_hot(owner, 3).double() * 0.98 + 0.01
+    assert losses.weight_loss(vectors, sure, positives) < 0.1
+    assert losses.weight_loss(vectors, sure.roll(1, dims=1), positives) > 1

@@ -1,0 +1,167 @@
+"""A generation's life: filled, promoted, rolled back, dropped; never two live, never a half-built one seen."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+
+from pipelines import generations
+from pipelines.partitions import fill, halfvecs
+from polytower.errors import UserError
+from polytower.postgres import connect
+
+DIM = 8
+
+
+def build(
+    connection: psycopg.Connection[Any], *, items: int = 30, users: int = 5, seed: int = 0, **quality: Any
+) -> int:
+    """A ready generation of random unit vectors; every third item is cold."""
+    generation = generations.begin(
+        connection,
+        dim=DIM,
+        interests=2,
+        config={"preset": "test"},
+        metrics={},
+        checkpoint_path="",
+        checkpoint_sha256="",
+    )
+    random = np.random.default_rng(seed)
+    vectors = random.standard_normal((items, DIM))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    everything, warm = np.ones(items, bool), np.arange(items) % 3 != 0
+    rows = zip(
+        (f"i{item}" for item in range(items)),
+        halfvecs(vectors, everything), halfvecs(vectors, everything), halfvecs(vectors, warm), strict=True,
+    )  # fmt: skip
+    now = datetime(2024, 1, 1, tzinfo=UTC)
+    interests = [
+        (f"u{user}", k, next(halfvecs(vectors[[user + k]], [True])), 0.5, now)
+        for user in range(users)
+        for k in range(2)
+    ]
+    fill(connection, generation, rows, interests)
+    generations.ready(connection, generation, quality or {"passed": True, "gates": []})
+    return generation
+
+
+def states(connection: psycopg.Connection[Any]) -> dict[int, str]:
+    return {found.generation: found.state for found in generations.listing(connection)}
+
+
+def test_promote_then_promote_another_then_roll_back(connection: psycopg.Connection[Any]) -> None:
+    first, second = build(connection), build(connection, seed=1)
+    assert generations.promote(connection, first) is None
+    before = generations.promote(connection, second)
+    assert before is not None
+    assert before.generation == first
+    assert states(connection) == {first: "retired", second: "live"}
+    assert generations.rollback(connection).generation == first
+    assert states(connection) == {first: "live", second: "retired"}
+    windows = connection.execute("select generation, live_until is null from promotions order by promotion").fetchall()
+    assert windows == [(first, False), (second, False), (first, True)]
+
+
+def test_promoting_the_live_one_again_changes_nothing(connection: psycopg.Connection[Any]) -> None:
+    generation = build(connection)
+    generations.promote(connection, generation)
+    generations.promote(connection, generation)
+    assert connection.execute("select count(*) from promotions").fetchone() == (1,)
+
+
+def test_a_reader_sees_the_old_generation_until_the_commit(connection: psycopg.Connection[Any], database: str) -> None:
+    first, second = build(connection), build(connection, seed=1)
+    generations.promote(connection, first)
+    connection.commit()
+    with connect(database) as reader:
+        generations.switch(connection, second)
+        before = generations.live(reader)
+        connection.commit()
+        after = generations.live(reader)
+    assert before is not None
+    assert after is not None
+    assert (before.generation, after.generation) == (first, second)
+
+
+def test_cold_items_have_no_id_embedding_and_every_space_is_indexed(connection: psycopg.Connection[Any]) -> None:
+    generation = build(connection)
+    cold = connection.execute(
+        "select count(*) from item_embeddings where generation = %s and id_embedding is null", [generation]
+    ).fetchone()
+    assert cold == (10,)
+    indexes = connection.execute(
+        "select count(*) from pg_indexes where tablename = %s and indexdef like '%%hnsw%%'",
+        [f"item_embeddings_g{generation}"],
+    ).fetchone()
+    assert indexes == (3,)
+
+
+def test_a_failed_gate_blocks_promotion_unless_forced(connection: psycopg.Connection[Any]) -> None:
+    gate = {"name": "dead_dimensions", "value": 5, "threshold": 0, "passed": False, "severity": "error"}
+    generation = build(connection, passed=False, gates=[gate])
+    with pytest.raises(UserError, match="dead_dimensions is 5"):
+        generations.promote(connection, generation)
+    assert generations.live(connection) is None
+    generations.promote(connection, generation, force=True)
+    assert states(connection) == {generation: "live"}
+
+
+def test_a_build_that_was_killed_is_swept_by_the_next(connection: psycopg.Connection[Any]) -> None:
+    killed = generations.begin(
+        connection, dim=DIM, interests=1, config={}, metrics={}, checkpoint_path="", checkpoint_sha256=""
+    )
+    generation = build(connection)
+    assert states(connection) == {killed: "failed", generation: "ready"}
+    with pytest.raises(UserError, match="is failed"):
+        generations.promote(connection, killed)
+
+
+def test_the_live_one_is_not_dropped_and_a_dropped_one_does_not_come_back(connection: psycopg.Connection[Any]) -> None:
+    first, second = build(connection), build(connection, seed=1)
+    generations.promote(connection, first)
+    with pytest.raises(UserError, match="is live"):
+        generations.drop(connection, first)
+    generations.promote(connection, second)
+    generations.drop(connection, first)
+    with pytest.raises(UserError, match="was dropped"):
+        generations.promote(connection, first)
+    with pytest.raises(UserError, match="nothing to roll back to"):
+        generations.rollback(connection)
+
+
+def test_only_the_newest_past_generations_are_retained(connection: psycopg.Connection[Any]) -> None:
+    built = [build(connection, seed=seed) for seed in range(4)]
+    generations.promote(connection, built[0])
+    generations.promote(connection, built[3])
+    assert generations.retain(connection, keep=1) == [built[1], built[0]]
+    assert generations.has_partitions(connection, built[2])
+
+
+def test_nothing_to_roll_back_and_unknown_numbers_are_said_plainly(connection: psycopg.Connection[Any]) -> None:
+    with pytest.raises(UserError, match="no generation is live"):
+        generations.rollback(connection)
+    with pytest.raises(UserError, match="no generation 7"):
+        generations.promote(connection, 7)
+
+
+def test_diff_counts_and_churn(connection: psycopg.Connection[Any]) -> None:
+    first, same, other = build(connection), build(connection, items=33), build(connection, seed=1)
+    connection.commit()
+    found = generations.diff(connection, first, same)
+    assert found["items"] == {"added": 3, "removed": 0, "kept": 30}
+    assert found["users"] == {"added": 0, "removed": 0, "kept": 5}
+    assert generations.neighbour_churn(connection, first, first) == 0
+    churn = generations.neighbour_churn(connection, first, other)
+    assert churn is not None
+    assert churn > 0.3
+
+
+def test_a_second_builder_is_turned_away(connection: psycopg.Connection[Any], database: str) -> None:
+    with connect(database) as other, generations.exclusive(connection):
+        with pytest.raises(UserError, match="another process"), generations.exclusive(other):
+            pass
+        other.rollback()
+    with connect(database) as other, generations.exclusive(other):
+        pass

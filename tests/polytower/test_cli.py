@@ -1,0 +1,119 @@
+"""The command line: what it offers is frozen in a golden file, it starts fast, and its errors say the way out."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from polytower.cli import cli
+from tests.factories import tiny_folder
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "cli.txt"
+HEAVY = {
+    "torch",
+    "transformers",
+    "dagster",
+    "feast",
+    "great_expectations",
+    "pandas",
+    "pyarrow",
+    "sqlalchemy",
+    "fastapi",
+}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command as a user runs it, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "polytower.cli", *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def surface(command: click.Command, path: str) -> list[str]:
+    """One line per command with its options and arguments."""
+    if isinstance(command, click.Group):
+        return [line for name in sorted(command.commands) for line in surface(command.commands[name], f"{path} {name}")]
+    return [
+        " ".join([path, *sorted(name for parameter in command.params for name in (parameter.opts or [parameter.name]))])
+    ]
+
+
+def test_commands_and_options_are_what_the_golden_file_says() -> None:
+    found = "\n".join(surface(cli, "polytower")) + "\n"
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.write_text(found)
+    assert found == GOLDEN.read_text(), "the command line changed: UPDATE_GOLDEN=1 pytest tests/polytower/test_cli.py"
+
+
+def test_help_loads_no_heavy_library() -> None:
+    script = "import sys, polytower.cli; print(' '.join(name for name in sys.modules if '.' not in name))"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert not HEAVY & set(loaded.split())
+
+
+def test_every_command_explains_itself() -> None:
+    for line in surface(cli, ""):
+        words = [word for word in line.split() if not word.startswith("-") and word in line.split()[:2]]
+        command: click.Command = cli
+        for word in words:
+            if isinstance(command, click.Group) and word in command.commands:
+                command = command.commands[word]
+        assert command.help, line
+
+
+def test_an_empty_database_names_the_next_step(platform: str) -> None:
+    import migrations
+
+    migrations.downgrade("base", platform)
+    for command in (["evaluate"], ["retrieve", "1"], ["similar", "1"], ["generations", "list"]):
+        done = run(*command)
+        assert done.returncode == 1, command
+        assert "polytower load DIR" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_an_error_is_json_too(platform: str) -> None:
+    done = run("retrieve", "nobody", "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout.splitlines()[-1])["error"]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("where", ["{", "[1]", '"x"'])
+def test_a_filter_that_is_no_json_object_is_refused(where: str) -> None:
+    result = CliRunner().invoke(cli, ["retrieve", "1", "--filter", where])
+    assert result.exit_code == 2
+    assert "--filter" in result.output
+
+
+def test_a_user_or_a_history_but_not_both() -> None:
+    assert CliRunner().invoke(cli, ["retrieve"]).exit_code == 2
+    assert CliRunner().invoke(cli, ["retrieve", "1", "--history", "2"]).exit_code == 2
+
+
+def test_loading_twice_changes_nothing(platform: str, tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "data")
+    first, second = (json.loads(run("load", str(folder), "--json").stdout.splitlines()[-1]) for _ in range(2))
+    assert first["counts"] != second["counts"]
+    assert run("load", str(tmp_path / "nowhere")).returncode == 2
+
+
+def test_no_postgres_is_said_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYTOWER_DATABASE_URL", "postgresql://127.0.0.1:1/nothing")
+    done = run("generations", "list")
+    assert done.returncode == 1
+    assert "polytower doctor" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_doctor_finds_everything_here(platform: str) -> None:
+    done = run("doctor", "--json")
+    findings = {finding["name"]: finding for finding in json.loads(done.stdout.splitlines()[-1])}
+    assert all(finding["ok"] for finding in findings.values()), findings
+    assert {"python", "packages", "disk", "postgres", "pgvector", "schema", "device", "weights"} <= set(findings)
+    assert done.returncode == 0
