@@ -132,7 +132,8 @@ def _parsed_time(value: str | None) -> datetime | None:
 
 
 def _from_epoch(seconds: float) -> datetime:
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
+    # Milliseconds taken for seconds pass the year 9999; whoever wrote them should read "in the future".
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=min(seconds, 200e9))
 
 
 def _is_number(value: str) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from polytower.errors import UserError
 from serving.errors import UNKNOWN_SERVICE, UNUSABLE_FEATURES, Problem
@@ -35,17 +35,15 @@ class Features:
         self._thread.shutdown(cancel_futures=True)
 
     def _fetch(self, service: str, entities: dict[str, list[str]]) -> "pa.Table":
-        from feast.errors import FeastObjectNotFoundException
-
         from feature_repo.store import feature_store
-        from serving.features import fetch_features
+        from serving.features import UnknownServiceError, fetch_features
 
         if self._store is None:
             self._store = feature_store(self._url)
         try:
             return fetch_features(self._store, service, entities)
-        except FeastObjectNotFoundException as error:
-            raise Problem(UNKNOWN_SERVICE, f'no feature service is called "{service}"') from error
+        except UnknownServiceError as error:
+            raise Problem(UNKNOWN_SERVICE, str(error)) from error
         except UserError as error:
             raise Problem(UNUSABLE_FEATURES, str(error)) from error
 
@@ -59,9 +57,3 @@ def as_arrow(table: "pa.Table") -> bytes:
         writer.write_table(table)
     answer: bytes = sink.getvalue().to_pybytes()
     return answer
-
-
-def as_rows(table: "pa.Table") -> list[dict[str, Any]]:
-    """The table as one dict per row."""
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return rows

@@ -161,7 +161,7 @@ class Retrieval:
         self, connection: Connection, statement: str, parameters: Mapping[str, Any]
     ) -> list[Candidate]:
         with self.metrics.stage("search"):
-            async with connection.cursor(binary=True, row_factory=class_row(Candidate)) as cursor:
+            async with connection.cursor(row_factory=class_row(Candidate)) as cursor:
                 await cursor.execute(statement, parameters)
                 return await cursor.fetchall()
 

@@ -13,7 +13,8 @@ from pydantic_core import to_json
 
 from serving import interactions, queries
 from serving.errors import NOT_READY, PROBLEMS, Problem, from_postgres
-from serving.features_endpoint import ARROW, as_arrow, as_rows
+from serving.features import json_rows
+from serving.features_endpoint import ARROW, as_arrow
 from serving.models import (
     MAX_K,
     BatchAnswer,
@@ -127,7 +128,7 @@ async def similar(
     with request.app.state.metrics.stage("search"):
         async with (
             request.app.state.database.connection() as connection,
-            connection.cursor(binary=True, row_factory=class_row(Neighbour)) as cursor,
+            connection.cursor(row_factory=class_row(Neighbour)) as cursor,
         ):
             found = await (await cursor.execute(queries.NEIGHBOURS, parameters)).fetchall()
             generation = found[0].generation if found else await _live(connection)
@@ -169,7 +170,7 @@ async def features(question: FeaturesRequest, request: Request) -> Response:
     table = await request.app.state.features.fetch(question.service, dict(question.entities))
     if ARROW in request.headers.get("accept", ""):
         return Response(as_arrow(table), media_type=ARROW)
-    return _json({"rows": as_rows(table)})
+    return _json({"rows": list(json_rows(table))})
 
 
 @v1.get("/generations", response_model=GenerationsAnswer, tags=["operation"])

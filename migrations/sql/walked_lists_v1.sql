@@ -19,7 +19,9 @@ declare
     conditions text := 'true';
 begin
     -- What is excluded lies near the interests: leave room for it, or the walk starts again for the last few items.
-    perform set_config('hnsw.ef_search', least(1000, depth + least(cardinality(exclude), depth / 4))::text, true);
+    -- The far end of a long list is the least exact part of a walk; beyond 200 it gets half as much room again.
+    perform set_config('hnsw.ef_search', least(1000, depth + least(cardinality(exclude), depth / 4)
+                                                     + greatest(0, depth - 200) / 2)::text, true);
     if exclude <> '{}' then
         conditions := 'e.item_id <> all ($3)';
     end if;

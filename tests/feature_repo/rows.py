@@ -126,7 +126,15 @@ def _items(connection: psycopg.Connection[Any]) -> dict[str, list[Row]]:
         connection.execute(
             "insert into items (item_id, title, description, image, available, attributes, updated_at) "
             "values (%s, %s, %s, %s, %s, %s, %s)",
-            [item, title, "" if number == 2 else None, f"{number}.jpg", number != 3, json.dumps(attributes), day(number)],
+            [
+                item,
+                title,
+                "" if number == 2 else None,
+                f"{number}.jpg",
+                number != 3,
+                json.dumps(attributes),
+                day(number),
+            ],
         )
         values = {
             "title": title,

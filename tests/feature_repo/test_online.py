@@ -14,7 +14,15 @@ from serving.features import UnknownServiceError, fetch_features, json_rows
 from tests.feature_repo import rows
 from tests.feature_repo.conftest import Filled
 
-TABLES = ("user_sequences", "user_stats", "item_stats", "items", "content_embeddings", "item_embeddings", "user_interests")
+TABLES = (
+    "user_sequences",
+    "user_stats",
+    "item_stats",
+    "items",
+    "content_embeddings",
+    "item_embeddings",
+    "user_interests",
+)
 
 
 def _key(view: str) -> tuple[str, list[str]]:
@@ -85,7 +93,9 @@ def test_full_names_and_statuses(filled: Filled) -> None:
     interactions = rows.newest(filled.history, "user_stats", "u0")
     assert interactions is not None
     assert answer.to_dict()["user_stats__user_interactions"] == [None, interactions[1]["user_interactions"]]
-    assert [list(result.statuses) for result in answer.proto.results] == [[1, 1], [2, 1]]
+    from feast.protos.feast.serving.ServingService_pb2 import NOT_FOUND, PRESENT
+
+    assert [list(result.statuses) for result in answer.proto.results] == [[PRESENT, PRESENT], [NOT_FOUND, PRESENT]]
 
 
 def test_to_tensor_brings_torch_late(filled: Filled) -> None:
@@ -100,15 +110,12 @@ def test_missing_join_key_is_feasts_error(filled: Filled) -> None:
         filled.store.get_online_features(features=["user_stats:user_interactions"], entity_rows={ITEM_ID: ["i0"]})
 
 
-def test_materialising_our_own_history_rewrites_no_row(
-    writable: Filled, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_materialising_our_own_history_rewrites_no_row(writable: Filled) -> None:
     before = _versions(writable.url)
     writable.store.materialize(rows.day(-1), rows.day(100))
     assert _versions(writable.url) == before
     writable.store.materialize_incremental(rows.day(101))
     assert _versions(writable.url) == before
-    assert all(f"{view}" in capfd.readouterr().out or True for view in FEATURE_VIEWS)
     views = {view.name: view for view in writable.store.list_feature_views()}
     assert {view.most_recent_end_time for view in views.values()} == {rows.day(101)}
 
@@ -130,7 +137,7 @@ def test_materialise_brings_a_lost_row_back(writable: Filled) -> None:
 def test_a_written_sequence_is_read_back(writable: Filled) -> None:
     import pandas as pd
 
-    moment = rows.day(50)
+    moment = rows.day(50.5)
     items = ["", "☃", "a\x1fb", "c\x1ed", "e\x1df", "NULL", 'x"y\\{,}']
     frame = pd.DataFrame(
         {
@@ -204,9 +211,7 @@ def test_item_attributes_keep_what_feast_does_not_know(writable: Filled) -> None
 
 @pytest.mark.parametrize("view", ["item_embedding", "user_interests", "item_content"])
 def test_embeddings_are_immutable(writable: Filled, view: str) -> None:
-    frame = writable.store.get_historical_features(
-        entity_df=_now_frame(view), features=_refs(writable, view)
-    ).to_df()
+    frame = writable.store.get_historical_features(entity_df=_now_frame(view), features=_refs(writable, view)).to_df()
     frame = frame.rename(columns={"event_timestamp": "as_of"})
     before = _versions(writable.url)
     _write(writable, view, frame)

@@ -287,7 +287,7 @@ def test_ten_thousand_unchanged_items_are_passed_over_in_less_than_a_second(conn
     assert report.encoded == 10_000
     started = perf_counter()
     assert encode_modality(connection, "text", Letters()).skipped == 10_000
-    assert perf_counter() - started < 5, "measured .1 s; the margin is for a busy machine"
+    assert perf_counter() - started < 5, "unchanged content is told apart in SQL, without encoding"
 
 
 def test_the_gpu_is_held_alone(database: str, connection: Connection) -> None:

@@ -1,19 +1,21 @@
-"""A served synthetic generation."""
+"""A served synthetic generation: one database for tests that only read or roll back, one each for those that write."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
 from fastapi.testclient import TestClient
+from psycopg import sql
 
+from polytower.postgres import DATABASE, connect
 from serving.app import create_app
 from tests.generation_factory import Synthetic, unit, write_generation
 
 
-@pytest.fixture
-def small() -> Synthetic:
+def small_data() -> Synthetic:
     """60 items in 8 dimensions, two users with three interests and some history, attributes, one unavailable item."""
     random = np.random.default_rng(7)
     item_ids = [f"i{n:02d}" for n in range(60)]
@@ -30,16 +32,60 @@ def small() -> Synthetic:
     )
 
 
-@pytest.fixture
-def generation(connection: psycopg.Connection[Any], small: Synthetic) -> int:
-    """The live generation made of `small`, committed."""
-    written = write_generation(connection, small)
-    connection.commit()
-    return written
+@contextmanager
+def cloned(server: str, name: str) -> Iterator[str]:
+    """URL of a fresh migrated database of this name."""
+    root = server.removesuffix(DATABASE) + "postgres"
+    identifiers = {"name": sql.Identifier(name), "template": sql.Identifier(DATABASE)}
+    with psycopg.connect(root, autocommit=True) as admin:
+        admin.execute(sql.SQL("create database {name} template {template}").format(**identifiers))
+    try:
+        yield server.removesuffix(DATABASE) + name
+    finally:
+        with psycopg.connect(root, autocommit=True) as admin:
+            admin.execute(sql.SQL("drop database {name} with (force)").format(**identifiers))
+
+
+@pytest.fixture(scope="session")
+def small() -> Synthetic:
+    """The data behind every served database here."""
+    return small_data()
+
+
+@pytest.fixture(scope="package")
+def served(server: str, small: Synthetic) -> Iterator[str]:
+    """URL of a database with a live generation. Nothing commits to it."""
+    with cloned(server, "test_serving") as url:
+        with connect(url) as opened:
+            assert write_generation(opened, small) == 1
+        yield url
 
 
 @pytest.fixture
-def client(database: str) -> Iterator[TestClient]:
-    """A client of a server over the test's database; exceptions become responses, as behind uvicorn."""
-    with TestClient(create_app(database), raise_server_exceptions=False) as opened:
+def connection(served: str) -> Iterator[psycopg.Connection[Any]]:
+    """Whatever a test writes here is rolled back."""
+    with connect(served) as opened:
+        yield opened
+        opened.rollback()
+
+
+@pytest.fixture
+def own(database: str, small: Synthetic) -> str:
+    """URL of a database like `served` that the test may change. Its generation is 1."""
+    with connect(database) as opened:
+        write_generation(opened, small)
+    return database
+
+
+@pytest.fixture
+def client(served: str) -> Iterator[TestClient]:
+    """A client of a server over `served`; exceptions become responses, as behind uvicorn."""
+    with TestClient(create_app(served), raise_server_exceptions=False) as opened:
+        yield opened
+
+
+@pytest.fixture
+def own_client(own: str) -> Iterator[TestClient]:
+    """A client of a server over `own`."""
+    with TestClient(create_app(own), raise_server_exceptions=False) as opened:
         yield opened

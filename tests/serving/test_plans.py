@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
-from psycopg import sql
 
-from polytower.postgres import DATABASE, connect
+from polytower.postgres import connect
 from serving.queries import Candidate, retrieve
 from tests.generation_factory import Floats, Synthetic, clustered, create_indexes, write_generation
+from tests.serving.conftest import cloned
 
 ITEMS, DIM, USERS, K = 20_000, 64, 20, 100
 
@@ -18,19 +18,13 @@ ITEMS, DIM, USERS, K = 20_000, 64, 20, 100
 @pytest.fixture(scope="module")
 def large(server: str) -> Iterator[tuple[str, Synthetic]]:
     """(URL, data) of a database with one indexed generation."""
-    name = "test_serving_plans"
-    root = server.removesuffix(DATABASE) + "postgres"
-    with psycopg.connect(root, autocommit=True) as admin:
-        admin.execute(sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(DATABASE)))
-    url = server.removesuffix(DATABASE) + name
     data = _data()
-    with connect(url) as connection:
-        generation = write_generation(connection, data, index=False)
-        create_indexes(connection, generation, DIM, ("embedding",))
-        connection.execute("analyze user_interests; analyze interactions")
-    yield url, data
-    with psycopg.connect(root, autocommit=True) as admin:
-        admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+    with cloned(server, "test_serving_plans") as url:
+        with connect(url) as connection:
+            generation = write_generation(connection, data, index=False)
+            create_indexes(connection, generation, DIM, ("embedding",))
+            connection.execute("analyze user_interests; analyze interactions")
+        yield url, data
 
 
 def _data() -> Synthetic:

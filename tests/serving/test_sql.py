@@ -51,7 +51,7 @@ INJECTION = "x'; drop table items; -- \" \\ $$ %s {} ||"
         ("select * from retrieve_vectors(array['[1,0,0,0,0,0,0,0]']::halfvec[], generation => 99)", "PT013", "99"),
     ],
 )
-def test_refusals(connection: psycopg.Connection[Any], generation: int, statement: str, state: str, words: str) -> None:
+def test_refusals(connection: psycopg.Connection[Any], statement: str, state: str, words: str) -> None:
     connection.execute("insert into users (user_id) values ('newcomer')")
     with pytest.raises(psycopg.Error) as refused:
         connection.execute(statement)
@@ -59,20 +59,20 @@ def test_refusals(connection: psycopg.Connection[Any], generation: int, statemen
     assert words in str(refused.value)
 
 
-def test_no_vector_holds_nan(connection: psycopg.Connection[Any], generation: int) -> None:
+def test_no_vector_holds_nan(connection: psycopg.Connection[Any]) -> None:
     with pytest.raises(psycopg.errors.DataError, match="NaN not allowed"):
         connection.execute("select * from nearest('[NaN,0,0,0,0,0,0,0]')")
 
 
 @pytest.mark.parametrize("statement", ["retrieve('ada')", "similar_items('i01')", "user_interests('ada')"])
-def test_without_live_generation(connection: psycopg.Connection[Any], small: Synthetic, statement: str) -> None:
-    write_generation(connection, small, live=False)
+def test_without_live_generation(connection: psycopg.Connection[Any], statement: str) -> None:
+    connection.execute("update generations set state = 'retired'")
     with pytest.raises(psycopg.Error) as refused:
         connection.execute(f"select * from {statement}")
     assert refused.value.sqlstate == "PT001"
 
 
-def test_item_without_content(connection: psycopg.Connection[Any], generation: int) -> None:
+def test_item_without_content(connection: psycopg.Connection[Any]) -> None:
     connection.execute("update item_embeddings set content_embedding = null where item_id in ('i01', 'i02')")
     with pytest.raises(psycopg.Error) as refused:
         similar(connection, "i01", space="content")
@@ -88,40 +88,40 @@ def test_every_sqlstate_is_a_known_problem() -> None:
 
 
 @pytest.mark.parametrize("space", ["item", "content", "id"])
-def test_similar_items(connection: psycopg.Connection[Any], small: Synthetic, generation: int, space: str) -> None:
+def test_similar_items(connection: psycopg.Connection[Any], small: Synthetic, space: str) -> None:
     rows = {"item": small.embedding, "content": small.content, "id": small.identity}[space]
     assert rows is not None
     scores = rows.astype(np.float16).astype(np.float32) @ rows[4].astype(np.float16).astype(np.float32)
     order = [small.item_ids[n] for n in np.argsort(-scores) if small.item_ids[n] not in {"i04", "i03"}]
     found = similar(connection, "i04", k=1000, space=space, titles=True)
     assert [row.item_id for row in found] == order
-    assert {row.generation for row in found} == {generation}
+    assert {row.generation for row in found} == {1}
     assert found[0].title == f"Title {order[0]}"
 
 
-def test_k_beyond_the_catalogue(connection: psycopg.Connection[Any], small: Synthetic, generation: int) -> None:
+def test_k_beyond_the_catalogue(connection: psycopg.Connection[Any], small: Synthetic) -> None:
     found = retrieve(connection, "ada", k=1000)
     assert {row.item_id for row in found} == {*small.item_ids} - {"i03", "i01", "i02", "i05"}
     assert len(retrieve(connection, "ada", k=1000, exclude_seen=False)) == 59
     assert len(retrieve(connection, "ada", k=1000, exclude=["i10", "unknown"])) == 55
 
 
-def test_interests_keep_their_numbers(connection: psycopg.Connection[Any], generation: int) -> None:
+def test_interests_keep_their_numbers(connection: psycopg.Connection[Any]) -> None:
     connection.execute("delete from user_interests where user_id = 'ada' and interest = 1")
     assert {row.interest for row in retrieve(connection, "ada", k=60)} == {0, 2}
 
 
-def test_user_interests(connection: psycopg.Connection[Any], small: Synthetic, generation: int) -> None:
+def test_user_interests(connection: psycopg.Connection[Any], small: Synthetic) -> None:
     rows = connection.execute("select * from user_interests('ada')").fetchall()
     assert [(row[0], round(row[1], 3), row[4]) for row in rows] == [
-        (0, 0.5, generation),
-        (1, 0.3, generation),
-        (2, 0.2, generation),
+        (0, 0.5, 1),
+        (1, 0.3, 1),
+        (2, 0.2, 1),
     ]
     np.testing.assert_allclose([row[2].to_numpy() for row in rows], small.interests["ada"], atol=1e-3)
 
 
-def test_strings_are_data(connection: psycopg.Connection[Any], small: Synthetic, generation: int) -> None:
+def test_strings_are_data(connection: psycopg.Connection[Any], small: Synthetic) -> None:
     tables = "select count(*) from information_schema.tables where table_schema = 'polytower'"
     before = connection.execute(tables).fetchone()
     connection.execute(
@@ -149,51 +149,51 @@ def test_strings_are_data(connection: psycopg.Connection[Any], small: Synthetic,
     assert connection.execute(tables).fetchone() == before
 
 
-def test_settings_end_with_the_call(connection: psycopg.Connection[Any], generation: int) -> None:
+def test_settings_end_with_the_call(connection: psycopg.Connection[Any]) -> None:
     names = ["hnsw.ef_search", "hnsw.iterative_scan", "enable_seqscan", "enable_sort", "search_path"]
     current = "select array_agg(current_setting(name) order by name) from unnest(%s::text[]) name"
     retrieve(connection, "ada")
     before = connection.execute(current, [names]).fetchone()
     connection.execute(
         "select * from walked_lists(%s, 8, 'embedding', array['[1,0,0,0,0,0,0,0]']::halfvec[], 50, null, '{}')",
-        [generation],
+        [1],
     )
     assert connection.execute(current, [names]).fetchone() == before
 
 
-def test_pinned_to_a_past_generation(connection: psycopg.Connection[Any], small: Synthetic, generation: int) -> None:
+def test_pinned_to_a_past_generation(connection: psycopg.Connection[Any], small: Synthetic) -> None:
     newer = write_generation(connection, small)
     ask = "select distinct generation from retrieve_vectors(array['[1,0,0,0,0,0,0,0]']::halfvec[], generation => %s)"
     assert connection.execute(ask, [None]).fetchall() == [(newer,)]
-    assert connection.execute(ask, [generation]).fetchall() == [(generation,)]
-    promote(connection, generation)
-    assert connection.execute(ask, [None]).fetchall() == [(generation,)]
+    assert connection.execute(ask, [1]).fetchall() == [(1,)]
+    promote(connection, 1)
+    assert connection.execute(ask, [None]).fetchall() == [(1,)]
 
 
-def test_one_answer_comes_from_one_generation(database: str, small: Synthetic, generation: int) -> None:
+def test_one_answer_comes_from_one_generation(own: str, small: Synthetic) -> None:
     """A cursor opened before a promotion goes on reading what it began with."""
-    with connect(database) as reader, connect(database) as writer:
+    with connect(own) as reader, connect(own) as writer:
         with reader.cursor("slow") as cursor:
             cursor.execute("select generation from retrieve('ada', 50)")
             first = cursor.fetchmany(5)
             newer = write_generation(writer, small)
             writer.commit()
-            assert {row[0] for row in first + cursor.fetchall()} == {generation}
+            assert {row[0] for row in first + cursor.fetchall()} == {1}
         reader.commit()
         assert {row.generation for row in retrieve(reader, "ada")} == {newer}
 
 
 @pytest.fixture
-def reader(database: str, generation: int, connection: psycopg.Connection[Any]) -> Iterator[psycopg.Connection[Any]]:
+def reader(served: str) -> Iterator[psycopg.Connection[Any]]:
     """Logged in as an analyst: a member of polytower_reader, and nothing else."""
-    name = f"analyst_{psycopg.conninfo.conninfo_to_dict(database)['dbname']}"
+    name = f"analyst_{psycopg.conninfo.conninfo_to_dict(served)['dbname']}"
     quoted = psycopg.sql.Identifier(name)
-    connection.execute(psycopg.sql.SQL("create role {} login password 'reads' in role polytower_reader").format(quoted))
-    connection.commit()
-    with connect(psycopg.conninfo.make_conninfo(database, user=name, password="reads")) as opened:
+    with connect(served, autocommit=True) as admin:
+        admin.execute(psycopg.sql.SQL("create role {} login password 'reads' in role polytower_reader").format(quoted))
+    with connect(psycopg.conninfo.make_conninfo(served, user=name, password="reads")) as opened:
         yield opened
-    connection.execute(psycopg.sql.SQL("drop role {}").format(quoted))
-    connection.commit()
+    with connect(served, autocommit=True) as admin:
+        admin.execute(psycopg.sql.SQL("drop role {}").format(quoted))
 
 
 def test_reader_asks_everything_and_writes_nothing(reader: psycopg.Connection[Any]) -> None:
@@ -215,7 +215,7 @@ def test_reader_asks_everything_and_writes_nothing(reader: psycopg.Connection[An
             reader.execute(statement)
 
 
-def test_others_may_not_call(database: str, reader: psycopg.Connection[Any]) -> None:
+def test_others_may_not_call(reader: psycopg.Connection[Any]) -> None:
     reader.execute("set role none")
     granted = reader.execute(
         "select count(*) filter (where has_function_privilege('public', p.oid, 'execute')), count(*)"

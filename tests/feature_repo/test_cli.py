@@ -1,0 +1,130 @@
+"""Feast's own command line on feature_repo/, unchanged: apply, materialize-incremental, serve, ui."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from feature_repo import definitions, schema
+from feature_repo.environment import feast_environment
+from feature_repo.schema import ITEM_ID, USER_ID
+from polytower.errors import UserError
+from tests.feature_repo import rows
+from tests.feature_repo.conftest import Filled
+
+REPOSITORY = Path(definitions.__file__).parent
+
+
+def _feast(filled: Filled, *arguments: str) -> subprocess.Popen[str]:
+    """`feast -c feature_repo …` from elsewhere, with the variables that `polytower env` prints."""
+    return subprocess.Popen(
+        [str(Path(sys.executable).with_name("feast")), "-c", str(REPOSITORY), *arguments],
+        env={**os.environ, **feast_environment(filled.url), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
+        cwd=REPOSITORY.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@contextmanager
+def _served(filled: Filled, command: str, *arguments: str) -> Iterator[str]:
+    """URL of a Feast server that runs meanwhile."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with _feast(filled, command, "--host", "127.0.0.1", "--port", str(port), *arguments) as process:
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            assert process.stdout is not None
+            process.stdout.read()
+
+
+def _get(url: str) -> httpx.Response:
+    """The answer as soon as the server listens; httpx waits longer from attempt to attempt."""
+    with httpx.Client(transport=httpx.HTTPTransport(retries=10), timeout=120) as client:
+        return client.get(url)
+
+
+@pytest.fixture(scope="module")
+def servers(filled: Filled) -> Iterator[tuple[str, str]]:
+    """`feast serve` and `feast ui`, side by side since each takes ten seconds to import Feast."""
+    with ExitStack() as stack:
+        yield (
+            stack.enter_context(_served(filled, "serve", "--no-access-log")),
+            stack.enter_context(_served(filled, "ui")),
+        )
+
+
+def test_feast_serve_answers_as_the_sdk_does(filled: Filled, servers: tuple[str, str]) -> None:
+    assert _get(f"{servers[0]}/health").status_code == 200
+    entities = {USER_ID: ["u0", "nobody", rows.USERS[2]], ITEM_ID: ["i0", "i1", rows.ITEMS[3]]}
+    answer = httpx.post(
+        f"{servers[0]}/get-online-features", json={"feature_service": "ranker", "entities": entities}, timeout=60
+    )
+    assert answer.status_code == 200, answer.text
+    columns = dict(zip(answer.json()["metadata"]["feature_names"], answer.json()["results"], strict=True))
+    expected: dict[str, list[Any]] = filled.store.get_online_features(
+        features=filled.store.get_feature_service("ranker"), entity_rows=entities
+    ).to_dict()
+    assert {name: column["values"] for name, column in columns.items()} == expected
+    assert columns["item_ids"]["statuses"] == ["PRESENT", "NOT_FOUND", "PRESENT"]
+
+
+def test_feast_ui_shows_the_project(servers: tuple[str, str]) -> None:
+    assert "html" in _get(servers[1]).text
+    assert schema.FEAST_PROJECT in _get(f"{servers[1]}/projects-list.json").text
+
+
+def test_apply_and_materialize_incremental(writable: Filled) -> None:
+    output, _ = _feast(writable, "apply").communicate(timeout=120)
+    assert "No changes" in output, output
+    with _feast(writable, "materialize-incremental", rows.day(100).isoformat()) as process:
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    writable.store.refresh_registry()
+    ends = {view.name: view.most_recent_end_time for view in writable.store.list_feature_views()}
+    assert ends == dict.fromkeys(schema.FEATURE_VIEWS, rows.day(100))
+
+
+def test_every_object_has_a_name_of_its_own(filled: Filled) -> None:
+    """Feast overlooks what sits only inside a list: names in the module, names in schema.py and the registry agree."""
+    store = filled.store
+    assert {view.name for view in store.list_feature_views()} == set(schema.FEATURE_VIEWS)
+    assert {entity.name for entity in store.list_entities()} >= {schema.USER, schema.ITEM}
+    assert {service.name for service in store.list_feature_services()} == {
+        schema.RANKER_SERVICE,
+        schema.RETRIEVAL_SERVICE,
+    }
+    for name in (*schema.FEATURE_VIEWS, schema.USER, schema.ITEM, schema.RANKER_SERVICE, schema.RETRIEVAL_SERVICE):
+        assert getattr(definitions, name).name == name
+
+
+def test_feature_names_are_unique_within_the_services(filled: Filled) -> None:
+    names = [field.name for view in filled.store.list_feature_views() for field in view.features]
+    assert len(names) == len(set(names))
+
+
+def test_the_environment_survives_odd_passwords() -> None:
+    given = feast_environment("postgresql://me%40corp:p%22w%5C%20%24%2F@db.example:6432/plat%20form?sslmode=require")
+    assert given["POLYTOWER_FEAST_USER"] == "me@corp"
+    assert given["POLYTOWER_FEAST_PASSWORD"] == 'p\\"w\\\\ $/'
+    assert given["POLYTOWER_FEAST_DATABASE"] == "plat form"
+    assert given["POLYTOWER_FEAST_SSLMODE"] == "require"
+    assert given["POLYTOWER_FEAST_REGISTRY"].startswith(
+        "postgresql+psycopg://me%40corp:p%22w%5C%20%24%2F@/plat%20form?"
+    )
+
+
+def test_a_url_without_a_host_says_what_is_missing() -> None:
+    with pytest.raises(UserError, match="lacks host, user"):
+        feast_environment("postgresql:///polytower")
