@@ -1,8 +1,8 @@
 """Losses: how interests are taught by the next item, what keeps them apart, what teaches the content embeddings.
 
 Legend: P training positions, K interests, N negatives shared by all positions of a step, D width.
-An objective is `(interests_PKD, used_PK, positives_PD, negatives, τ) -> [P]`, one loss per position. used_PK (bool):
-interests in use. All are pure functions of tensors.
+An objective is `(interests_PKD, used_PK, positives_PD, negatives, τ) -> scalar`, the mean over positions. used_PK
+(bool): interests in use. All are pure functions of tensors.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _UNUSED = -1e4  # finite: a row of K-1 unused interests must not make a NaN
+_CHUNK, _CHUNK_GPU = 256, 8192  # positions of the fused softmax at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Negatives:
     """vectors [N, D], distinct items; bias [N] is added to the scaled score (the logQ correction, zeros without one).
 
-    rows, columns (int64): the position whose positive is that negative; such a pair does not count.
+    rows (int64, ascending), columns: the position whose positive is that negative; such a pair does not count.
     """
 
     vectors: Tensor
@@ -95,10 +96,11 @@ def label_aware(
 
 
 def max_softmax(interests_PKD: Tensor, used_PK: Tensor, positive_P: Tensor, negatives: Negatives, tau: float) -> Tensor:
-    """−log(e^{s⁺/τ} / (e^{s⁺/τ} + Σ_j e^{max_k v_k·n_j/τ + b_j})), [P]; positive_P are the scores s⁺.
+    """Mean of −log(e^{s⁺/τ} / (e^{s⁺/τ} + Σ_j e^{max_k v_k·n_j/τ + b_j})); positive_P are the scores s⁺. Scalar.
 
-    One GEMM per interest and one exponential, in one buffer [P, N]: the plain expression costs five more passes over
-    that buffer, which is most of a step. Scores must be cosines (≤ 1): they take the place of the running maximum.
+    Fused: loss and gradients of a few positions at a time, in a buffer [K, chunk, N] that stays in the cache. The plain
+    expression passes a [P, K, N] block through memory a dozen times, which is most of a step on a CPU. Scores must be
+    cosines (≤ 1): 1/τ takes the place of the running maximum of the softmax.
     """
     loss: Tensor = _MaxSoftmax.apply(  # type: ignore[no-untyped-call]
         interests_PKD, used_PK, positive_P, negatives.vectors, negatives.bias, negatives.rows, negatives.columns, tau
@@ -108,41 +110,60 @@ def max_softmax(interests_PKD: Tensor, used_PK: Tensor, positive_P: Tensor, nega
 
 class _MaxSoftmax(torch.autograd.Function):
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]
     def forward(  # type: ignore[no-untyped-def]
         ctx, interests_PKD, used_PK, positive_P, vectors_ND, bias_N, rows, columns, tau: float
     ) -> Tensor:
-        # the bias rides along as one more dimension: adding it afterwards would be another pass over [P, N]
-        scaled_PKD = F.pad(interests_PKD / tau, (0, 1), value=1.0)
-        biased_ND = torch.cat([vectors_ND, (bias_N - 1 / tau).unsqueeze(1)], dim=1)
-        energy_PN = scaled_PKD[:, 0] @ biased_ND.T
-        interests = interests_PKD.shape[1]
-        owner_PN = torch.zeros_like(energy_PN if interests > 1 else rows, dtype=torch.uint8)
-        for k in range(1, interests):
-            scores_PN = scaled_PKD[:, k] @ biased_ND.T
-            better_PN = (scores_PN > energy_PN) & used_PK[:, k, None]
-            owner_PN.masked_fill_(better_PN, k)
-            energy_PN = torch.where(better_PN, scores_PN, energy_PN)
-        energy_PN.exp_()
-        energy_PN[rows, columns] = 0.0
+        positions, interests, _ = interests_PKD.shape
+        size = _CHUNK_GPU if interests_PKD.is_cuda else _CHUNK
+        # two more dimensions carry the bias of a negative and the exclusion of an unused interest through the GEMM
+        closed_PK1 = (~used_PK).to(interests_PKD.dtype).mul(_UNUSED).unsqueeze(2)
+        users_KPX = torch.cat([interests_PKD / tau, torch.ones_like(closed_PK1), closed_PK1], dim=2).transpose(0, 1)
+        biased_XN = torch.cat([vectors_ND, (bias_N - 1 / tau)[:, None], torch.ones_like(bias_N)[:, None]], dim=1).T
         own_P = positive_P / tau - 1 / tau
-        total_P = own_P.exp() + energy_PN.sum(dim=1)
-        ctx.save_for_backward(interests_PKD, vectors_ND, energy_PN, owner_PN, own_P, total_P)
-        ctx.tau = tau
-        loss_P: Tensor = total_P.log() - own_P
-        return loss_P
+        total_P = own_P.exp()
+        to_interests_PKD, to_vectors_ND = torch.empty_like(interests_PKD), torch.zeros_like(vectors_ND)
+        buffer = vectors_ND.new_empty(interests * min(size, positions) * len(vectors_ND))
+        starts = list(range(0, positions, size))
+        edges = torch.searchsorted(rows, torch.tensor([*starts, positions], device=rows.device)).tolist()
+        for chunk, start in enumerate(starts):
+            part = slice(start, min(start + size, positions))
+            count = part.stop - start
+            energy_KCN = buffer[: interests * count * len(vectors_ND)].view(interests, count, -1)
+            for k in range(interests):
+                torch.mm(users_KPX[k, part], biased_XN, out=energy_KCN[k])
+            hits = slice(edges[chunk], edges[chunk + 1])
+            energy_KCN[:, rows[hits] - start, columns[hits]] = _UNUSED
+            total_P[part] += _energies(energy_KCN)
+            scale_C1 = (total_P[part] * (tau * positions)).reciprocal().unsqueeze(1)
+            for k in range(interests):
+                to_interests_PKD[part, k] = (energy_KCN[k] @ vectors_ND) * scale_C1
+                to_vectors_ND.addmm_(energy_KCN[k].T, interests_PKD[part, k] * scale_C1)
+        to_positive_P = (own_P.exp() / total_P - 1) / (tau * positions)
+        ctx.save_for_backward(to_interests_PKD, to_positive_P, to_vectors_ND)
+        loss: Tensor = (total_P.log() - own_P).mean()
+        return loss
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cuda")  # type: ignore[untyped-decorator]
     def backward(ctx, *gradients: Any):  # type: ignore[no-untyped-def]
-        interests_PKD, vectors_ND, energy_PN, owner_PN, own_P, total_P = ctx.saved_tensors
-        scale_P = gradients[0] / (total_P * ctx.tau)
-        to_interests_PKD, to_vectors_ND = torch.empty_like(interests_PKD), torch.zeros_like(vectors_ND)
-        interests = interests_PKD.shape[1]
-        for k in range(interests):
-            part_PN = energy_PN * (owner_PN == k) if interests > 1 else energy_PN
-            to_interests_PKD[:, k] = (part_PN @ vectors_ND) * scale_P[:, None]
-            to_vectors_ND.addmm_(part_PN.T, interests_PKD[:, k] * scale_P[:, None])
-        to_positive_P = own_P.exp() * scale_P - gradients[0] / ctx.tau
-        return to_interests_PKD, None, to_positive_P, to_vectors_ND, None, None, None, None
+        interests, positive, vectors = (part * gradients[0] for part in ctx.saved_tensors)
+        return interests, None, positive, vectors, None, None, None, None
+
+
+def _energies(scores_KCN: Tensor) -> Tensor:
+    """Sum over N of exp(max over K), [C]; in place, what is left is exp where an interest is the best, 0 elsewhere.
+
+    The arithmetic with signs does the work of a comparison: masks of booleans are ten times slower on a CPU.
+    """
+    if len(scores_KCN) == 1:
+        return scores_KCN.exp_().sum(dim=2).squeeze(0)
+    best_CN = torch.maximum(scores_KCN[0], scores_KCN[1])
+    for scores_CN in scores_KCN[2:]:
+        torch.maximum(best_CN, scores_CN, out=best_CN)
+    scores_KCN.sub_(best_CN).sign_().add_(1)
+    scores_KCN.mul_(best_CN.exp_())
+    return best_CN.sum(dim=1)
 
 
 def weight_loss(interests_PKD: Tensor, weights_PK: Tensor, positives_PD: Tensor) -> Tensor:
@@ -230,7 +251,7 @@ def _softmax_loss(positive_P: Tensor, negative_PN: Tensor, negatives: Negatives)
         (negatives.rows, negatives.columns), negative_PN.new_tensor(float("-inf"))
     )
     logits = torch.cat([positive_P.unsqueeze(1), negative_PN + negatives.bias + open_PN], dim=1)
-    return logits.logsumexp(dim=1) - logits[:, 0]
+    return (logits.logsumexp(dim=1) - logits[:, 0]).mean()
 
 
 def _cosines(interests_PKD: Tensor) -> Tensor:

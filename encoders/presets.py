@@ -13,7 +13,7 @@ _SHORT = TowersConfig(history=50, dropout=0.5)
 
 PRESETS: dict[str, TrainConfig] = {
     # long histories, a small catalogue: movielens-100k in about a minute on one core
-    "demo": TrainConfig(preset="demo", towers=_LONG, negatives=1024, epochs=24),
+    "demo": TrainConfig(preset="demo", towers=_LONG, negatives=0, batch_rows=16, epochs=20, validate_every=4),
     # short histories, a large catalogue: the Amazon sets
     "short": TrainConfig(preset="short", towers=replace(_SHORT, interests=1)),
     # a few seconds on a few hundred users: tests and first looks

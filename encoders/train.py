@@ -269,7 +269,7 @@ def batch_loss(
     positives_PD = item_UD[targets]
     ranking = losses.OBJECTIVES[config.objective](
         interests_PKD, weights_PK > 0, positives_PD, negatives, config.temperature
-    ).mean()
+    )
     total = ranking
     if config.towers.interests > 1:
         total = total + config.weight_loss * losses.weight_loss(interests_PKD, weights_PK, positives_PD)

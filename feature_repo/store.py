@@ -32,3 +32,9 @@ def apply(store: "FeatureStore") -> list[str]:
     ]
     store.apply(objects)
     return [each.name for each in objects]
+
+
+def close(store: "FeatureStore") -> None:
+    """Gives the store's database connections back: the registry's and the online store's."""
+    store.registry.write_engine.dispose()
+    store._get_provider().online_store.disconnect()

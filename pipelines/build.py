@@ -105,13 +105,13 @@ def _fill_from(
             (items.id, items.has_id),
         )
     ]
-    interests = _user_rows(towers, items.item, training_set.histories, progress=progress)
+    interests = user_rows(towers, items.item, training_set.histories, progress=progress)
     fill(connection, generation, zip(ids, *columns, strict=True), interests)
     weights, config = user_tower_bytes(towers)
     store_tower(connection, generation, "user_tower", weights, config)
 
 
-def _user_rows(towers: "Towers", items_VD: Any, histories: Histories, *, progress: bool) -> Iterator[tuple[Any, ...]]:
+def user_rows(towers: "Towers", items_VD: Any, histories: Histories, *, progress: bool) -> Iterator[tuple[Any, ...]]:
     """(user_id, interest, embedding, weight, as_of) of every user, interests that are not in use left out."""
     from tqdm import tqdm
 

@@ -46,9 +46,7 @@ def content_embeddings_are_sound(postgres: PostgresResource) -> Iterator[dg.Asse
         yield _gate_result("content_embeddings", name, gates)
 
 
-@dg.multi_asset_check(
-    specs=[dg.AssetCheckSpec(name, asset="generation", blocking=True) for name in GENERATION_GATES]
-)
+@dg.multi_asset_check(specs=[dg.AssetCheckSpec(name, asset="generation", blocking=True) for name in GENERATION_GATES])
 def generation_is_sound(postgres: PostgresResource) -> Iterator[dg.AssetCheckResult]:
     """The gates that the build stored with the newest generation: what promotion looks at, too."""
     with postgres.connect() as connection:

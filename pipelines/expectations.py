@@ -188,7 +188,9 @@ def _rows(description: str, query: str, severity: str = "critical") -> Any:
 def _finding(result: Any) -> Finding:
     config, observed = result.expectation_config, result.result
     if "observed_value" not in observed and "unexpected_count" not in observed:
-        return Finding(config.description, False, str(config.severity.value), f"an error: {result.exception_info}"[:500])
+        return Finding(
+            config.description, False, str(config.severity.value), f"an error: {result.exception_info}"[:500]
+        )
     return Finding(
         config.description,
         bool(result.success),
@@ -198,9 +200,7 @@ def _finding(result: Any) -> Finding:
     )
 
 
-def _with_rows(
-    connection: psycopg.Connection[Any], table: str, finding: Finding, expectations: list[Any]
-) -> Finding:
+def _with_rows(connection: psycopg.Connection[Any], table: str, finding: Finding, expectations: list[Any]) -> Finding:
     """Adds the sample that a failed query expectation leaves out of a summary."""
     query = next(
         (

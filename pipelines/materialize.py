@@ -63,7 +63,7 @@ def materialize(
             "ops": {
                 "loaded_tables": {"config": {"folder": folder, "images": images}},
                 "checkpoint": {"config": {"preset": preset}},
-            }
+            },
         }
         chosen = {key.to_user_string() for key in keys}
         if not chosen & {"items", "interactions"}:
@@ -141,7 +141,7 @@ class _RunLog(logging.Handler):
 def _definitions(url: str, log: _RunLog, *, progress: bool) -> dg.Definitions:
     @dg.logger
     def run_log(_: dg.InitLoggerContext) -> logging.Logger:
-        logger = logging.Logger("polytower.materialize", logging.DEBUG)  # noqa: LOG001 - one of this run's own
+        logger = logging.Logger("polytower.materialize", logging.DEBUG)
         logger.addHandler(log)
         return logger
 

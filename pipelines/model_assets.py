@@ -107,9 +107,7 @@ def live_generation(context: dg.AssetExecutionContext, postgres: PostgresResourc
     number = int(str(_latest(context, "generation", "generation")))
     with postgres.connect() as connection:
         before = generations.promote(connection, number)
-    return dg.MaterializeResult(
-        metadata={"generation": number, "before": str(before.generation) if before else "none"}
-    )
+    return dg.MaterializeResult(metadata={"generation": number, "before": str(before.generation) if before else "none"})
 
 
 @dg.asset(deps=[live_generation], group_name="serving", kinds={"postgres"})

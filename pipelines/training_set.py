@@ -30,7 +30,8 @@ class TrainingSet:
 
 
 def read_training_set(connection: psycopg.Connection[Any]) -> TrainingSet:
-    """Reads the snapshot. Raises UserError when there is nothing to learn from."""
+    """Reads the snapshot; commits what the caller left open. Raises UserError when there is nothing to learn from."""
+    connection.commit()  # the isolation level can only be set by a transaction's first statement
     with connection.transaction():
         connection.execute("set transaction isolation level repeatable read, read only")
         catalogue, encoders = read_catalogue(connection)

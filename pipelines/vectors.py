@@ -94,9 +94,7 @@ def vector_gates(prefix: str, vectors: Floats, limits: Limits | None = None) -> 
             "at most",
             "warn",
         ),
-        Gate(
-            f"{prefix}_duplicates", duplicates(sound) if shapely else None, limits.duplicates, "at most", "warn"
-        ),
+        Gate(f"{prefix}_duplicates", duplicates(sound) if shapely else None, limits.duplicates, "at most", "warn"),
     ]
 
 

@@ -54,7 +54,7 @@ NOT_READY = Kind(503, "not-ready", "The server is not ready")
 INTERNAL = Kind(500, "internal-error", "The server failed")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen: raising sets the traceback
 class Problem(Exception):  # noqa: N818 the name that RFC 9457 gives it
     """One problem response. detail: what is wrong, where, and the way out. extra: members beside the standard ones."""
 

@@ -31,8 +31,12 @@ class Features:
             return await loop.run_in_executor(self._thread, self._fetch, service, entities)
 
     def close(self) -> None:
-        """Ends the thread after what it is doing."""
+        """Ends the thread after what it is doing, and closes the store's connections."""
         self._thread.shutdown(cancel_futures=True)
+        if self._store is not None:
+            from feature_repo.store import close
+
+            close(self._store)
 
     def _fetch(self, service: str, entities: dict[str, list[str]]) -> "pa.Table":
         from feature_repo.store import feature_store

@@ -1,4 +1,4 @@
-"""Hand-written platform tables: odd ids, two generations with a rollback, missing modalities; and their plain-Python truth.
+"""Hand-written platform tables (odd ids, a rollback, missing modalities), and their plain-Python truth.
 
 `History` is the reference: per feature view and entity, the rows (as_of, values) that Feast may see, by reading the
 documentation and not the SQL. Vectors are halves (1/8 steps), so that equality is exact.
@@ -184,9 +184,7 @@ def _generations(connection: psycopg.Connection[Any], random: Random) -> tuple[A
             "insert into generations (state, dim, interests, live_at) values (%s, %s, 3, %s)", [state, DIM, day(30)]
         )
         for table in ("item_embeddings", "user_interests"):
-            connection.execute(
-                f"create table {table}_g{generation} partition of {table} for values in ({generation})"  # type: ignore[arg-type]
-            )
+            connection.execute(f"create table {table}_g{generation} partition of {table} for values in ({generation})")
         for number, item in enumerate(ITEMS[: 6 + generation]):
             item_values[generation, item] = _item_vectors(connection, random, generation, item, cold=number == 0)
         for number, user in enumerate(USERS[: 4 + generation]):

@@ -1,4 +1,4 @@
-"""Online features: what Feast answers is what the tables hold, on both of its paths; writes are idempotent or refused."""
+"""Online features: Feast answers what the tables hold, on both of its paths; writes are idempotent or refused."""
 
 import json
 from datetime import timedelta
@@ -56,7 +56,7 @@ def _versions(url: str) -> list[Any]:
     """Every row with the transaction that wrote it: a rewritten row shows, even with equal values."""
     with connect(url) as connection:
         return [
-            connection.execute(f"select xmin::text, t::text from {table} as t order by 2").fetchall()  # type: ignore[arg-type]
+            connection.execute(f"select xmin::text, t::text from {table} as t order by 2").fetchall()
             for table in TABLES
         ]
 
@@ -200,7 +200,8 @@ def test_item_attributes_keep_what_feast_does_not_know(writable: Filled) -> None
     _write(writable, "item_attributes", frame)
     with connect(writable.url) as connection:
         written = connection.execute(
-            "select item_id, title, description, image, available, attributes from items where updated_at = %s order by 1",
+            "select item_id, title, description, image, available, attributes from items "
+            "where updated_at = %s order by 1",
             [rows.day(60)],
         ).fetchall()
     assert written == [
@@ -261,8 +262,8 @@ def test_a_row_of_another_type_or_view_is_refused(writable: Filled) -> None:
     values = {name.partition(":")[2]: Value(int64_val=1) for name in _refs(writable, "user_stats")}
     with pytest.raises(UserError, match="'user_mean_value' takes double_val, and a row brings int64_val"):
         online.online_write_batch(store.config, view, [(key, values, rows.day(1), None)], None)
+    values.pop("user_mean_value")
     with pytest.raises(UserError, match="lacks the feature 'user_mean_value'"):
-        values.pop("user_mean_value")
         online.online_write_batch(store.config, view, [(key, values, rows.day(1), None)], None)
     view.name = "other"
     with pytest.raises(UserError, match="'other' has no table behind it"):

@@ -16,6 +16,7 @@ from feature_repo.schema import MODALITIES
 from pipelines.load import load_folder
 from pipelines.materialize import STEPS, assets_until
 from pipelines.quality import CONTENT_GATES, GENERATION_GATES
+from pipelines.resources import PostgresResource
 from polytower.postgres import connect
 from tests.factories import tiny_folder
 
@@ -121,7 +122,7 @@ def test_the_sensor_asks_once_per_load(defs: dg.Definitions, platform: str, tmp_
     sensor = defs.get_repository_def().get_sensor_def("new_data")
 
     def look(cursor: str | None) -> Any:
-        with dg.build_sensor_context(cursor=cursor, definitions=defs) as context:
+        with dg.build_sensor_context(cursor=cursor, resources={"postgres": PostgresResource()}) as context:
             return sensor.evaluate_tick(context)
 
     assert look(None).skip_message
@@ -131,9 +132,7 @@ def test_the_sensor_asks_once_per_load(defs: dg.Definitions, platform: str, tmp_
     assert [request.run_key for request in first.run_requests] == ["1/640"]
     assert look(first.cursor).skip_message
     with connect(platform) as connection:
-        connection.execute(
-            "insert into interactions (user_id, item_id, occurred_at) values ('u1', 'i1', '2024-01-02')"
-        )
+        connection.execute("insert into interactions (user_id, item_id, occurred_at) values ('u1', 'i1', '2024-01-02')")
     assert [request.run_key for request in look(first.cursor).run_requests] == ["1/641"]
 
 

@@ -40,6 +40,11 @@ def events(*rows: tuple[str, str, int], **more: Any) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
+def connection(emptied: Connection) -> Connection:
+    return emptied
+
+
+@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 

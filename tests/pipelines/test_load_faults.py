@@ -4,12 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,6 +19,11 @@ from tests.factories import FIRST_DAY, tiny_folder, tiny_items, write_rows
 from tests.pipelines.test_load import FORMATS, Connection, column, contents, events
 
 GOOD = events(*(("u0", f"i{n % 60}", n) for n in range(99)))
+
+
+@pytest.fixture
+def connection(emptied: Connection) -> Connection:
+    return emptied
 
 
 @pytest.fixture
@@ -284,20 +287,23 @@ class TestBrokenLoads:
         connection.execute("drop trigger act on interactions")
         assert load_folder(connection, folder).counts["interactions_new"] == 99
 
-    def test_lost_connection(self, database: str, loaded: object, folder: Path) -> None:
+    def test_lost_connection(self, emptied_database: str, loaded: object, folder: Path) -> None:
         write_rows(folder / "items.csv", tiny_items(70))
         write_rows(folder / "interactions.csv", GOOD)
-        with connect(database) as observer:
+        with connect(emptied_database) as observer:
             before = contents(observer)
             fail_on_items(observer, "perform pg_terminate_backend(pg_backend_pid());")
-            with pytest.raises(UserError, match="connection to the database was lost"), connect(database) as victim:
+            with (
+                pytest.raises(UserError, match="connection to the database was lost"),
+                connect(emptied_database) as victim,
+            ):
                 load_folder(victim, folder)
             assert contents(observer) == before
             observer.execute("drop trigger act on interactions")
             assert load_folder(observer, folder).counts["interactions_new"] == 99
             assert column(observer, "select state from loads order by load_id") == ["done", "failed", "done"]
 
-    def test_killed_process(self, database: str, connection: Connection, loaded: object, folder: Path) -> None:
+    def test_killed_process(self, emptied_database: str, connection: Connection, loaded: object, folder: Path) -> None:
         before = contents(connection)
         write_rows(folder / "items.csv", tiny_items(70))
         write_rows(folder / "interactions.csv", GOOD)
@@ -309,7 +315,7 @@ class TestBrokenLoads:
             "    connection.add_notice_handler(lambda _: os.kill(os.getpid(), signal.SIGKILL))\n"
             "    load_folder(connection, Path(sys.argv[2]))\n"
         )
-        found = subprocess.run([sys.executable, "-c", script, database, str(folder)], check=False)
+        found = subprocess.run([sys.executable, "-c", script, emptied_database, str(folder)], check=False)
         assert found.returncode == -signal.SIGKILL
         connection.rollback()
         assert contents(connection) == before
@@ -317,20 +323,3 @@ class TestBrokenLoads:
         assert load_folder(connection, folder).counts["items_new"] == 10
         states = connection.execute("select state, counts ->> 'error' from loads order by load_id").fetchall()
         assert states == [("done", None), ("failed", "interrupted"), ("done", None)]
-
-    def test_an_interrupt_leaves_nothing_half_done(
-        self, connection: Connection, loaded: dict[str, Any], folder: Path
-    ) -> None:
-        write_rows(folder / "items.csv", tiny_items(70))
-        write_rows(folder / "interactions.csv", GOOD)
-        fail_on_items(connection, "raise warning 'now';")
-
-        def interrupt(_: psycopg.errors.Diagnostic) -> None:
-            signal.raise_signal(signal.SIGINT)
-
-        handler: Callable[[psycopg.errors.Diagnostic], None] = interrupt
-        connection.add_notice_handler(handler)
-        with pytest.raises(KeyboardInterrupt):
-            load_folder(connection, folder)
-        connection.remove_notice_handler(handler)
-        assert contents(connection) == loaded

@@ -7,8 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.vectors import VECTOR_GATES, Floats, Gate, Limits, interest_collapse, vector_gates
-from pipelines.vectors import dead_dimensions, duplicates, effective_rank, mean_cosine
+from pipelines.vectors import (
+    VECTOR_GATES,
+    Floats,
+    Gate,
+    Limits,
+    dead_dimensions,
+    duplicates,
+    effective_rank,
+    interest_collapse,
+    mean_cosine,
+    vector_gates,
+)
 
 D = 16
 

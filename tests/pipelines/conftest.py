@@ -1,0 +1,48 @@
+"""A database per module, emptied before each test: a tenth of the time that a clone per test takes."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from polytower.postgres import DATABASE, connect
+
+EMPTY = """
+drop trigger if exists act on interactions;
+drop function if exists act;
+truncate items, users, interactions, changed_days, user_sequences, user_stats, item_stats, loads, rejected_rows
+    restart identity
+"""
+PARTITIONS = "select inhrelid::regclass::text from pg_inherits where inhparent = 'interactions'::regclass"
+
+
+@pytest.fixture(scope="module")
+def module_database(server: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """URL of a migrated database that the tests of one module share."""
+    name = f"test_{request.module.__name__.rpartition('.')[2]}_{os.getpid()}"
+    root = server.removesuffix(DATABASE) + "postgres"
+    with psycopg.connect(root, autocommit=True) as admin:
+        admin.execute(sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(DATABASE)))
+    yield server.removesuffix(DATABASE) + name
+    with psycopg.connect(root, autocommit=True) as admin:
+        admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def emptied_database(module_database: str) -> str:
+    """URL of the module's database without any data or partitions of interactions."""
+    with connect(module_database) as opened:
+        opened.execute(EMPTY)
+        for (partition,) in opened.execute(PARTITIONS).fetchall():
+            opened.execute(sql.SQL("drop table {}").format(sql.Identifier(partition)))
+    return module_database
+
+
+@pytest.fixture
+def emptied(emptied_database: str) -> Iterator[psycopg.Connection[Any]]:
+    """An open connection to emptied_database."""
+    with connect(emptied_database) as opened:
+        yield opened

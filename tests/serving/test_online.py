@@ -1,0 +1,130 @@
+"""Interests computed now: a raw history, a user whose newest events the generation does not know."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from psycopg.types.json import Jsonb
+
+from encoders.catalogue import Catalogue
+from encoders.checkpoint import user_tower_bytes
+from encoders.config import TowersConfig
+from encoders.towers import Towers, UserTower
+from polytower.postgres import connect
+from serving.app import create_app
+from tests.generation_factory import Synthetic
+from tests.serving.reference import interest_lists, merge_max
+
+
+@pytest.fixture
+def towers(small: Synthetic) -> Towers:
+    """Untrained towers of the synthetic generation's width."""
+    torch.manual_seed(0)
+    catalogue = Catalogue(list(small.item_ids), {"text": np.ones((60, 4), np.float32)}, {"text": np.ones(60, bool)})
+    return Towers(TowersConfig(dim=8, interests=3, modalities=catalogue.modalities), catalogue).eval()
+
+
+@pytest.fixture
+def online(own: str, towers: Towers) -> Iterator[TestClient]:
+    """A client of a server whose generation brings a user tower."""
+    with connect(own) as connection:
+        _store(connection, towers)
+    with TestClient(create_app(own), raise_server_exceptions=False) as client:
+        yield client
+
+
+def _store(connection: psycopg.Connection[Any], towers: Towers) -> None:
+    weights, config = user_tower_bytes(towers)
+    connection.execute(
+        "insert into towers (generation, part, weights, config) values (1, 'user_tower', %s, %s)",
+        [weights, Jsonb(config)],
+    )
+
+
+def _expected(small: Synthetic, tower: UserTower, history: list[str], seen: set[str], k: int) -> list[tuple[str, int]]:
+    halves = small.embedding.astype(np.float16).astype(np.float32)
+    rows = torch.from_numpy(halves[[small.item_ids.index(item_id) for item_id in history]])[None]
+    with torch.inference_mode():
+        found = tower.interests(rows, torch.ones(1, len(history), dtype=torch.bool))
+    interests = found.vectors[0].numpy().astype(np.float16).astype(np.float32)
+    qualifies = [item_id not in seen | small.unavailable for item_id in small.item_ids]
+    merged = merge_max(interest_lists(small.item_ids, halves, interests, qualifies, k), [1] * len(interests), k)
+    return [(row.item_id, row.interest) for row in merged]
+
+
+def _ask(client: TestClient, **question: Any) -> dict[str, Any]:
+    answer = client.post("/v1/retrieve", json=question)
+    assert answer.status_code == 200, answer.text
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+def _found(body: dict[str, Any]) -> list[tuple[str, int]]:
+    return [(row["item_id"], row["interest"]) for row in body["candidates"]]
+
+
+def test_a_new_user_from_a_raw_history(online: TestClient, small: Synthetic, towers: Towers) -> None:
+    history = ["i10", "i20", "i11", "i20"]
+    body = _ask(online, history=["unknown", *history, "gone"], k=10)
+    assert (body["interests"], body["skipped"], body["degraded"]) == ("online", ["unknown", "gone"], None)
+    assert _found(body) == _expected(small, towers.user_tower, history, {*history}, 10)
+    assert _found(_ask(online, history=history, k=10, exclude_seen=False)) == _expected(
+        small, towers.user_tower, history, set(), 10
+    )
+
+
+def test_order_matters_and_only_the_newest_events_count(online: TestClient) -> None:
+    one, other = _ask(online, history=["i10", "i20"], k=20), _ask(online, history=["i20", "i10"], k=20)
+    assert [row["score"] for row in one["candidates"]] != [row["score"] for row in other["candidates"]]
+    newest = [f"i{n % 60:02d}" for n in range(200)]
+    long = _ask(online, history=["i59"] * 300 + newest, k=5, exclude_seen=False)
+    assert long["candidates"] == _ask(online, history=newest, k=5, exclude_seen=False)["candidates"]
+
+
+def test_an_interaction_posted_now_changes_the_next_answer(
+    online: TestClient, small: Synthetic, towers: Towers
+) -> None:
+    before = _ask(online, user_id="ada", k=10)
+    assert before["interests"] == "stored"
+    target = before["candidates"][0]["item_id"]
+    posted = online.post("/v1/interactions", json={"interactions": [{"user_id": "ada", "item_id": target}]})
+    assert posted.status_code == 200, posted.text
+    after = _ask(online, user_id="ada", k=10)
+    history = [*small.seen["ada"], target]
+    assert after["interests"] == "online"
+    assert _found(after) == _expected(small, towers.user_tower, history, {*history}, 10)
+
+
+def test_a_user_without_stored_interests(online: TestClient, small: Synthetic, towers: Towers) -> None:
+    online.post("/v1/interactions", json={"interactions": [{"user_id": "new", "item_id": i} for i in ("i30", "i31")]})
+    body = _ask(online, user_id="new", k=5)
+    assert (body["interests"], body["generation"]) == ("online", 1)
+    assert _found(body) == _expected(small, towers.user_tower, ["i30", "i31"], {"i30", "i31"}, 5)
+
+
+def test_without_a_tower_the_answer_says_that_it_is_stale(own_client: TestClient) -> None:
+    own_client.post("/v1/interactions", json={"interactions": [{"user_id": "ada", "item_id": "i30"}]})
+    body = _ask(own_client, user_id="ada", k=5)
+    assert body["interests"] == "stored"
+    assert "brings no user tower" in body["degraded"]
+    assert "i30" not in {row["item_id"] for row in body["candidates"]}
+
+
+def test_damaged_tower(own: str, own_client: TestClient, towers: Towers) -> None:
+    with connect(own) as connection:
+        _store(connection, towers)
+        connection.execute("update towers set weights = 'no safetensors'")
+    answer = own_client.post("/v1/retrieve", json={"history": ["i01"]})
+    assert (answer.status_code, answer.json()["type"]) == (503, "/problems/no-user-tower")
+
+
+def test_batch_of_histories(online: TestClient) -> None:
+    questions = [{"history": ["i10"], "k": 3}, {"history": ["i11", "i12"], "k": 3}, {"history": ["unknown"]}]
+    answers = online.post("/v1/retrieve:batch", json={"requests": questions}).json()["answers"]
+    assert answers[0] == _ask(online, **questions[0])
+    assert answers[1] == _ask(online, **questions[1])
+    assert answers[2]["type"] == "/problems/unknown-history"
