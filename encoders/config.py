@@ -45,12 +45,14 @@ class TowersConfig:
 class TrainConfig:
     """How the towers are trained.
 
-    initial: "svd" (PPMI of co-occurrence, randomised SVD) or "normal" ID embeddings. epochs, batch_rows: passes, and
-    packed rows per step. negatives: shared negatives per step, 0 = softmax over the whole catalogue; sampling:
-    "uniform" or "popularity" (drawn as often as they occur); logq: subtract the log of the sampling probability.
-    temperature: τ of the scores. objective: a name of `losses.OBJECTIVES`; repel: a name of `losses.REPELS`, weighed
-    by repel_weight, from repel_margin on. content_weight, content_temperature: of the contrast that teaches the
-    content embeddings. learning_rate decays linearly to final_rate of itself. ema: decay of the weights' running mean,
+    initial: "svd" (PPMI of co-occurrence, randomised SVD) or "normal" ID embeddings. smooth_initial: number of events
+    at which an item's start weighs as much as what its content predicts of it; 0 for no such smoothing. epochs,
+    batch_rows: passes, and packed rows per step. negatives: shared negatives per step, 0 = softmax over the whole
+    catalogue; sampling: "uniform" or "popularity" (drawn as often as they occur); logq: subtract the log of the
+    sampling probability.
+    temperature: τ of the scores, at least .02. objective: a name of `losses.OBJECTIVES`; repel: a name of `losses.REPELS`, weighed
+    by repel_weight, from repel_margin on. weight_loss: weight of the cross-entropy that calibrates the interest
+    weights. content_weight, content_temperature: of the contrast that teaches the content embeddings. learning_rate decays linearly to final_rate of itself. ema: decay of the weights' running mean,
     which is what is evaluated and kept. validate_every: epochs between validations; patience: validations without a
     better NDCG@10 before it stops. threads: torch's own, None decides by size. refit: train again on all events, for
     as many epochs as the best one, after the selection; the metrics stay those of the strict model.
@@ -59,6 +61,7 @@ class TrainConfig:
     preset: str = "custom"
     towers: TowersConfig = field(default_factory=TowersConfig)
     initial: Literal["svd", "normal"] = "svd"
+    smooth_initial: float = 0.0
     epochs: int = 24
     batch_rows: int = 64
     negatives: int = 2048
@@ -82,6 +85,23 @@ class TrainConfig:
     threads: int | None = None
     device: str = "auto"
     refit: bool = False
+
+    def __post_init__(self) -> None:
+        shape = self.towers
+        wrong = {
+            "temperature": self.temperature < 0.02,
+            "epochs": self.epochs < 1,
+            "batch_rows": self.batch_rows < 1,
+            "negatives": self.negatives < 0,
+            "ema": not 0 <= self.ema < 1,
+            "towers.interests": shape.interests < 1,
+            "towers.history": shape.history < 1,
+            "towers.dim (a multiple of towers.heads)": shape.dim < 1 or shape.dim % shape.heads != 0,
+            "towers.dropout": not 0 <= shape.dropout < 1,
+        }
+        found = [name for name, bad in wrong.items() if bad]
+        if found:
+            raise UserError(f"configuration: value out of range for {', '.join(found)}")
 
     def as_json(self) -> dict[str, Any]:
         """A dict that JSON can hold and `config_from_json` reads back."""

@@ -6,7 +6,7 @@ Legend: V items, N events, D width.
 import numpy as np
 import scipy.sparse as sparse
 
-from encoders.catalogue import FloatArray, Histories
+from encoders.catalogue import FloatArray, Histories, IntArray
 
 
 def following(histories: Histories, items: int, window: int) -> sparse.csr_matrix:
@@ -63,3 +63,22 @@ def _randomised_svd(
     inner, values, _ = np.linalg.svd(basis.T @ matrix, full_matrices=False)
     kept = min(rank, width)
     return (basis @ inner[:, :kept]).astype(np.float32), values[:kept].astype(np.float32)
+
+
+def smoothed(
+    vectors: FloatArray, counts: IntArray, content: FloatArray, events: float, ridge: float = 10.0
+) -> FloatArray:
+    """Vectors of rare items drawn towards what their content predicts: (n·v + n0·v̂) / (n + n0), n0 = `events`.
+
+    v̂ is the ridge regression of the vectors [V, D] on content [V, C] (zero rows: no content, no change), each item
+    weighing log(1 + n), scaled to the vectors' mean norm. Items never seen become v̂.
+    """
+    has = np.abs(content).sum(axis=1) > 0
+    weights = np.log1p(counts)[:, None] * has[:, None]
+    gram = (content * weights).T @ content + ridge * np.eye(content.shape[1])
+    predicted = content @ np.linalg.solve(gram, content.T @ (vectors * weights))
+    norms = [float(np.linalg.norm(rows[has & (counts > 0)], axis=1).mean()) for rows in (vectors, predicted)]
+    predicted *= norms[0] / max(norms[1], 1e-12)
+    own = (counts / (counts + events))[:, None]
+    mixed = own * vectors + (1 - own) * predicted
+    return np.where(has[:, None], mixed, vectors).astype(np.float32)

@@ -5,7 +5,7 @@ epoch). So resuming needs the weights, the optimiser and the epoch number, and n
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,9 +19,11 @@ from tqdm import tqdm
 from encoders import checkpoint, losses
 from encoders.catalogue import Catalogue, Histories
 from encoders.config import TrainConfig
-from encoders.cooccurrence import ppmi_vectors
+from encoders.cooccurrence import ppmi_vectors, smoothed
 from encoders.device import autocast, resolve_device
 from encoders.evaluate import TowersScorer, validation_ndcg
+from encoders.fusion import FUSIONS
+from encoders.interests import EXTRACTORS
 from encoders.optimise import Adam
 from encoders.packing import Batch, batches, pack
 from encoders.splits import Split, leave_one_out, production
@@ -81,6 +83,7 @@ def train(
     """
     started = time.perf_counter()
     split = split or leave_one_out(histories)
+    check_names(config)
     if not len(split.train) or split.train.lengths.max() < 2:
         raise UserError("training needs at least one user with two interactions (four, if the last two are held out)")
     with _quiet_threads(config, split.train), torch.random.fork_rng():
@@ -95,6 +98,19 @@ def train(
     checkpoint.save(directory, towers, config, catalogue, metrics=run.metrics)
     seconds = time.perf_counter() - started
     return TrainResult(towers, evaluated, config, split, run.curves, run.best_epoch, run.metrics, seconds)
+
+
+def check_names(config: TrainConfig) -> None:
+    """Raises UserError for a name that is in none of the registries, with the names that are."""
+    given: list[tuple[str, str, Collection[str]]] = [
+        ("extractor", config.towers.extractor, EXTRACTORS),
+        ("fusion", config.towers.fusion, FUSIONS),
+        ("objective", config.objective, losses.OBJECTIVES),
+        ("repel", config.repel, losses.REPELS),
+    ]
+    for option, name, registry in given:
+        if name not in registry:
+            raise UserError(f"configuration: no {option} {name!r}; there are {', '.join(registry)}")
 
 
 class _Run:
@@ -247,6 +263,9 @@ def initial_towers(catalogue: Catalogue, train: Histories, config: TrainConfig) 
     towers.item_tower.counts.copy_(torch.from_numpy(train.counts(len(catalogue))))
     if config.initial == "svd":
         vectors = ppmi_vectors(train, len(catalogue), config.towers.dim, config.seed)
+        if config.smooth_initial > 0 and catalogue.content:
+            content = np.concatenate([catalogue.content[name] for name, _ in catalogue.modalities], axis=1)
+            vectors = smoothed(vectors, train.counts(len(catalogue)), content, config.smooth_initial)
         towers.item_tower.table.data.copy_(torch.from_numpy(vectors))
     return towers
 

@@ -162,7 +162,7 @@ def _contents_metadata(connection: psycopg.Connection[Any], reports: Sequence[En
 def _norms(connection: psycopg.Connection[Any], reports: Sequence[EncodeReport]) -> str:
     import numpy as np
 
-    lengths = {
+    lengths: dict[str, Any] = {
         report.modality: np.linalg.norm(content_sample(connection, report.modality, report.revision), axis=1)
         for report in reports
         if report.encoded + report.skipped
@@ -184,7 +184,7 @@ def _newest(days: tuple[date, date]) -> list[date]:
 
 
 def _row(connection: psycopg.Connection[Any], query: str) -> tuple[Any, ...]:
-    row = connection.execute(query).fetchone()  # type: ignore[arg-type]
+    row = connection.execute(query).fetchone()
     assert row is not None
     return tuple(row)
 

@@ -60,6 +60,6 @@ def _bury_killed_runs(instance: dg.DagsterInstance) -> None:
 def _alive(process: str) -> bool:
     pid, created = process.split(":")
     try:
-        return psutil.Process(int(pid)).create_time() == float(created)
+        return bool(psutil.Process(int(pid)).create_time() == float(created))
     except psutil.NoSuchProcess:
         return False

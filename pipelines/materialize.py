@@ -51,8 +51,8 @@ def materialize(
     below the platform's home).
 
     Returns {"generation": number | None, "seconds": {step: s}, "assets": {asset: metadata}, "checks": {check: passed},
-    "warnings": [...]}. Raises UserError when a blocking check fails (naming check and reason; nothing downstream ran) and
-    for whatever an asset refuses. A killed run leaves finished assets, encoded chunks and epochs for the next one.
+    "warnings": [...]}. Raises UserError when a blocking check fails (naming check and reason; nothing downstream ran)
+    and for whatever an asset refuses. A killed run leaves finished assets, encoded chunks and epochs for the next one.
     """
     log = _RunLog(progress)
     keys = [dg.AssetKey(name) for name in (selection if selection is not None else assets_until(until))]

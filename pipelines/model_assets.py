@@ -1,11 +1,16 @@
 """Assets that a model makes: training set, checkpoint, generation, its promotion, and Feast's view of it."""
 
+import hashlib
+from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import dagster as dg
+import psycopg
+from psycopg import sql
 
+from feature_repo.schema import FEAST_SCHEMA
 from pipelines import generations, plots
 from pipelines.build import build
 from pipelines.resources import EncoderResource, PostgresResource, Terminal
@@ -111,12 +116,57 @@ def live_generation(context: dg.AssetExecutionContext, postgres: PostgresResourc
 
 
 @dg.asset(deps=[live_generation], group_name="serving", kinds={"postgres"})
-def feast_features(postgres: PostgresResource) -> dg.MaterializeResult[Any]:
-    """Feast's registry of entities, views and services over the platform's tables, as `feast apply` writes it."""
-    from feature_repo.store import apply, feature_store
+def feast_features(context: dg.AssetExecutionContext, postgres: PostgresResource) -> dg.MaterializeResult[Any]:
+    """Feast's registry of entities, views and services over the platform's tables, as `feast apply` writes it.
 
-    names = apply(feature_store(postgres.database_url()))
-    return dg.MaterializeResult(metadata={"objects": len(names), "names": ", ".join(sorted(names))})
+    Left as it is when these very definitions were applied to this database last: importing Feast alone takes seconds.
+    """
+    url = postgres.database_url()
+    definitions = _feast_definitions()
+    last = context.instance.get_latest_materialization_event(context.asset_key)
+    metadata = last.asset_materialization.metadata if last and last.asset_materialization else {}
+    with postgres.connect() as connection:
+        applied = _registry_age(connection)
+    mark = f"{definitions} {applied}"
+    if applied and "mark" in metadata and metadata["mark"].value == mark:
+        return dg.MaterializeResult(metadata={**metadata, "applied": False})
+    from feature_repo.store import apply, close, feature_store
+
+    store = feature_store(url)
+    try:
+        names = apply(store)
+    finally:
+        close(store)
+    with postgres.connect() as connection:
+        mark = f"{definitions} {_registry_age(connection)}"
+    return dg.MaterializeResult(
+        metadata={"objects": len(names), "names": ", ".join(sorted(names)), "mark": mark, "applied": True}
+    )
+
+
+def _feast_definitions() -> str:
+    """Digest of everything that `feast apply` reads."""
+    import feature_repo
+
+    digest = hashlib.sha256(version("feast").encode())
+    for source in sorted(Path(str(feature_repo.__file__)).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _registry_age(connection: psycopg.Connection[Any]) -> str:
+    """When Feast's registry was last written, and how much it holds; empty when there is none."""
+    names = [f"{FEAST_SCHEMA}.{table}" for table in ("feature_views", "feature_services")]
+    found = connection.execute("select bool_and(to_regclass(name) is not null) from unnest(%s::text[]) name", [names])
+    if found.fetchone() != (True,):
+        return ""
+    statement = sql.SQL(
+        """select max(last_updated_timestamp), count(*), (select count(*) from {services}) from {views}"""
+    ).format(
+        views=sql.Identifier(FEAST_SCHEMA, "feature_views"), services=sql.Identifier(FEAST_SCHEMA, "feature_services")
+    )
+    row = connection.execute(statement).fetchone()
+    return " ".join(map(str, row)) if row is not None and row[0] else ""
 
 
 def _latest(context: dg.AssetExecutionContext, asset: str, entry: str) -> Any:

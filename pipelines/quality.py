@@ -58,7 +58,8 @@ def generation_gates(connection: psycopg.Connection[Any], generation: int) -> li
     """Gates on a filled generation (state building or later), in the order of GENERATION_GATES."""
     vectors = _sample(
         connection,
-        "select embedding from item_embeddings where generation = %(generation)s order by md5(item_id) limit %(sample)s",
+        """select embedding from item_embeddings where generation = %(generation)s
+           order by md5(item_id) limit %(sample)s""",
         {"generation": generation},
     )
     gates = vector_gates("item", vectors, Limits(mean_cosine=0.9, duplicates=0.2, dead_dimensions=0.05))
@@ -155,8 +156,8 @@ def _index(connection: psycopg.Connection[Any], generation: int) -> list[Gate]:
 def ann_recall(connection: psycopg.Connection[Any], generation: int) -> float | None:
     """Mean share of the exact RECALL_K nearest items that the index finds, asked with users' interests.
 
-    Users' vectors lie elsewhere than items' do, so recall measured with items as queries flatters the index. Ties at the
-    last place count as found (the distance decides, not the id). None without users or items.
+    Users' vectors lie elsewhere than items' do, so recall measured with items as queries flatters the index. Ties at
+    the last place count as found (the distance decides, not the id). None without users or items.
     """
     queries = connection.execute(
         """select embedding from user_interests where generation = %(generation)s
@@ -265,7 +266,7 @@ def content_sample(connection: psycopg.Connection[Any], modality: str, revision:
 
 
 def _sample(connection: psycopg.Connection[Any], query: str, parameters: dict[str, Any]) -> Floats:
-    rows = connection.execute(query, {**parameters, "sample": SAMPLE}, binary=True).fetchall()  # type: ignore[arg-type]
+    rows = connection.execute(query, {**parameters, "sample": SAMPLE}, binary=True).fetchall()
     if not rows:
         return np.zeros((0, 1), np.float32)
     return np.stack([row[0].to_numpy() for row in rows]).astype(np.float32)

@@ -70,10 +70,10 @@ def vector_gates(prefix: str, vectors: Floats, limits: Limits | None = None) -> 
     """The six gates that any embedding [N, D] has to pass; their names start with `prefix` and an underscore.
 
     Numbers that are not finite fail `finite` and are left out of the other five. Duplicates and dead dimensions are
-    warnings: equal content gives equal vectors, and hashed attributes leave buckets empty, without anything being broken.
+    warnings: equal content gives equal vectors, and hashed attributes leave buckets empty, with nothing broken.
     """
     limits = limits or Limits()
-    finite = np.isfinite(vectors).all(axis=1)
+    finite: NDArray[np.bool_] = np.asarray(np.isfinite(vectors).all(axis=1))
     sound = vectors[finite]
     shapely = len(sound) >= ENOUGH
     possible = max(min(len(sound) - 1, vectors.shape[1]), 1)
@@ -121,7 +121,7 @@ def mean_cosine(vectors: Floats) -> float:
 def effective_rank(vectors: Floats) -> float:
     """exp of the entropy of the normalised singular values of the centred rows [N, D] (Roy and Vetterli 2007, §3).
 
-    Deviation: the rows are centred, since a common offset carries no ranking. 1 when all rows lie on a line or are equal.
+    Deviation: the rows are centred, since a common offset carries no ranking. 1 when all rows are equal or on a line.
     """
     centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
     # The spectrum of the small Gram side costs O(N D min(N, D)) without the singular vectors.

@@ -1,7 +1,6 @@
 """The command line: parse, call one function, print. Heavy libraries are imported by the command that needs them."""
 
 import json
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,9 @@ import click
 
 from polytower import __version__
 from polytower.errors import UserError
-from polytower.output import answer, metrics_table, say, table
+from polytower.generation_commands import generations
+from polytower.output import AS_JSON, answer, experiment_table, metrics_table, require_schema, say, table
+from polytower.tool_commands import bench, dagster, db, env, feast
 
 
 class JsonObject(click.ParamType[Any]):
@@ -32,7 +33,6 @@ class JsonObject(click.ParamType[Any]):
         return parsed
 
 
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="End stdout with one JSON line instead of tables.")
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILTER = click.option(
     "--filter",
@@ -116,7 +116,7 @@ def evaluate(generation: int | None, as_json: bool) -> None:
     from polytower.postgres import connect
 
     with connect() as connection:
-        _require_schema(connection)
+        require_schema(connection)
         report = evaluate_generation(connection, generation, progress=True)
     answer(report.as_json(), as_json=as_json, text=metrics_table(report))
 
@@ -152,7 +152,7 @@ def retrieve(
     if (user_id is None) == (history is None):
         raise click.UsageError("give a USER_ID or --history, and not both")
     with connect() as connection:
-        _require_schema(connection)
+        require_schema(connection)
     question = RetrieveRequest.model_validate(
         {"user_id": user_id, "history": history.split(",") if history else None, "k": k, "filter": where,
          "exclude_seen": not include_seen, "merge": merge, "fields": ["title"]}
@@ -187,7 +187,7 @@ def similar(item_id: str, k: int, space: str, where: dict[str, Any], as_json: bo
     from serving.errors import user_error
 
     with connect() as connection:
-        _require_schema(connection)
+        require_schema(connection)
         try:
             found = queries.similar(connection, item_id, k=k, space=space, filter=where, titles=True)
         except psycopg.Error as error:
@@ -195,91 +195,6 @@ def similar(item_id: str, k: int, space: str, where: dict[str, Any], as_json: bo
     rows = [(n.rank, n.title, n.item_id, n.score) for n in found]
     text = table(rows, ["rank", "title", "item", "score"])
     answer([asdict(neighbour) for neighbour in found], as_json=as_json, text=text)
-
-
-@cli.group()
-def generations() -> None:
-    """List, promote, roll back, compare and drop generations."""
-
-
-@generations.command("list")
-@AS_JSON
-def list_generations(as_json: bool) -> None:
-    """All generations, newest first."""
-    from pipelines.generations import listing
-    from polytower.postgres import connect
-
-    with connect() as connection:
-        _require_schema(connection)
-        found = listing(connection)
-    rows = [
-        (g.generation, g.state, g.config.get("preset"), g.interests, g.dim, f"{g.created_at:%Y-%m-%d %H:%M}",
-         g.metrics.get("masked", {}).get("ndcg@10"), g.quality.get("passed"))
-        for g in found
-    ]  # fmt: skip
-    columns = ["generation", "state", "preset", "interests", "dim", "created (UTC)", "NDCG@10", "gates passed"]
-    answer([g.as_json() for g in found], as_json=as_json, text=table(rows, columns) if rows else "no generations yet")
-
-
-@generations.command()
-@click.argument("generation", type=int)
-@click.option("--force", is_flag=True, help="Promote although a blocking quality gate failed.")
-@AS_JSON
-def promote(generation: int, force: bool, as_json: bool) -> None:
-    """Make GENERATION the live one, in one transaction."""
-    from pipelines import generations as lifecycle
-    from polytower.postgres import connect
-
-    with connect() as connection:
-        _require_schema(connection)
-        before = lifecycle.promote(connection, generation, force=force)
-    retired = before.generation if before else None
-    answer({"live": generation, "before": retired}, as_json=as_json, text=f"generation {generation} is live")
-
-
-@generations.command()
-@AS_JSON
-def rollback(as_json: bool) -> None:
-    """Make the generation that was live before the live one again."""
-    from pipelines import generations as lifecycle
-    from polytower.postgres import connect
-
-    with connect() as connection:
-        _require_schema(connection)
-        now = lifecycle.rollback(connection)
-    answer({"live": now.generation}, as_json=as_json, text=f"generation {now.generation} is live again")
-
-
-@generations.command()
-@click.argument("older", type=int)
-@click.argument("newer", type=int)
-@AS_JSON
-def diff(older: int, newer: int, as_json: bool) -> None:
-    """What changed from OLDER to NEWER: items, users, nearest neighbours, metrics."""
-    from pipelines import generations as lifecycle
-    from polytower.postgres import connect
-
-    with connect() as connection:
-        _require_schema(connection)
-        found = lifecycle.diff(connection, older, newer)
-    rows = [(kind, *found[kind].values()) for kind in ("items", "users")]
-    churn = "no common items" if found["neighbour_churn"] is None else f"{found['neighbour_churn']:.1%}"
-    text = table(rows, ["", "added", "removed", "kept"]) + f"\nnearest neighbours that changed: {churn}"
-    answer(found, as_json=as_json, text=text)
-
-
-@generations.command()
-@click.argument("generation", type=int)
-@AS_JSON
-def drop(generation: int, as_json: bool) -> None:
-    """Delete a generation's vectors (never the live one's); its record stays."""
-    from pipelines import generations as lifecycle
-    from polytower.postgres import connect
-
-    with connect() as connection:
-        _require_schema(connection)
-        lifecycle.drop(connection, generation)
-    answer({"dropped": generation}, as_json=as_json, text=f"generation {generation}'s vectors are gone")
 
 
 @cli.command()
@@ -293,7 +208,7 @@ def serve(host: str, port: int) -> None:
     from serving.app import create_app
 
     with connect() as connection:
-        _require_schema(connection)
+        require_schema(connection)
     say(f"serving on http://{host}:{port}/v1, documentation on http://{host}:{port}/docs; stop with Ctrl-C")
     uvicorn.run(create_app(), host=host, port=port, log_level="warning")
 
@@ -312,6 +227,58 @@ def demo(images: Path | None, preset: str, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--preset", default="demo", show_default=True, help="Training preset; docs/models.md lists them.")
+@click.option("--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="Runs, seeded 0, 1, 2 …")
+@click.option(
+    "--split",
+    default="leave_one_out",
+    show_default=True,
+    type=click.Choice(["leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items"]),
+    help="How the test items are held out.",
+)
+@click.option(
+    "--content",
+    multiple=True,
+    type=click.Choice(["text", "attributes"]),
+    help="Content to encode and learn from (repeatable); none by default.",
+)
+@click.option(
+    "--set",
+    "options",
+    multiple=True,
+    metavar="NAME=JSON",
+    help="Change one option of the preset, such as epochs=40 or towers.interests=1 (repeatable).",
+)
+@click.option(
+    "--into",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for checkpoints, resumed from when run again [default: below $POLYTOWER_HOME].",
+)
+@AS_JSON
+def experiment(
+    folder: Path,
+    preset: str,
+    seeds: int,
+    split: str,
+    content: tuple[Any, ...],
+    options: tuple[str, ...],
+    into: Path | None,
+    as_json: bool,
+) -> None:
+    """Train and evaluate a preset straight from FOLDER, without a database, beside the baselines."""
+    from encoders.experiment import run_experiment
+    from polytower.settings import settings
+
+    config = settings()
+    report = run_experiment(
+        folder, preset, range(seeds), directory=into or config.home / "experiments" / folder.resolve().name,
+        modalities=content, split=split, options=_options(options), device=config.device, progress=True,
+    )  # fmt: skip
+    answer(report, as_json=as_json, text=experiment_table(report))
+
+
+@cli.command()
 @AS_JSON
 def doctor(as_json: bool) -> None:
     """Look at everything the platform needs, and say how to get what is missing."""
@@ -324,76 +291,6 @@ def doctor(as_json: bool) -> None:
         raise SystemExit(1)
 
 
-@cli.group()
-def db() -> None:
-    """The database: keep the embedded Postgres up, stop it, its URL, a psql prompt."""
-
-
-@db.command()
-def start() -> None:
-    """Start the embedded Postgres and keep it up until `polytower db stop`."""
-    from polytower.postgres import EmbeddedPostgres, database_url
-    from polytower.settings import settings
-
-    url = database_url()
-    EmbeddedPostgres(settings().postgres_dir).pin()
-    click.echo(url)
-
-
-@db.command()
-def stop() -> None:
-    """Stop the embedded Postgres."""
-    from polytower.postgres import EmbeddedPostgres
-    from polytower.settings import settings
-
-    EmbeddedPostgres(settings().postgres_dir).stop()
-
-
-@db.command(context_settings={"ignore_unknown_options": True})
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def psql(arguments: tuple[str, ...]) -> None:
-    """Open psql on the database (arguments are passed on)."""
-    from polytower.postgres import connection_options, database_url, psql_program
-
-    environment = {"PGOPTIONS": connection_options()["options"]}
-    _replace_process([psql_program(), database_url(), *arguments], environment)
-
-
-@cli.command()
-def env() -> None:
-    """Print the exports that Feast and Dagster need: eval "$(polytower env)". Keeps the embedded Postgres up."""
-    import shlex
-
-    from polytower.postgres import EmbeddedPostgres
-    from polytower.settings import settings
-
-    for name, value in _tool_environment().items():
-        click.echo(f"export {name}={shlex.quote(value)}")
-    if settings().database_url is None:
-        EmbeddedPostgres(settings().postgres_dir).pin()
-        say("the embedded Postgres stays up; `polytower db stop` stops it")
-
-
-@cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def feast(arguments: tuple[str, ...]) -> None:
-    """Run Feast on the feature repository: polytower feast apply | serve | ui | materialize-incremental …"""
-    import feature_repo
-
-    program = Path(sys.executable).with_name("feast")
-    folder = str(Path(feature_repo.__file__).parent)
-    _replace_process([str(program), "-c", folder, *arguments], _tool_environment())
-
-
-@cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def dagster(arguments: tuple[str, ...]) -> None:
-    """Run Dagster on the platform's assets: polytower dagster dev."""
-    program = Path(sys.executable).with_name("dagster")
-    module = ["-m", "pipelines.definitions"] if arguments[:1] == ("dev",) else []
-    _replace_process([str(program), *arguments, *module], _tool_environment())
-
-
 def _initialise() -> str:
     import migrations
 
@@ -401,31 +298,22 @@ def _initialise() -> str:
     return migrations.head()
 
 
-def _require_schema(connection: Any) -> None:
-    row = connection.execute("select to_regclass('polytower.items')").fetchone()
-    if row[0] is None:
-        raise UserError("the database is empty: run `polytower load DIR` (or `polytower init`) first")
+def _options(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """NAME=JSON pairs as a dict; a value that is no JSON is taken as a string."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{pair!r} is not NAME=VALUE", param_hint="--set")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
 
 
-def _tool_environment() -> dict[str, str]:
-    from feature_repo.environment import feast_environment
-    from polytower.postgres import database_url
-    from polytower.settings import settings
-
-    url = database_url()
-    home = settings().home
-    return {"POLYTOWER_HOME": str(home), "DAGSTER_HOME": str(home / "dagster"), **feast_environment(url)}
-
-
-def _replace_process(command: list[str], environment: dict[str, str]) -> None:
-    """Runs another program in the foreground; this process keeps its lease on the embedded Postgres meanwhile."""
-    import subprocess
-
-    try:
-        done = subprocess.run(command, env={**os.environ, **environment}, check=False)  # noqa: S603 - the user's own command
-    except FileNotFoundError as error:
-        raise UserError(f"{command[0]} is not installed: run `make install`") from error
-    raise SystemExit(done.returncode)
+for command in (generations, db, env, feast, dagster, bench):
+    cli.add_command(command)
 
 
 def main() -> None:

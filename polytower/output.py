@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from polytower.errors import UserError
+
 if TYPE_CHECKING:
     from pipelines.evaluation import EvaluationReport
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="End stdout with one JSON line instead of tables.")
 
 
 def say(text: str) -> None:
@@ -49,6 +53,28 @@ def metrics_table(report: "EvaluationReport") -> str:
         rows = [(who, *(found[name] for name in names)) for who, found in report.contestants(masking).items()]
         parts.append(table(rows, [f"{report.questions} test items, seen {masking}", *names]))
     return "\n\n".join(parts)
+
+
+def experiment_table(report: dict[str, Any]) -> str:
+    """An experiment's model (mean over seeds) beside its baselines, seen items masked and not."""
+    names = ["recall@10", "recall@50", "recall@100", "ndcg@10"]
+    parts = []
+    for masking, spread in report["metrics"].items():
+        model = [f"{spread[name]['mean']:.4f} ± {spread[name]['std']:.4f}" for name in names]
+        rows = [(report["preset"], *model)]
+        rows += [
+            (who, *(f"{found[masking][name]:.4f}" for name in names)) for who, found in report["baselines"].items()
+        ]
+        title = f"{report['data']}, {report['split']}, {report['questions']} questions, seeds {report['seeds']}"
+        parts.append(table(rows, [f"seen {masking}", *names], title=title))
+    return "\n\n".join(parts)
+
+
+def require_schema(connection: Any) -> None:
+    """Raises UserError when the database holds no tables of ours yet."""
+    row = connection.execute("select to_regclass('polytower.items')").fetchone()
+    if row[0] is None:
+        raise UserError("the database is empty: run `polytower load DIR` (or `polytower init`) first")
 
 
 def _cell(value: Any) -> str:

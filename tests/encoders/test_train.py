@@ -128,6 +128,7 @@ def test_gradients_reach_every_trainable_part(extractor: str, objective: str) ->
         {"negatives": 8},
         {"negatives": 8, "sampling": "popularity", "logq": True},
         {"initial": "normal"},
+        {"smooth_initial": 5.0},
         {"towers": replace(SHAPE, interests=1, shrinkage=0.0)},
         {"towers": replace(SHAPE, adaptive=True, interests=4)},
         {"towers": replace(SHAPE, blocks=2, fusion="attention")},
@@ -209,3 +210,20 @@ def test_the_configuration_survives_json() -> None:
     assert asdict(config) == config.as_json()
     with pytest.raises(UserError, match="unknown option epochz"):
         config_from_json({"epochz": 3})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"temperature": 0.0}, {"epochs": 0}, {"towers": replace(SHAPE, dropout=1.0)}],
+    ids=["τ", "epochs", "dropout"],
+)
+def test_values_out_of_range_are_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="out of range for (temperature|epochs|towers.dropout)"):
+        replace(CONFIG, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("option", ["extractor", "fusion"])
+def test_unknown_parts_are_refused_with_the_known_ones(tmp_path: Path, option: str) -> None:
+    config = replace(CONFIG, towers=replace(SHAPE, **{option: "nosuch"}))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=f"no {option} 'nosuch'; there are"):
+        train(tiny_catalogue(), tiny_histories(), config, directory=tmp_path)

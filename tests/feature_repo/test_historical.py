@@ -51,19 +51,18 @@ def test_the_ranker_s_training_set_equals_the_reference(filled: Filled, seed: in
     job = filled.store.get_historical_features(entities, filled.store.get_feature_service("ranker"))
     answer = job.to_df()
     assert len(answer) == len(entities)
+    fields = [(view, each.name) for view in FEATURE_VIEWS for each in filled.store.get_feature_view(view).features]
     by_label = {row["label"]: row for row in answer.to_dict("records")}
     compared = 0
     for wanted in entities.to_dict("records"):
         got = by_label[wanted["label"]]
-        for view in FEATURE_VIEWS:
+        for view, name in fields:
             entity = wanted[USER_ID if view.startswith("user") else ITEM_ID]
-            for field in filled.store.get_feature_view(view).features:
-                value = _plain(got[field.name])
-                if field.name == "attributes" and value is not None:
-                    value = json.loads(value)
-                expected = _expected(filled, view, entity, wanted["event_timestamp"].to_pydatetime(), field.name)
-                assert value == expected, (view, field.name, wanted)
-                compared += value is not None
+            value = _plain(got[name])
+            if name == "attributes" and value is not None:
+                value = json.loads(value)
+            assert value == _expected(filled, view, entity, wanted["event_timestamp"].to_pydatetime(), name)
+            compared += value is not None
     assert compared > 500, "the frame hits almost nothing: the test would prove little"
 
 

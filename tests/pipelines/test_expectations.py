@@ -1,4 +1,4 @@
-"""The suites on real Postgres: sound data passes, each fault is named with its offending rows, nothing large is kept."""
+"""The suites on real Postgres: sound data passes, each fault is named with some of its rows, nothing large is kept."""
 
 from pathlib import Path
 from typing import Any

@@ -35,7 +35,9 @@ def folder(tmp_path: Path) -> Path:
 def loaded(connection: Connection, tmp_path: Path) -> dict[str, list[tuple[Any, ...]]]:
     """What an earlier, good load has brought: nothing of it may be lost."""
     load_folder(connection, tiny_folder(tmp_path / "before", users=3, events=4))
-    return contents(connection)
+    found = contents(connection)
+    connection.commit()  # no lock may stay behind for the tests with connections of their own
+    return found
 
 
 def refused(connection: Connection, folder: Path, *words: str, images: Path | None = None) -> None:

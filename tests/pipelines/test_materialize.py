@@ -1,4 +1,4 @@
-"""The flow through the assets on real Postgres: checks stop it, a second run finds everything done, kills are mended."""
+"""The flow on real Postgres: checks stop it, a second run finds everything done, killed runs are buried."""
 
 import json
 from collections.abc import Iterator
@@ -61,6 +61,7 @@ def test_the_whole_flow(
     assert second["assets"]["content_embeddings"]["encoded"] == 0
     assert second["assets"]["user_sequences"]["days"] == "nothing changed"
     assert second["assets"]["checkpoint"]["reused"] is True
+    assert [run["assets"]["feast_features"]["applied"] for run in (first, second)] == [True, False]
     assert capfd.readouterr().err == ""
 
     with connect(platform) as connection:
@@ -97,7 +98,7 @@ def test_a_failed_expectation_stops_the_flow(history: dg.DagsterInstance, platfo
     with connect(platform) as connection:
         connection.execute("delete from items where item_id = 'i7'")
         connection.execute("insert into interactions (user_id, item_id, occurred_at) values ('u1', 'i1', '2024-01-09')")
-    with pytest.raises(UserError, match="expectations on interactions failed: no interaction without its item.*'i7'"):
+    with pytest.raises(UserError, match=r"expectations on interactions failed: no interaction without its item.*'i7'"):
         materialize(until="sequences", progress=False, instance=history)
     with connect(platform) as connection:
         assert connection.execute("select max(day)::text from user_sequences").fetchone() == ("2024-01-05",)

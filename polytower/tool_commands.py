@@ -1,0 +1,114 @@
+"""The tools around the platform: the database, and Feast, Dagster and the benchmarks with the environment they need."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from polytower.errors import UserError
+from polytower.output import say
+
+BENCHMARKS = ["encoding", "features", "loading", "retrieval", "training"]
+
+
+@click.group()
+def db() -> None:
+    """The database: keep the embedded Postgres up, stop it, its URL, a psql prompt."""
+
+
+@db.command()
+def start() -> None:
+    """Start the embedded Postgres and keep it up until `polytower db stop`."""
+    from polytower.postgres import EmbeddedPostgres, database_url
+    from polytower.settings import settings
+
+    url = database_url()
+    EmbeddedPostgres(settings().postgres_dir).pin()
+    click.echo(url)
+
+
+@db.command()
+def stop() -> None:
+    """Stop the embedded Postgres."""
+    from polytower.postgres import EmbeddedPostgres
+    from polytower.settings import settings
+
+    EmbeddedPostgres(settings().postgres_dir).stop()
+
+
+@db.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def psql(arguments: tuple[str, ...]) -> None:
+    """Open psql on the database (arguments are passed on)."""
+    from polytower.postgres import connection_options, database_url, psql_program
+
+    environment = {"PGOPTIONS": connection_options()["options"]}
+    _replace_process([psql_program(), database_url(), *arguments], environment)
+
+
+@click.command()
+def env() -> None:
+    """Print the exports that Feast and Dagster need: eval "$(polytower env)". Keeps the embedded Postgres up."""
+    import shlex
+
+    from polytower.postgres import EmbeddedPostgres
+    from polytower.settings import settings
+
+    for name, value in _tool_environment().items():
+        click.echo(f"export {name}={shlex.quote(value)}")
+    if settings().database_url is None:
+        EmbeddedPostgres(settings().postgres_dir).pin()
+        say("the embedded Postgres stays up; `polytower db stop` stops it")
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def feast(arguments: tuple[str, ...]) -> None:
+    """Run Feast on the feature repository: polytower feast apply | serve | ui | materialize-incremental …"""
+    import feature_repo
+
+    program = Path(sys.executable).with_name("feast")
+    folder = str(Path(feature_repo.__file__).parent)
+    _replace_process([str(program), "-c", folder, *arguments], _tool_environment())
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def dagster(arguments: tuple[str, ...]) -> None:
+    """Run Dagster on the platform's assets: polytower dagster dev."""
+    program = Path(sys.executable).with_name("dagster")
+    module = ["-m", "pipelines.definitions"] if arguments[:1] == ("dev",) else []
+    _replace_process([str(program), *arguments, *module], _tool_environment())
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("name", type=click.Choice(BENCHMARKS))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench(name: str, arguments: tuple[str, ...]) -> None:
+    """Run a benchmark (from a checkout); its --help lists its options, its file what it measured."""
+    checkout = Path(__file__).parents[1]
+    if not (checkout / "benchmarks" / f"{name}.py").is_file():
+        raise UserError("benchmarks are part of a checkout, not of the installed package: run this in a clone")
+    done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *arguments], cwd=checkout, check=False)  # noqa: S603
+    raise SystemExit(done.returncode)
+
+
+def _tool_environment() -> dict[str, str]:
+    from feature_repo.environment import feast_environment
+    from polytower.postgres import database_url
+    from polytower.settings import settings
+
+    url = database_url()
+    home = settings().home
+    return {"POLYTOWER_HOME": str(home), "DAGSTER_HOME": str(home / "dagster"), **feast_environment(url)}
+
+
+def _replace_process(command: list[str], environment: dict[str, str]) -> None:
+    """Runs another program in the foreground; this process keeps its lease on the embedded Postgres meanwhile."""
+    try:
+        done = subprocess.run(command, env={**os.environ, **environment}, check=False)  # noqa: S603 - the user's own command
+    except FileNotFoundError as error:
+        raise UserError(f"{command[0]} is not installed: run `make install`") from error
+    raise SystemExit(done.returncode)
