@@ -46,16 +46,19 @@ class TrainConfig:
     """How the towers are trained.
 
     initial: "svd" (PPMI of co-occurrence, randomised SVD) or "normal" ID embeddings. smooth_initial: number of events
-    at which an item's start weighs as much as what its content predicts of it; 0 for no such smoothing. epochs,
-    batch_rows: passes, and packed rows per step. negatives: shared negatives per step, 0 = softmax over the whole
-    catalogue; sampling: "uniform" or "popularity" (drawn as often as they occur); logq: subtract the log of the
-    sampling probability.
-    temperature: τ of the scores, at least .02. objective: a name of `losses.OBJECTIVES`; repel: a name of `losses.REPELS`, weighed
-    by repel_weight, from repel_margin on. weight_loss: weight of the cross-entropy that calibrates the interest
-    weights. content_weight, content_temperature: of the contrast that teaches the content embeddings. learning_rate decays linearly to final_rate of itself. ema: decay of the weights' running mean,
-    which is what is evaluated and kept. validate_every: epochs between validations; patience: validations without a
-    better NDCG@10 before it stops. threads: torch's own, None decides by size. refit: train again on all events, for
-    as many epochs as the best one, after the selection; the metrics stay those of the strict model.
+    at which an item's start weighs as much as what its content predicts of it; 0 for no such smoothing.
+    epochs, batch_rows: passes, and packed rows per step. negatives: shared negatives per step, 0 = softmax over the
+    whole catalogue; sampling: "uniform" or "popularity" (drawn as often as they occur); logq: subtract the log of the
+    sampling probability. temperature: τ of the scores, at least .02.
+    objective: a name of `losses.OBJECTIVES`; repel: of `losses.REPELS`, weighed by repel_weight, from repel_margin on.
+    weight_loss: weight of the cross-entropy that calibrates the interest weights. content_weight, content_temperature:
+    of the contrast that teaches the content embeddings; content_ranking: weight of the ranking loss beside it, in which
+    a content embedding stands for the next item.
+    learning_rate decays linearly to final_rate of itself. ema: decay of the weights' running mean, which is what is
+    evaluated and kept. validate_every: epochs between validations; patience: validations without a better NDCG@10
+    before it stops. threads: torch's own, None decides by size.
+    refit: train again on all events, for as many epochs as the best one, after the selection; the metrics stay those
+    of the strict model.
     """
 
     preset: str = "custom"
@@ -75,6 +78,7 @@ class TrainConfig:
     weight_loss: float = 0.1
     content_weight: float = 1.0
     content_temperature: float = 0.07
+    content_ranking: float = 1.0
     learning_rate: float = 2e-3
     final_rate: float = 0.02
     weight_decay: float = 0.0

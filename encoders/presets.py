@@ -1,6 +1,6 @@
-"""Named configurations. docs/models.md has the figures each was measured at, with the commands.
+"""Named configurations. docs/models.md says what each is for and what it was measured at, docs/LOG.md keeps the runs.
 
-Presets are data-independent apart from their length: the history they read, how many epochs, how many negatives.
+The first three are to be used; the others are peers, on the same backbone and budget, to compare with.
 """
 
 from dataclasses import replace
@@ -8,14 +8,37 @@ from dataclasses import replace
 from encoders.config import TowersConfig, TrainConfig
 from polytower.errors import UserError
 
-_LONG = TowersConfig(history=100, dropout=0.4)
-_SHORT = TowersConfig(history=50, dropout=0.5)
+_SHORT = TrainConfig(
+    preset="short",
+    towers=TowersConfig(history=50, dropout=0.5, interests=1),
+    negatives=4096,
+    batch_rows=32,
+    epochs=20,
+    validate_every=5,
+)
+_LONG = TrainConfig(
+    preset="long",
+    towers=TowersConfig(history=200, dropout=0.3, interests=4),
+    negatives=1024,
+    batch_rows=16,
+    epochs=20,
+    validate_every=2,
+)
+_FOUR = replace(_SHORT, towers=replace(_SHORT.towers, interests=4))
 
 PRESETS: dict[str, TrainConfig] = {
-    # long histories, a small catalogue: movielens-100k in about a minute on one core
-    "demo": TrainConfig(preset="demo", towers=_LONG, negatives=0, batch_rows=16, epochs=20, validate_every=4),
-    # short histories, a large catalogue: the Amazon sets
-    "short": TrainConfig(preset="short", towers=replace(_SHORT, interests=1)),
+    # movielens-100k in a minute or two on one core: long histories, a small catalogue
+    "demo": replace(
+        _LONG,
+        preset="demo",
+        towers=TowersConfig(history=100, dropout=0.4, interests=4),
+        negatives=512,
+        validate_every=5,
+    ),
+    # short histories, a large catalogue (the Amazon sets): one interest, for several did not pay there
+    "short": _SHORT,
+    # histories of hundreds (movielens-1m)
+    "long": _LONG,
     # a few seconds on a few hundred users: tests and first looks
     "tiny": TrainConfig(
         preset="tiny",
@@ -24,11 +47,38 @@ PRESETS: dict[str, TrainConfig] = {
         epochs=6,
         validate_every=2,
     ),
+    # peers
+    "short-k4": replace(_FOUR, preset="short-k4"),
+    "long-k1": replace(_LONG, preset="long-k1", towers=replace(_LONG.towers, interests=1)),
+    "sasrec": replace(
+        _SHORT,
+        preset="sasrec",
+        towers=replace(_SHORT.towers, dropout=0.2),
+        initial="normal",
+        negatives=256,
+        learning_rate=1e-3,
+        final_rate=1.0,
+        ema=0.0,
+        epochs=60,
+    ),
+    "comirec-sa": replace(
+        _FOUR, preset="comirec-sa", towers=replace(_FOUR.towers, extractor="comirec_sa"), objective="comirec"
+    ),
+    "comirec-dr": replace(
+        _FOUR, preset="comirec-dr", towers=replace(_FOUR.towers, extractor="comirec_dr"), objective="comirec"
+    ),
+    "mind": replace(
+        _FOUR,
+        preset="mind",
+        towers=replace(_FOUR.towers, extractor="mind", adaptive=True),
+        objective="label_aware",
+    ),
+    "remi": replace(_FOUR, preset="remi", towers=replace(_FOUR.towers, extractor="comirec_sa"), objective="remi"),
 }
 
 
 def preset(name: str) -> TrainConfig:
     """The configuration of that name. Raises UserError for an unknown one."""
     if name not in PRESETS:
-        raise UserError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}")
+        raise UserError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
     return PRESETS[name]

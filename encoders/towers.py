@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from encoders.backbone import Backbone
+from encoders.backbone import Backbone, Dropout
 from encoders.catalogue import Catalogue
 from encoders.config import TowersConfig
 from encoders.fusion import FUSIONS
@@ -52,7 +52,7 @@ class Content(nn.Module):
         super().__init__()
         width = config.content_width
         self.projections = nn.ModuleDict({name: nn.Linear(size, width) for name, size in config.modalities})
-        self.dropout = nn.Dropout(config.content_dropout)
+        self.dropout = Dropout(config.content_dropout)
         self.fusion = FUSIONS[config.fusion](config)
         self.out = nn.Sequential(nn.GELU(), nn.Linear(width, config.dim))
 

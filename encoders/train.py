@@ -24,6 +24,7 @@ from encoders.device import autocast, resolve_device
 from encoders.evaluate import TowersScorer, validation_ndcg
 from encoders.fusion import FUSIONS
 from encoders.interests import EXTRACTORS
+from encoders.objective import batch_loss
 from encoders.optimise import Adam
 from encoders.packing import Batch, batches, pack
 from encoders.splits import Split, leave_one_out, production
@@ -31,7 +32,6 @@ from encoders.towers import Towers
 from polytower.errors import UserError
 
 _SMALL = 20_000_000  # interactions x width below which a second thread costs more than it brings
-_CONTENT_SAMPLE = 512  # items in one content-ID contrast
 
 
 @dataclass(frozen=True)
@@ -268,60 +268,6 @@ def initial_towers(catalogue: Catalogue, train: Histories, config: TrainConfig) 
             vectors = smoothed(vectors, train.counts(len(catalogue)), content, config.smooth_initial)
         towers.item_tower.table.data.copy_(torch.from_numpy(vectors))
     return towers
-
-
-def batch_loss(
-    towers: Towers, batch: Batch, config: TrainConfig, warm: Tensor, frequency: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(ranking loss, detached; total loss) of one step. warm: indices of the trained items; frequency: their shares."""
-    drawn, bias = draw_negatives(config, warm, frequency)
-    used, place = torch.unique(torch.cat([batch.inputs.flatten(), batch.targets, drawn]), return_inverse=True)
-    item_UD = towers.embed_warm(used)
-    inputs, targets, others = place.split([batch.inputs.numel(), len(batch.targets), len(drawn)])
-    found = towers.user_tower(item_UD[inputs].view(*batch.inputs.shape, -1), batch.positions, batch.allowed)
-    interests_PKD, weights_PK = found.vectors[batch.valid], found.weights[batch.valid]
-    column_U = torch.full((len(used),), -1, device=used.device)
-    column_U[others] = torch.arange(len(drawn), device=used.device)
-    columns = column_U[targets]
-    rows = torch.nonzero(columns >= 0).squeeze(1)
-    negatives = losses.Negatives(item_UD[others], bias, rows, columns[rows])
-    positives_PD = item_UD[targets]
-    ranking = losses.OBJECTIVES[config.objective](
-        interests_PKD, weights_PK > 0, positives_PD, negatives, config.temperature
-    )
-    total = ranking
-    if config.towers.interests > 1:
-        total = total + config.weight_loss * losses.weight_loss(interests_PKD, weights_PK, positives_PD)
-        if config.repel_weight > 0:
-            total = total + config.repel_weight * losses.REPELS[config.repel](interests_PKD, config.repel_margin)
-    if towers.item_tower.content is not None and config.content_weight > 0:
-        total = total + config.content_weight * _content_loss(towers, config, warm)
-    return ranking.detach(), total
-
-
-def draw_negatives(config: TrainConfig, warm: Tensor, frequency: Tensor) -> tuple[Tensor, Tensor]:
-    """(distinct items int64 [N], bias float [N]) shared by the step's positions; the whole trained catalogue for 0.
-
-    With logq the bias is −log(N q), which makes the sampled sum an unbiased estimate of the full one.
-    """
-    if config.negatives == 0 or config.negatives >= len(warm):
-        return warm, torch.zeros(len(warm), device=warm.device)
-    if config.sampling == "popularity":
-        rows = torch.multinomial(frequency, config.negatives)
-        share = frequency[rows]
-    else:
-        rows = torch.randperm(len(warm), device=warm.device)[: config.negatives]
-        share = torch.full_like(frequency[rows], 1 / len(warm))
-    bias = -(config.negatives * share).log() if config.logq else torch.zeros_like(share)
-    return warm[rows], bias
-
-
-def _content_loss(towers: Towers, config: TrainConfig, warm: Tensor) -> Tensor:
-    """Content-ID contrast over a sample of the trained items that have content."""
-    chosen = warm[torch.randperm(len(warm), device=warm.device)[:_CONTENT_SAMPLE]]
-    found = towers.embed(chosen)
-    both = found.has_content
-    return losses.content_contrast(found.content[both], found.item[both], config.content_temperature)
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from feature_repo.columns import MOMENT, POSTGRES_EPOCH_MICROS, Kind
 from polytower.errors import UserError
 
-_SIGNATURE = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
-_END = b"\xff\xff"
+COPY_START = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
+COPY_END = b"\xff\xff"
 _NULL = b"\xff\xff\xff\xff"
 _INT16, _INT32, _INT64, _DOUBLE = Struct(">h"), Struct(">i"), Struct(">iq"), Struct(">id")
 # Of an array: bytes of the cell, dimensions (1), has nulls (0), type of the elements, number of them, first index (1)
@@ -56,7 +56,7 @@ def present(feature: str, kind: Kind, values: Sequence[ValueProto]) -> list[Any]
     content = [None if given is None else getattr(value, field) for given, value in zip(fields, values, strict=True)]
     if kind == "number":
         return [None if number != number else number for number in content]
-    return content if not kind.endswith("s") else [None if inner is None else inner.val for inner in content]
+    return content if not field.endswith("_list_val") else [None if inner is None else inner.val for inner in content]
 
 
 def joined(columns: Mapping[str, Sequence[Any]]) -> tuple[str, dict[str, list[str | None]]]:
@@ -79,9 +79,8 @@ def text_cells(texts: Sequence[str | None]) -> list[bytes]:
 
 
 def moment_cells(moments: Sequence[datetime]) -> list[bytes]:
-    """N timestamps as cells; one without a zone is taken as UTC, as Feast does."""
-    aware = [moment if moment.tzinfo else moment.replace(tzinfo=UTC) for moment in moments]
-    return [_INT64.pack(8, (moment - _EPOCH) // _MICROSECOND) for moment in aware]
+    """N aware timestamps as cells."""
+    return [_INT64.pack(8, (moment - _EPOCH) // _MICROSECOND) for moment in moments]
 
 
 def value_cells(kind: Kind, content: Sequence[Any]) -> list[bytes]:
@@ -98,10 +97,10 @@ def value_cells(kind: Kind, content: Sequence[Any]) -> list[bytes]:
     return [_NULL if each is None else scalar.pack(size, each) for each in content]
 
 
-def copy_stream(columns: Sequence[Sequence[bytes]]) -> bytes:
-    """Columns of N cells each as the bytes of COPY … (FORMAT binary)."""
+def copy_rows(columns: Sequence[Sequence[bytes]]) -> bytes:
+    """Columns of N cells each as rows of COPY … (FORMAT binary), to stand between COPY_START and COPY_END."""
     width = _INT16.pack(len(columns))
-    return b"".join([_SIGNATURE, *(width + b"".join(row) for row in zip(*columns, strict=True)), _END])
+    return b"".join(width + b"".join(row) for row in zip(*columns, strict=True))
 
 
 def _join(elements: Sequence[str] | None, separator: str) -> str | None:

@@ -5,6 +5,7 @@ the order of the request without a dictionary, and entities without a row leave 
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, LiteralString
@@ -38,6 +39,15 @@ class OnlineView:
     rows: LiteralString
     as_of: LiteralString
     features: dict[str, tuple[LiteralString, Kind]]
+
+
+@dataclass(frozen=True)
+class OnlineRead:
+    """A question: N distinct ids, and features of one view."""
+
+    view: str
+    ids: Sequence[str]
+    features: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -157,14 +167,20 @@ ONLINE_VIEWS: dict[str, OnlineView] = {
 }
 
 
-def read_columns(
-    connection: psycopg.Connection[Any], view: str, ids: Sequence[str], features: Sequence[str]
-) -> OnlineColumns:
-    """The newest values of the features for N distinct ids, in one query; entities without a row get None."""
-    plan = ONLINE_VIEWS[view]
-    with connection.cursor(binary=True) as cursor:
-        cursor.execute(_query(plan, features), {"ids": list(ids)})
-        rows = cursor.fetchall()
+def read_columns(connection: psycopg.Connection[Any], reads: Sequence[OnlineRead]) -> list[OnlineColumns]:
+    """The newest values for each read, one query per view; entities without a row get None.
+
+    All queries are sent at once: Postgres works on the next view while this process decodes the one before.
+    """
+    with connection.pipeline(), ExitStack() as stack:
+        cursors = [stack.enter_context(connection.cursor(binary=True)) for _ in reads]
+        for cursor, read in zip(cursors, reads, strict=True):
+            cursor.execute(_query(ONLINE_VIEWS[read.view], read.features), {"ids": list(read.ids)})
+        return [_columns(read, cursor.fetchall()) for cursor, read in zip(cursors, reads, strict=True)]
+
+
+def _columns(read: OnlineRead, rows: Sequence[tuple[Any, ...]]) -> OnlineColumns:
+    plan, ids, features = ONLINE_VIEWS[read.view], read.ids, read.features
     if not rows:
         return OnlineColumns([None] * len(ids), {name: [None] * len(ids) for name in features})
     positions, as_ofs, *raw = zip(*rows, strict=True)

@@ -21,12 +21,12 @@ from feast.online_response import OnlineResponse
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from feast.repo_config import FeastConfigBaseModel
-from feast.utils import _get_cached_request_context
+from feast.utils import _get_cached_request_context, make_tzaware
 from psycopg_pool import ConnectionPool
 from pydantic import StrictInt, StrictStr
 
 from feature_repo.columns import as_proto
-from feature_repo.online_reads import ONLINE_VIEWS, OnlineColumns, read_columns
+from feature_repo.online_reads import ONLINE_VIEWS, OnlineColumns, OnlineRead, read_columns
 from feature_repo.online_response import ColumnarResponse, FeatureColumn
 from feature_repo.online_writes import Row, write_rows
 from polytower.errors import UserError
@@ -105,7 +105,7 @@ class PolytowerOnlineStore(OnlineStore):  # type: ignore[misc]
         names = [name for name in requested_features or online.features if name in online.features]
         ids = [key.entity_values[0].string_val for key in entity_keys]
         with self._snapshot(config) as connection:
-            read = read_columns(connection, table.name, ids, names)
+            (read,) = read_columns(connection, [OnlineRead(table.name, ids, names)])
         columns = [as_proto(online.features[name][1], read.features[name]) for name in names]
         cells = zip(*columns, strict=True) if columns else iter([()] * len(ids))
         return [
@@ -129,7 +129,7 @@ class PolytowerOnlineStore(OnlineStore):  # type: ignore[misc]
         Raises UserError for a view that is not ours, a missing feature, or a change to an immutable generation.
         """
         _online_view(table.name)
-        rows = [Row(key.entity_values[0].string_val, as_of, values) for key, values, as_of, _ in data]
+        rows = [Row(key.entity_values[0].string_val, make_tzaware(as_of), values) for key, values, as_of, _ in data]
         with self._connection(config) as connection:
             write_rows(connection, table.name, rows)
         if progress is not None:
@@ -159,8 +159,11 @@ class PolytowerOnlineStore(OnlineStore):  # type: ignore[misc]
     def _read_parts(
         self, config: RepoConfig, parts: Sequence[_Part], columnar: Mapping[str, list[str]]
     ) -> list[OnlineColumns]:
+        distinct = {key: {each: place for place, each in enumerate(dict.fromkeys(columnar[key]))} for *_, key in parts}
+        reads = [OnlineRead(view.name, list(distinct[key]), names) for view, names, key in parts]
         with self._snapshot(config) as connection:
-            return [_read_repeated(connection, view.name, columnar[key], names) for view, names, key in parts]
+            answers = read_columns(connection, reads)
+        return [_spread(each, distinct[key], columnar[key]) for each, (*_, key) in zip(answers, parts, strict=True)]
 
     @contextmanager
     def _snapshot(self, config: RepoConfig) -> Iterator[psycopg.Connection[Any]]:
@@ -244,12 +247,8 @@ def _plain_view(view: Any) -> bool:
     )
 
 
-def _read_repeated(
-    connection: psycopg.Connection[Any], view: str, ids: Sequence[str], names: Sequence[str]
-) -> OnlineColumns:
-    """Reads each distinct id once and spreads the answer over its repetitions."""
-    places = {each: place for place, each in enumerate(dict.fromkeys(ids))}
-    read = read_columns(connection, view, list(places), names)
+def _spread(read: OnlineColumns, places: Mapping[str, int], ids: Sequence[str]) -> OnlineColumns:
+    """The answer for distinct ids, spread over their repetitions."""
     if len(places) == len(ids):
         return read
     order = [places[each] for each in ids]

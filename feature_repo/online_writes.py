@@ -7,14 +7,25 @@ refused, since the index and the quality report belong to the values that were b
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, LiteralString
 
 import psycopg
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from psycopg import sql
 
-from feature_repo.copy_rows import FIELDS, copy_stream, joined, moment_cells, present, text_cells, value_cells
+from feature_repo.columns import Kind
+from feature_repo.copy_rows import (
+    COPY_END,
+    COPY_START,
+    FIELDS,
+    copy_rows,
+    joined,
+    moment_cells,
+    present,
+    text_cells,
+    value_cells,
+)
 from feature_repo.online_reads import ONLINE_VIEWS
 from feature_repo.schema import (
     FEAST_SCHEMA,
@@ -28,10 +39,13 @@ from feature_repo.schema import (
 )
 from polytower.errors import UserError
 
+# Rows encoded at a time
+_CHUNK = 500
+
 
 @dataclass(frozen=True)
 class Row:
-    """One feature row: whose, when it became true, feature → value."""
+    """One feature row: whose, when it became true (aware), feature → value."""
 
     entity: str
     as_of: datetime
@@ -40,15 +54,13 @@ class Row:
 
 _SEQUENCE_UPSERT: LiteralString = """
 insert into user_sequences as kept (user_id, day, as_of, item_ids, occurred_ats, kinds)
-select distinct on (user_id, (as_of at time zone 'UTC')::date)
-       user_id,
+select user_id,
        (as_of at time zone 'UTC')::date,
        as_of,
-       (string_to_array(item_ids, %(separator)s))[2:],
+       (string_to_array(item_ids, separator))[2:],
        occurred_ats,
-       (string_to_array(kinds, %(separator)s))[2:]
+       (string_to_array(kinds, separator))[2:]
 from incoming
-order by user_id, (as_of at time zone 'UTC')::date, as_of desc, row_number desc
 on conflict (user_id, day) do update
 set as_of = excluded.as_of,
     item_ids = excluded.item_ids,
@@ -61,11 +73,9 @@ where excluded.as_of >= kept.as_of
 
 _USER_STATS_UPSERT: LiteralString = """
 insert into user_stats as kept (user_id, day, as_of, interactions, distinct_items, mean_value, first_at)
-select distinct on (user_id, (as_of at time zone 'UTC')::date)
-       user_id, (as_of at time zone 'UTC')::date, as_of, user_interactions, user_distinct_items, user_mean_value,
+select user_id, (as_of at time zone 'UTC')::date, as_of, user_interactions, user_distinct_items, user_mean_value,
        'epoch'::timestamptz + user_first_at * interval '1 microsecond'
 from incoming
-order by user_id, (as_of at time zone 'UTC')::date, as_of desc, row_number desc
 on conflict (user_id, day) do update
 set as_of = excluded.as_of,
     interactions = excluded.interactions,
@@ -80,11 +90,9 @@ where excluded.as_of >= kept.as_of
 
 _ITEM_STATS_UPSERT: LiteralString = """
 insert into item_stats as kept (item_id, day, as_of, interactions, distinct_users, mean_value, first_at)
-select distinct on (item_id, (as_of at time zone 'UTC')::date)
-       item_id, (as_of at time zone 'UTC')::date, as_of, item_interactions, item_distinct_users, item_mean_value,
+select item_id, (as_of at time zone 'UTC')::date, as_of, item_interactions, item_distinct_users, item_mean_value,
        'epoch'::timestamptz + item_first_at * interval '1 microsecond'
 from incoming
-order by item_id, (as_of at time zone 'UTC')::date, as_of desc, row_number desc
 on conflict (item_id, day) do update
 set as_of = excluded.as_of,
     interactions = excluded.interactions,
@@ -100,9 +108,8 @@ where excluded.as_of >= kept.as_of
 # Columns that Feast does not know (image, path, checksum) keep what the loader wrote.
 _ITEMS_UPSERT: LiteralString = """
 insert into items as kept (item_id, title, description, available, attributes, updated_at)
-select distinct on (item_id) item_id, title, description, available, attributes::jsonb, as_of
+select item_id, title, description, available, attributes::jsonb, as_of
 from incoming
-order by item_id, as_of desc, row_number desc
 on conflict (item_id) do update
 set title = excluded.title,
     description = excluded.description,
@@ -136,36 +143,56 @@ def write_rows(connection: psycopg.Connection[Any], view: str, rows: Sequence[Ro
         return 0
     statement = UPSERTS[view]
     try:
-        separator = _copy(connection, view, rows)
+        _copy(connection, view, rows if statement is None else _newest(view, rows))
         if statement is not None:
-            return connection.execute(statement, {"separator": separator}).rowcount
+            return connection.execute(statement).rowcount
     except (psycopg.errors.IntegrityError, psycopg.errors.DataError) as error:
         raise UserError(f"feature view {view!r} refuses the rows: {error.diag.message_primary}") from error
     _refuse_changes(connection, view)
     return 0
 
 
-def _copy(connection: psycopg.Connection[Any], view: str, rows: Sequence[Row]) -> str:
-    """Fills the temporary table and answers the separator of its lists of strings."""
+def _newest(view: str, rows: Sequence[Row]) -> list[Row]:
+    """One row per place in the table: the newest of each entity (and day, in a history), among equals the last.
+
+    Ordered, so that two writers meet at the first row that both want and not in a deadlock.
+    """
+    kept: dict[Any, Row] = {}
+    for row in rows:
+        place = row.entity if view == ITEM_ATTRIBUTES_VIEW else (row.entity, row.as_of.astimezone(UTC).date())
+        if place not in kept or row.as_of >= kept[place].as_of:
+            kept[place] = row
+    return sorted(kept.values(), key=lambda row: (row.entity, row.as_of))
+
+
+def _copy(connection: psycopg.Connection[Any], view: str, rows: Sequence[Row]) -> None:
+    """Fills the temporary table; Postgres takes one chunk in while the next one is encoded."""
     online = ONLINE_VIEWS[view]
     features = {name: kind for name, (_, kind) in online.features.items()}
-    types = {online.key: "text", "as_of": "timestamptz", **{name: FIELDS[kind][1] for name, kind in features.items()}}
+    types = {online.key: "text", "as_of": "timestamptz", "separator": "text"}
+    types |= {name: FIELDS[kind][1] for name, kind in features.items()}
+    names = sql.SQL(", ").join(sql.Identifier(name) for name in types)
+    copy_in = sql.SQL("copy incoming ({}) from stdin (format binary)").format(names)
+    connection.execute(_incoming(types))
+    with connection.cursor() as cursor, cursor.copy(copy_in) as copy:
+        copy.write(COPY_START)
+        for start in range(0, len(rows), _CHUNK):
+            copy.write(copy_rows(_cells(view, features, rows[start : start + _CHUNK])))
+        copy.write(COPY_END)
+
+
+def _cells(view: str, features: Mapping[str, Kind], rows: Sequence[Row]) -> list[list[bytes]]:
     values = {name: present(name, kind, _column(view, name, rows)) for name, kind in features.items()}
     if view == USER_SEQUENCE_VIEW:
         _same_lengths(rows, values)
     separator, texts = joined({name: values[name] for name, kind in features.items() if kind == "texts"})
     values |= texts
-    columns = [
+    return [
         text_cells([row.entity for row in rows]),
         moment_cells([row.as_of for row in rows]),
+        text_cells([separator]) * len(rows),
         *(value_cells(kind, values[name]) for name, kind in features.items()),
     ]
-    names = sql.SQL(", ").join(sql.Identifier(name) for name in types)
-    connection.execute(_incoming(types))
-    copy_in = sql.SQL("copy incoming ({}) from stdin (format binary)").format(names)
-    with connection.cursor() as cursor, cursor.copy(copy_in) as copy:
-        copy.write(copy_stream(columns))
-    return separator
 
 
 def _incoming(types: Mapping[str, str]) -> sql.Composed:
@@ -173,7 +200,7 @@ def _incoming(types: Mapping[str, str]) -> sql.Composed:
     definitions = sql.SQL(", ").join(sql.SQL("{} {}").format(sql.Identifier(n), sql.SQL(t)) for n, t in types.items())
     return sql.SQL(
         "drop table if exists pg_temp.incoming; create temporary table incoming "
-        "({}, row_number bigint generated always as identity) with (toast_tuple_target = 8160) on commit drop"
+        "({}) with (toast_tuple_target = 8160) on commit drop"
     ).format(definitions)
 
 

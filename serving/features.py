@@ -65,7 +65,9 @@ def _rows(service: str, keys: Sequence[str], entities: Mapping[str, Sequence[str
             f"feature service {service!r} takes {', '.join(keys)}; given: {', '.join(entities) or 'nothing'}"
         )
     listed = {key: [] if isinstance(ids, str) else list(ids) for key, ids in entities.items()}
-    wrong = next((key for key in keys for each in listed[key] or [None] if not isinstance(each, str)), None)
+    wrong = next(
+        (key for key, ids in listed.items() if not ids or any(not isinstance(each, str) for each in ids)), None
+    )
     if wrong is not None:
         raise UserError(f"{wrong!r} takes a list of ids, each a string; at least one")
     size = max(len(ids) for ids in listed.values())

@@ -1,6 +1,8 @@
 """One embedded Postgres for the whole run; every test gets a migrated database of its own, cloned from a template."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,17 +17,22 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server() -> Iterator[str]:
     """URL of a server of this run's own (or of POLYTOWER_TEST_DATABASE_URL), with a migrated template database."""
     given = os.environ.get("POLYTOWER_TEST_DATABASE_URL")
     if given:
         yield given
         return
-    embedded = EmbeddedPostgres(tmp_path_factory.mktemp("home") / "postgres")
-    url = embedded.acquire()
-    migrations.upgrade(url)
-    yield url
-    embedded.release()
+    # Not below pytest's own folder: another pytest run of root's would close that to the server's system user.
+    home = Path(tempfile.mkdtemp(prefix="polytower-tests-"))
+    embedded = EmbeddedPostgres(home / "postgres")
+    try:
+        url = embedded.acquire()
+        migrations.upgrade(url)
+        yield url
+    finally:
+        embedded.stop()
+        shutil.rmtree(home)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ as $$
 begin
     return query execute format($sql$
         with qualifying as materialized (
-            select e.item_id, e.%1$I::halfvec(%2$s) as vector from %3$I e
+            select e.item_id, e.%1$I::halfvec(%2$s) as vector from %3$s
             where e.%1$I is not null and e.item_id <> all ($3) and %4$s
         )
         select q.number::int, c.item_id, c.score
@@ -18,8 +18,13 @@ begin
         cross join lateral (
             select item_id, (-(vector <#> q.vector))::real as score from qualifying
             order by score desc, item_id collate "C" limit $2
-        ) c $sql$, space_column, dim, 'item_embeddings_g' || generation,
-        case when members is not null then format('e.generation = %s and e.item_id = any ($5)', generation)
+        ) c $sql$, space_column, dim,
+        -- The limit keeps this a look-up of each member; the planner would read the whole partition for a few per cent.
+        case when members is not null
+                 then format('unnest($5) m (id) cross join lateral (select * from %I e where e.generation = %s'
+                             ' and e.item_id = m.id limit 1) e', 'item_embeddings_g' || generation, generation)
+             else format('%I e', 'item_embeddings_g' || generation) end,
+        case when members is not null then 'true'
              when path is not null
                  then 'e.item_id in (select i.item_id from items i where i.available and i.attributes @@ $4)'
              else 'not exists (select from items i where i.item_id = e.item_id and not i.available)' end)

@@ -9,7 +9,6 @@ from alembic import command
 from psycopg import sql
 
 import migrations
-from migrations import document
 from migrations.env_names import include_name
 from polytower.postgres import connect
 
@@ -88,7 +87,3 @@ def test_every_table_name_of_the_schema_exists(connection: psycopg.Connection) -
     names = [schema.INTERACTIONS, schema.ITEMS, schema.USERS, schema.GENERATIONS, schema.ITEM_EMBEDDINGS, schema.TOWERS]
     for name in names:
         connection.execute(sql.SQL("select 1 from {} limit 0").format(sql.Identifier(schema.SCHEMA, name)))
-
-
-def test_the_page_about_the_tables_is_current() -> None:
-    assert document.TARGET.read_text() == document.document(), "run python -m migrations.document"

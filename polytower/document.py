@@ -1,12 +1,21 @@
-"""docs/schema.md, written from the tables' metadata: `python -m migrations.document`; a test holds it current."""
+"""Pages written from the code: docs/schema.md and README's map of the files. A test holds them current.
 
+`python -m polytower.document` writes them.
+"""
+
+import ast
+import re
 from pathlib import Path
 
 from sqlalchemy import Dialect, Table, make_url
 
 from migrations.tables import metadata
 
-TARGET = Path(__file__).parents[1] / "docs" / "schema.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+SCHEMA_PAGE = ROOT / "docs" / "schema.md"
+FOLDERS = ("feature_repo", "encoders", "pipelines", "migrations", "serving", "polytower")
+MAP = re.compile(r"(?<=<!-- map -->\n).*(?=<!-- end of map -->)", re.DOTALL)
 
 DIALECT: type[Dialect] = make_url("postgresql+psycopg://").get_dialect()
 
@@ -32,9 +41,9 @@ PURPOSE = {
 }
 
 
-def document() -> str:
-    """The page's text."""
-    head = "# Tables\n\nSchema `polytower`. Written by `python -m migrations.document` from `migrations/tables.py`.\n"
+def schema_page() -> str:
+    """docs/schema.md: every table with its purpose, key and columns."""
+    head = "# Tables\n\nSchema `polytower`. Written by `python -m polytower.document` from `migrations/tables.py`.\n"
     return head + "".join(
         _section(table) for table in sorted(metadata.tables.values(), key=lambda t: list(PURPOSE).index(t.name))
     )
@@ -50,5 +59,24 @@ def _section(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
+def readme() -> str:
+    """README.md with its map of the files brought up to date."""
+    return MAP.sub(lambda _: "\n".join(map(_folder, FOLDERS)) + "\n", README.read_text())
+
+
+def _folder(folder: str) -> str:
+    """A folder's purpose, then its files: the first sentence of each module's docstring."""
+    lines = [f"**{folder}/** {_purpose(ROOT / folder / '__init__.py')}\n"]
+    files = sorted(path for path in (ROOT / folder).glob("*.py") if path.name != "__init__.py")
+    return "\n".join([*lines, *(f"- `{path.name}` {_purpose(path)}" for path in files)]) + "\n"
+
+
+def _purpose(path: Path) -> str:
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    paragraph = " ".join(text.split("\n\n")[0].split())
+    return re.split(r"(?<=[a-z)`\"]\.)\s", paragraph)[0]
+
+
 if __name__ == "__main__":
-    TARGET.write_text(document())
+    SCHEMA_PAGE.write_text(schema_page())
+    README.write_text(readme())

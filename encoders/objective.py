@@ -1,0 +1,95 @@
+"""What one training step minimises: ranking of the next item, interest weights, repel, content.
+
+Legend: B rows, T tokens, P positions (valid tokens), U distinct items of the step, N negatives, K interests, D width.
+"""
+
+import torch
+from torch import Tensor
+
+from encoders import losses
+from encoders.config import TrainConfig
+from encoders.packing import Batch
+from encoders.towers import Towers
+
+_CONTENT_SAMPLE = 512  # positions whose next item teaches the content embeddings in a step
+
+
+def batch_loss(
+    towers: Towers, batch: Batch, config: TrainConfig, warm: Tensor, frequency: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(ranking loss, detached; total loss) of one step. warm: indices of the trained items; frequency: their shares."""
+    drawn, bias = draw_negatives(config, warm, frequency)
+    used, place = torch.unique(torch.cat([batch.inputs.flatten(), batch.targets, drawn]), return_inverse=True)
+    item_UD = towers.embed_warm(used)
+    inputs, targets, others = place.split([batch.inputs.numel(), len(batch.targets), len(drawn)])
+    found = towers.user_tower(item_UD[inputs].view(*batch.inputs.shape, -1), batch.positions, batch.allowed)
+    interests_PKD, weights_PK = found.vectors[batch.valid], found.weights[batch.valid]
+    column_U = torch.full((len(used),), -1, device=used.device)
+    column_U[others] = torch.arange(len(drawn), device=used.device)
+    columns = column_U[targets]
+    rows = torch.nonzero(columns >= 0).squeeze(1)
+    negatives = losses.Negatives(item_UD[others], bias, rows, columns[rows])
+    positives_PD = item_UD[targets]
+    ranking = losses.OBJECTIVES[config.objective](
+        interests_PKD, weights_PK > 0, positives_PD, negatives, config.temperature
+    )
+    total = ranking
+    if config.towers.interests > 1:
+        total = total + config.weight_loss * losses.weight_loss(interests_PKD, weights_PK, positives_PD)
+        if config.repel_weight > 0:
+            total = total + config.repel_weight * losses.REPELS[config.repel](interests_PKD, config.repel_margin)
+    if towers.item_tower.content is not None and config.content_weight > 0:
+        asked = (interests_PKD, weights_PK > 0, batch.targets)
+        total = total + config.content_weight * content_loss(towers, config, asked, drawn, item_UD[others])
+    return ranking.detach(), total
+
+
+def draw_negatives(config: TrainConfig, warm: Tensor, frequency: Tensor) -> tuple[Tensor, Tensor]:
+    """(distinct items int64 [N], bias float [N]) shared by the step's positions; the whole trained catalogue for 0.
+
+    With logq the bias is −log(N q), which makes the sampled sum an unbiased estimate of the full one.
+    """
+    if config.negatives == 0 or config.negatives >= len(warm):
+        return warm, torch.zeros(len(warm), device=warm.device)
+    if config.sampling == "popularity":
+        rows = torch.multinomial(frequency, config.negatives)
+        share = frequency[rows]
+    else:
+        rows = torch.randperm(len(warm), device=warm.device)[: config.negatives]
+        share = torch.full_like(frequency[rows], 1 / len(warm))
+    bias = -(config.negatives * share).log() if config.logq else torch.zeros_like(share)
+    return warm[rows], bias
+
+
+def content_loss(
+    towers: Towers, config: TrainConfig, asked: tuple[Tensor, Tensor, Tensor], drawn: Tensor, negatives_ND: Tensor
+) -> Tensor:
+    """What teaches the content embeddings, on a sample of the positions: scalar. Only they get a gradient.
+
+    asked: interests [P, K, D], used [P, K], targets [P]; drawn, negatives_ND: the step's negatives and their item
+    embeddings. Two parts: the content-ID contrast (`losses.content_contrast`), and the ranking loss with the *content*
+    embedding in the place of the next item's, against the warm items and the other contents. The second is the task of
+    a cold item, to be found among warm ones; the contrast alone leaves cold items at scores that no list reaches.
+    """
+    interests_PKD, used_PK, targets_P = asked
+    chosen = torch.randperm(len(targets_P), device=targets_P.device)[:_CONTENT_SAMPLE]
+    items_C, own_S = torch.unique(targets_P[chosen], return_inverse=True)
+    found = towers.embed(items_C)
+    has_S = found.has_content[own_S]
+    chosen, own_S = chosen[has_S], own_S[has_S]
+    if not len(chosen):
+        return interests_PKD.new_zeros(())
+    contrast = losses.content_contrast(
+        found.content[found.has_content], found.item[found.has_content], config.content_temperature
+    )
+    interests_SKD, used_SK = interests_PKD[chosen].detach(), used_PK[chosen]
+    content_SD = found.content[own_S]
+    scores_SK = torch.einsum("skd,sd->sk", interests_SKD, content_SD).masked_fill(~used_SK, -1.0)
+    # an item is no negative of itself, neither as its content nor as its embedding
+    same = torch.cat([items_C[own_S][:, None] == items_C, items_C[own_S][:, None] == drawn], dim=1)
+    rows, columns = torch.nonzero(same | ~torch.cat([found.has_content, torch.ones_like(drawn, dtype=torch.bool)]),
+                                  as_tuple=True)  # fmt: skip
+    vectors = torch.cat([found.content, negatives_ND.detach()])
+    negatives = losses.Negatives(vectors, torch.zeros_like(vectors[:, 0]), rows, columns)
+    ranking = losses.max_softmax(interests_SKD, used_SK, scores_SK.amax(dim=1), negatives, config.temperature)
+    return contrast + config.content_ranking * ranking
