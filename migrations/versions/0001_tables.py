@@ -49,8 +49,8 @@ create index interactions_item_idx on interactions (item_id);
 create index interactions_event_idx on interactions (event_id) where event_id <> '';
 
 -- Days whose interactions changed since the sequences and statistics were last refreshed: a journal, written by the
--- transaction that changes them (so neither a crash nor a late commit is missed). Days repeat: a unique index would make
--- writers of one day wait for each other.
+-- transaction that changes them (so neither a crash nor a late commit is missed). Days repeat: a unique index would
+-- make writers of one day wait for each other.
 create table changed_days (day date not null);
 
 -- One row per user and day with activity: the newest row is the online feature, all rows are its history.
@@ -219,8 +219,8 @@ create trigger interactions_inserted after insert on interactions
 create trigger interactions_deleted after delete on interactions
     referencing old table as changed_rows for each statement execute function record_changed_days();
 
--- The part of an interaction's key that tells events of one user, item, time and kind apart: the source's event id, else
--- what was searched for (several queries or tags in one second are several events).
+-- The part of an interaction's key that tells events of one user, item, time and kind apart: the source's event id,
+-- else what was searched for (several queries or tags in one second are several events).
 create function interaction_event_id(event_id text, query text) returns text immutable language sql as $$
     select case when coalesce(event_id, '') = '' and query <> '' then 'query:' || md5(query)
                 else coalesce(event_id, '') end
