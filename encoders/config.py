@@ -53,7 +53,7 @@ class TrainConfig:
     objective: a name of `losses.OBJECTIVES`; repel: of `losses.REPELS`, weighed by repel_weight, from repel_margin on.
     weight_loss: weight of the cross-entropy that calibrates the interest weights. content_weight, content_temperature:
     of the contrast that teaches the content embeddings; content_ranking: weight of the ranking loss beside it, in which
-    a content embedding stands for the next item.
+    a content embedding stands for the next item, at a share content_share of the positions.
     learning_rate decays linearly to final_rate of itself. ema: decay of the weights' running mean, which is what is
     evaluated and kept. validate_every: epochs between validations; patience: validations without a better NDCG@10
     before it stops. threads: torch's own, None decides by size.
@@ -79,6 +79,7 @@ class TrainConfig:
     content_weight: float = 1.0
     content_temperature: float = 0.07
     content_ranking: float = 1.0
+    content_share: float = 0.2
     learning_rate: float = 2e-3
     final_rate: float = 0.02
     weight_decay: float = 0.0

@@ -71,7 +71,7 @@ def evaluate(
     """
     tracks: dict[str, list[Tensor]] = {"masked": [], "unmasked": []}
     lists: dict[str, list[Tensor]] = {"masked": [], "unmasked": []}
-    for part, targets_Q in tqdm(list(_chunks(questions, chunk)), desc="evaluate", disable=not progress):
+    for part, targets_Q in tqdm(list(_chunks(questions, chunk)), desc="evaluate", disable=None if progress else True):
         scores_QV = scorer(part)
         hidden_QV = seen(part, items).to(scores_QV.device)
         targets_Q = targets_Q.to(scores_QV.device)
@@ -91,6 +91,53 @@ def validation_ndcg(scorer: Scorer, questions: Questions, items: int, *, chunk: 
         found.append(metrics.ranks(scores_QV, targets_Q.to(scores_QV.device), seen(part, items).to(scores_QV.device)))
     ranks_Q = torch.cat(found) if found else torch.zeros(0, dtype=torch.int64)
     return metrics.ndcg(ranks_Q, 10), metrics.recall(ranks_Q, 50)
+
+
+def interests_report(scorer: TowersScorer, questions: Questions, *, chunk: int = 256) -> dict[str, list[float] | float]:
+    """How the interests divide the work, K numbers each, seen items masked.
+
+    candidates: share of the first 10 that each interest brought; targets: share of the true next items that belong to
+    it (best score); weights: its mean weight, which should equal `targets` (calibration_error: half the sum of the
+    differences, 0 to 1). cosine: mean cosine between two interests of a user, 1 for interests that do not differ.
+    """
+    interests = scorer.towers.config.interests
+    owners, own, weights, cosines = [], [], [], []
+    for part, targets_Q in _chunks(questions, chunk):
+        found = scorer.interests(part)
+        scores_QV = best_scores(found, scorer.items_VD)
+        lists_QL = scores_QV.masked_fill(seen(part, len(scorer.items_VD)).to(scores_QV.device), float("-inf")).topk(
+            min(_LIST, len(scorer.items_VD)), dim=1
+        )
+        owners.append(owners_of(found, scorer.items_VD[lists_QL.indices]).cpu())
+        own.append(owners_of(found, scorer.items_VD[targets_Q][:, None]).cpu())
+        weights.append(found.weights.cpu())
+        cosines.append(_pair_cosines(found.vectors).cpu())
+    if not owners:
+        return {}
+    shares = metrics.interest_shares(torch.cat(own), interests)
+    mean = torch.cat(weights).mean(dim=0).tolist()
+    return {
+        "candidates": metrics.interest_shares(torch.cat(owners), interests),
+        "targets": shares,
+        "weights": mean,
+        "calibration_error": sum(abs(one - two) for one, two in zip(shares, mean, strict=True)) / 2,
+        "cosine": float(torch.cat(cosines).mean()),
+    }
+
+
+def owners_of(interests: Interests, items_QLD: Tensor) -> Tensor:
+    """Which interest in use scores each item best, int64 [Q, L]."""
+    scores_QKL = interests.vectors @ items_QLD.transpose(1, 2)
+    return scores_QKL.masked_fill(interests.weights[..., None] == 0, float("-inf")).argmax(dim=1)
+
+
+def _pair_cosines(vectors_QKD: Tensor) -> Tensor:
+    """Mean cosine over the pairs of each user's interests, [Q]; 1 for one interest."""
+    interests = vectors_QKD.shape[1]
+    if interests == 1:
+        return torch.ones(len(vectors_QKD))
+    total_Q = vectors_QKD.sum(dim=1).square().sum(dim=1)
+    return (total_Q - interests) / (interests * (interests - 1))
 
 
 def padded(histories: Histories, width: int) -> tuple[Tensor, Tensor]:

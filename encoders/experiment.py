@@ -13,7 +13,7 @@ from encoders.baselines import baselines
 from encoders.catalogue import BoolArray, Catalogue, FloatArray, Histories
 from encoders.config import TrainConfig
 from encoders.content import CONTENT_ENCODERS, item_text, says_something
-from encoders.evaluate import Metrics, TowersScorer, evaluate
+from encoders.evaluate import Metrics, TowersScorer, evaluate, interests_report
 from encoders.folder import read_interactions, read_items
 from encoders.presets import preset
 from encoders.splits import Split, cold_items, leave_one_out, refit, strong_generalisation, temporal
@@ -41,7 +41,7 @@ def run_experiment(
 
     directory: receives a checkpoint per seed (seed-N) and is resumed from. modalities: content to encode and use, none
     by default. options: fields of TrainConfig to change. "refit" takes its number of epochs from a strict run of the
-    same seed, so that nothing is selected on test items.
+    same seed, so that nothing is selected on test items. "interests" in the report is of the first seed.
     """
     item_ids, catalogue, histories = read_folder(folder, modalities, device=device)
     config = replace(preset(preset_name), device=device, **(options or {}))
@@ -53,6 +53,7 @@ def run_experiment(
         seeded = replace(config, seed=seed)
         results.append(_trained(catalogue, histories, seeded, cut, directory / f"seed-{seed}", progress=progress))
     measured = [_measure(result, cut, len(item_ids)) for result in results]
+    first = interests_report(TowersScorer(results[0].evaluated), cut.test)
     points = [point for result in results for point in result.curves]
     return {
         "data": folder.name,
@@ -67,6 +68,7 @@ def run_experiment(
         "best_epochs": [result.best_epoch for result in results],
         "seconds": [round(result.seconds, 1) for result in results],
         "metrics": {track: _spread([one[track] for one in measured]) for track in ("masked", "unmasked")},
+        "interests": first,
         "baselines": {
             name: evaluate(scorer, cut.test, len(item_ids))
             for name, scorer in baselines(cut.train, len(item_ids)).items()

@@ -67,9 +67,10 @@ def content_loss(
     """What teaches the content embeddings, on a sample of the positions: scalar. Only they get a gradient.
 
     asked: interests [P, K, D], used [P, K], targets [P]; drawn, negatives_ND: the step's negatives and their item
-    embeddings. Two parts: the content-ID contrast (`losses.content_contrast`), and the ranking loss with the *content*
-    embedding in the place of the next item's, against the warm items and the other contents. The second is the task of
-    a cold item, to be found among warm ones; the contrast alone leaves cold items at scores that no list reaches.
+    embeddings. Two parts: the content-ID contrast (`losses.content_contrast`), and the ranking loss over the warm items
+    *and* the contents of the sample, in which the next item stands as its content embedding with probability
+    `content_share`, else as itself. The first case makes a cold item reachable, the second keeps contents from
+    crowding out warm items: with the first alone validation NDCG@10 fell from .10 to .03 (docs/LOG.md).
     """
     interests_PKD, used_PK, targets_P = asked
     chosen = torch.randperm(len(targets_P), device=targets_P.device)[:_CONTENT_SAMPLE]
@@ -83,8 +84,9 @@ def content_loss(
         found.content[found.has_content], found.item[found.has_content], config.content_temperature
     )
     interests_SKD, used_SK = interests_PKD[chosen].detach(), used_PK[chosen]
-    content_SD = found.content[own_S]
-    scores_SK = torch.einsum("skd,sd->sk", interests_SKD, content_SD).masked_fill(~used_SK, -1.0)
+    as_content_S = torch.rand(len(chosen), device=chosen.device) < config.content_share
+    positives_SD = torch.where(as_content_S[:, None], found.content[own_S], found.item[own_S].detach())
+    scores_SK = torch.einsum("skd,sd->sk", interests_SKD, positives_SD).masked_fill(~used_SK, -1.0)
     # an item is no negative of itself, neither as its content nor as its embedding
     same = torch.cat([items_C[own_S][:, None] == items_C, items_C[own_S][:, None] == drawn], dim=1)
     rows, columns = torch.nonzero(same | ~torch.cat([found.has_content, torch.ones_like(drawn, dtype=torch.bool)]),

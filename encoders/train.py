@@ -135,7 +135,13 @@ class _Run:
         """Epochs until the last one, or until validation stops getting better."""
         if resume:
             self._resume()
-        bar = tqdm(total=self.config.epochs, initial=len(self.curves), desc="train", unit="epoch", disable=not progress)
+        bar = tqdm(
+            total=self.config.epochs,
+            initial=len(self.curves),
+            desc="train",
+            unit="epoch",
+            disable=None if progress else True,
+        )
         with bar:
             while len(self.curves) < self.config.epochs and not self._exhausted():
                 point = self._epoch(len(self.curves) + 1)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, LiteralString
 
 import psycopg
@@ -175,7 +176,7 @@ def read_columns(connection: psycopg.Connection[Any], reads: Sequence[OnlineRead
     with connection.pipeline(), ExitStack() as stack:
         cursors = [stack.enter_context(connection.cursor(binary=True)) for _ in reads]
         for cursor, read in zip(cursors, reads, strict=True):
-            cursor.execute(_query(ONLINE_VIEWS[read.view], read.features), {"ids": list(read.ids)})
+            cursor.execute(query(read.view, tuple(read.features)), {"ids": list(read.ids)})
         return [_columns(read, cursor.fetchall()) for cursor, read in zip(cursors, reads, strict=True)]
 
 
@@ -194,12 +195,16 @@ def _columns(read: OnlineRead, rows: Sequence[tuple[Any, ...]]) -> OnlineColumns
     )
 
 
-def _query(plan: OnlineView, features: Sequence[str]) -> sql.Composed:
+@lru_cache
+def query(view: str, features: tuple[str, ...]) -> bytes:
+    """The statement that reads the features of the view; one answer per request shape, as composing costs a read."""
+    plan = ONLINE_VIEWS[view]
     values = [sql.SQL(", ") + sql.SQL(plan.features[name][0]) for name in features]
-    return sql.SQL(
+    composed = sql.SQL(
         "with wanted as (select * from unnest(%(ids)s::text[]) with ordinality as wanted (id, position)) "
         "select position, {as_of}{values} from wanted {rows}"
     ).format(as_of=sql.SQL(plan.as_of), values=sql.Composed(values), rows=sql.SQL(plan.rows))
+    return composed.as_bytes()
 
 
 def _place(positions: Sequence[int], values: Sequence[Any], size: int) -> list[Any]:

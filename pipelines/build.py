@@ -118,7 +118,7 @@ def user_rows(towers: "Towers", items_VD: Any, histories: Histories, *, progress
     from encoders.evaluate import padded
 
     order = np.argsort(histories.lengths, kind="stable")  # users of like length together: little padding
-    with tqdm(total=len(order), desc="interests", unit="user", disable=not progress) as bar:
+    with tqdm(total=len(order), desc="interests", unit="user", disable=None if progress else True) as bar:
         for start in range(0, len(order), USER_CHUNK):
             users = order[start : start + USER_CHUNK]
             rows, mask = padded(histories.select(users), towers.config.history)

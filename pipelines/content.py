@@ -193,7 +193,9 @@ def encode_modality(
         encode_seconds = 0.0
         if missing:
             stack.enter_context(gpu_lock(connection, encoder.device, progress=progress))
-            bar = stack.enter_context(tqdm(total=missing, desc=f"encode {modality}", unit="item", disable=not progress))
+            bar = stack.enter_context(
+                tqdm(total=missing, desc=f"encode {modality}", unit="item", disable=None if progress else True)
+            )
             encode_seconds = run.encode(bar)
         connection.execute(_RETIRE, run.values)
         connection.execute(_ACTIVATE, run.values)

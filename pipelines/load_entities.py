@@ -141,7 +141,7 @@ def _user_rows(source: Source, rejections: Rejections, *, progress: bool) -> Ite
 
 
 def _batches(source: Source, *, progress: bool) -> Iterator[Batch]:
-    with tqdm(total=source.total_rows, desc=source.name, unit=" rows", disable=not progress) as bar:
+    with tqdm(total=source.total_rows, desc=source.name, unit=" rows", disable=None if progress else True) as bar:
         for batch in source.batches():
             yield batch
             bar.update(batch.rows)

@@ -149,7 +149,7 @@ def _stage(
     years: set[int] = set()
     with_events = False
     with (
-        tqdm(total=source.total_rows, desc=source.name, unit=" rows", disable=not progress) as bar,
+        tqdm(total=source.total_rows, desc=source.name, unit=" rows", disable=None if progress else True) as bar,
         connection.cursor() as cursor,
         cursor.copy(COPY) as copy,
     ):
@@ -207,7 +207,7 @@ def _insert(connection: psycopg.Connection[Any], years: list[int], *, progress: 
     """Moves the staged rows to their partitions; answers how many are new."""
     fresh = [year for year in years if _create_bare(connection, year)]
     inserted = 0
-    for year in tqdm(fresh, desc="index new years", unit=" years", disable=not progress or not fresh):
+    for year in tqdm(fresh, desc="index new years", unit=" years", disable=None if progress and fresh else True):
         inserted += _insert_rows(connection, _partition(year), FRESH_ROWS, {"year": year})
         connection.execute(sql.SQL(ATTACH).format(table=_partition(year), year=sql.Literal(year)))
     if fresh:

@@ -11,7 +11,16 @@ from encoders.baselines import BASELINES, ItemKnn, Popularity, baselines
 from encoders.catalogue import Histories, histories_of
 from encoders.config import TowersConfig
 from encoders.cooccurrence import following, ppmi_vectors
-from encoders.evaluate import TowersScorer, best_scores, evaluate, padded, seen, validation_ndcg
+from encoders.evaluate import (
+    TowersScorer,
+    best_scores,
+    evaluate,
+    interests_report,
+    owners_of,
+    padded,
+    seen,
+    validation_ndcg,
+)
 from encoders.splits import Questions, leave_one_out, no_questions
 from encoders.towers import Interests, Towers
 from tests.encoders.data import ITEMS, tiny_catalogue, tiny_histories
@@ -74,6 +83,22 @@ def test_towers_score_every_user_alone_as_in_company() -> None:
     together = scorer(histories)
     for user in (0, 7, 31):
         torch.testing.assert_close(scorer(histories.select(np.array([user])))[0], together[user])
+
+
+def test_the_interests_report_adds_up() -> None:
+    catalogue = tiny_catalogue(content=False)
+    scorer = TowersScorer(Towers(TowersConfig(dim=16, history=8, interests=3), catalogue))
+    found = interests_report(scorer, leave_one_out(tiny_histories()).test)
+    for name in ("candidates", "targets", "weights"):
+        assert sum(found[name]) == pytest.approx(1.0)  # type: ignore[arg-type]
+    assert 0 <= found["calibration_error"] <= 1  # type: ignore[operator]
+    assert -0.5 <= found["cosine"] < 1  # type: ignore[operator]
+
+
+def test_owners_by_hand() -> None:
+    interests = Interests(torch.eye(3)[None, :, :], torch.tensor([[0.5, 0.5, 0.0]]))
+    items = torch.tensor([[[0.1, 0.9, 0.0], [0.9, 0.1, 0.0], [0.2, 0.0, 5.0]]])
+    assert owners_of(interests, items).tolist() == [[1, 0, 0]]
 
 
 def test_popularity_by_hand() -> None:

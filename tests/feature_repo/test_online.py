@@ -4,7 +4,6 @@ import json
 from datetime import timedelta
 from typing import Any
 
-import psycopg
 import pytest
 
 from feature_repo.schema import FEATURE_VIEWS, ITEM_ID, USER_ID
@@ -295,11 +294,11 @@ def test_no_live_generation_means_absent(writable: Filled) -> None:
 
 
 def test_the_online_read_of_embeddings_uses_the_live_partition_only(filled: Filled) -> None:
-    from feature_repo.online_reads import ONLINE_VIEWS, _query
+    from feature_repo.online_reads import query
 
     with connect(filled.url) as connection:
-        query = psycopg.sql.SQL("explain (analyze) ") + _query(ONLINE_VIEWS["item_embedding"], ["embedding"])
-        plan = "\n".join(row[0] for row in connection.execute(query, {"ids": ["i0"]}))
+        explained = b"explain (analyze) " + query("item_embedding", ("embedding",))
+        plan = "\n".join(row[0] for row in connection.execute(explained, {"ids": ["i0"]}))
     assert plan.count("never executed") == 2, plan
 
 
