@@ -16,12 +16,18 @@ from encoders.config import TowersConfig
 
 
 class Heads(nn.Module):
-    """K linear heads on the query position's state, residual: v_k = h + W_k h (methods.md §7). K = 1 is h itself."""
+    """K linear heads on the query position's state, residual: v_k = h + W_k h (methods.md §7). K = 1 is h itself.
+
+    The heads start small: all interests begin near h, which is the K = 1 model, and part where that pays.
+    """
 
     def __init__(self, config: TowersConfig) -> None:
         super().__init__()
         self.interests = config.interests
         self.head = nn.Linear(config.dim, config.dim * config.interests) if config.interests > 1 else None
+        if self.head is not None:
+            nn.init.normal_(self.head.weight, std=0.1 * config.dim**-0.5)
+            nn.init.zeros_(self.head.bias)
 
     def forward(self, query_BQD: Tensor, states_BTD: Tensor, allowed_BQT: Tensor) -> Tensor:  # noqa: ARG002
         if self.head is None:

@@ -5,7 +5,7 @@ epoch). So resuming needs the weights, the optimiser and the epoch number, and n
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,10 +28,14 @@ from encoders.objective import batch_loss
 from encoders.optimise import Adam
 from encoders.packing import Batch, batches, pack
 from encoders.splits import Split, leave_one_out, production
-from encoders.towers import Towers
+from encoders.towers import Towers, over
 from polytower.errors import UserError
 
 _SMALL = 20_000_000  # interactions x width below which a second thread costs more than it brings
+
+
+# towers to go on from, and the item ids of their catalogue in order
+Start = tuple[Towers, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -74,11 +78,13 @@ def train(
     resume: bool = True,
     on_epoch: Callable[[Epoch], None] | None = None,
     split: Split | None = None,
+    start: Start | None = None,
 ) -> TrainResult:
     """Trains towers on the training part of `split` (default: strict leave-one-out), selects on its validation part.
 
     directory: receives the checkpoint and the state to resume from. resume=False starts anew; with True an unfinished
-    run of another configuration or other data is refused. Raises UserError for that, for data without any pair of
+    run of another configuration or other data is refused. start: towers to go on from (incremental training): items
+    they know keep what was learned, new ones start as ever. Raises UserError for that, for data without any pair of
     events and for a loss that is not a number (the last good state stays).
     """
     started = time.perf_counter()
@@ -87,15 +93,17 @@ def train(
     if not len(split.train) or split.train.lengths.max() < 2:
         raise UserError("training needs at least one user with two interactions (four, if the last two are held out)")
     with _quiet_threads(config, split.train), torch.random.fork_rng():
-        run = _Run(catalogue, split, config, directory)
+        run = _Run(catalogue, split, config, directory, start)
         run.train(progress=progress, resume=resume, on_epoch=on_epoch)
         evaluated = towers = run.finish()
         if config.refit:
             everything = replace(config, epochs=max(run.best_epoch, 1), refit=False)
-            last = _Run(catalogue, production(histories), everything, directory / "refit")
+            last = _Run(catalogue, production(histories), everything, directory / "refit", start)
             last.train(progress=progress, resume=resume, on_epoch=None)
             towers = last.finish()
+            last.forget()
     checkpoint.save(directory, towers, config, catalogue, metrics=run.metrics)
+    run.forget()
     seconds = time.perf_counter() - started
     return TrainResult(towers, evaluated, config, split, run.curves, run.best_epoch, run.metrics, seconds)
 
@@ -116,12 +124,17 @@ def check_names(config: TrainConfig) -> None:
 class _Run:
     """State of one training run: towers, their running mean, the optimiser, the curves."""
 
-    def __init__(self, catalogue: Catalogue, split: Split, config: TrainConfig, directory: Path) -> None:
+    def __init__(
+        self, catalogue: Catalogue, split: Split, config: TrainConfig, directory: Path, start: Start | None
+    ) -> None:
         self.catalogue, self.split, self.config, self.directory = catalogue, split, config, directory
         self.device = resolve_device(config.device)
         shape = replace(config.towers, modalities=catalogue.modalities)
         with seeded(config.seed, 0):
-            self.towers = initial_towers(catalogue, split.train, replace(config, towers=shape)).to(self.device)
+            towers = initial_towers(catalogue, split.train, replace(config, towers=shape))
+        if start is not None:
+            go_on_from(towers, start, catalogue)
+        self.towers = towers.to(self.device)
         self.average = {name: value.detach().clone() for name, value in self.towers.named_parameters()}
         self.optimiser = Adam(self.towers, weight_decay=config.weight_decay)
         counts = torch.from_numpy(split.train.counts(len(catalogue)))
@@ -153,13 +166,16 @@ class _Run:
                     on_epoch(point)
 
     def finish(self) -> Towers:
-        """Towers with the best weights; the state to resume from is removed."""
+        """Towers with the best weights, in evaluation mode on the CPU."""
         towers = Towers(self.towers.config, self.catalogue)
         weights = self.towers.state_dict() | self.average | self.best
         towers.load_state_dict({name: value.cpu() for name, value in weights.items()})
+        return towers.eval()
+
+    def forget(self) -> None:
+        """Removes the state to resume from."""
         for name in ("state.safetensors", "state.json"):
             (self.directory / name).unlink(missing_ok=True)
-        return towers.eval()
 
     def _epoch(self, epoch: int) -> Epoch:
         started = time.perf_counter()
@@ -274,6 +290,20 @@ def initial_towers(catalogue: Catalogue, train: Histories, config: TrainConfig) 
             vectors = smoothed(vectors, train.counts(len(catalogue)), content, config.smooth_initial)
         towers.item_tower.table.data.copy_(torch.from_numpy(vectors))
     return towers
+
+
+def go_on_from(towers: Towers, start: Start, catalogue: Catalogue) -> None:
+    """Takes over the weights of `start`, in place; items that it never trained on keep their present ID row.
+
+    Raises UserError if the towers have another shape.
+    """
+    earlier, item_ids = start
+    if earlier.config != towers.config:
+        raise UserError("training cannot go on from towers of another configuration or other modalities; start anew")
+    moved = over(earlier, item_ids, catalogue).state_dict()
+    known = moved.pop("item_tower.counts") > 0
+    moved["item_tower.table"] = torch.where(known[:, None], moved["item_tower.table"], towers.item_tower.table.detach())
+    towers.load_state_dict(moved, strict=False)
 
 
 @contextmanager

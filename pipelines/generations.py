@@ -137,15 +137,19 @@ def switch(connection: psycopg.Connection[Any], generation: int, *, force: bool 
     before = live(connection)
     if before is not None and before.generation == generation:
         return before
-    connection.execute("update promotions set live_until = clock_timestamp() where live_until is null")
     connection.execute("update generations set state = 'retired', retired_at = now() where state = 'live'")
     connection.execute(
         "update generations set state = 'live', live_at = now(), retired_at = null where generation = %s",
         [generation],
     )
+    # One instant ends the old interval and begins the new one: no moment is without a live generation.
     connection.execute(
-        """insert into promotions (generation, live_from)
-           values (%s, greatest(clock_timestamp(), (select max(live_until) from promotions)))""",
+        """with instant as (
+               select greatest(clock_timestamp(), max(live_from) + interval '1 microsecond') as at from promotions
+           ), ended as (
+               update promotions set live_until = instant.at from instant where live_until is null
+           )
+           insert into promotions (generation, live_from) select %s, at from instant""",
         [generation],
     )
     return before

@@ -38,8 +38,9 @@ def content_gates(connection: psycopg.Connection[Any], modality: str, revision: 
 
     A modality that no item has passes without values.
     """
-    # Hashed attributes leave most buckets empty in a small catalogue: only a constant vector is suspect there.
-    limits = Limits(dead_dimensions=0.98 if modality == "attributes" else 0.5)
+    # Hashed attributes leave most buckets empty in a small catalogue, and items of one year and genre are alike: only
+    # a constant vector is suspect there.
+    limits = Limits(dead_dimensions=0.98, duplicates=0.95) if modality == "attributes" else Limits(dead_dimensions=0.5)
     gates = vector_gates("content", content_sample(connection, modality, revision), limits)
     found = _row(
         connection,

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from encoders.presets import preset
 
 from encoders import checkpoint
 from encoders.catalogue import Catalogue, Histories
 from encoders.config import TrainConfig
+from encoders.presets import preset
 from pipelines.training_set import TrainingSet
 from polytower.errors import UserError
 

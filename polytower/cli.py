@@ -99,7 +99,7 @@ def materialize(preset: str, until: Any, as_json: bool) -> None:
 
     _initialise()
     result = run(preset=preset, until=until, progress=True)
-    rows = [(step, seconds) for step, seconds in result["seconds"].items()]
+    rows = [(step, f"{seconds:.1f}") for step, seconds in result["seconds"].items()]
     title = (
         f"generation {result['generation']} is {'live' if until == 'live' else 'ready'}" if result["generation"] else ""
     )

@@ -61,7 +61,7 @@ class DemoReport:
                     self.candidates, columns, title=f"user {self.user}: recommended, from generation {self.generation}"
                 ),
                 metrics_table(self.evaluation),
-                table(list(self.seconds.items()), ["step", "seconds"]),
+                table([(step, f"{seconds:.1f}") for step, seconds in self.seconds.items()], ["step", "seconds"]),
                 "next: polytower retrieve 1 | polytower similar 50 --space content | polytower serve | make dev",
             ]
         )

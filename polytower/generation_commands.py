@@ -22,10 +22,19 @@ def list_generations(as_json: bool) -> None:
         found = listing(connection)
     rows = [
         (g.generation, g.state, g.config.get("preset"), g.interests, g.dim, f"{g.created_at:%Y-%m-%d %H:%M}",
-         g.metrics.get("masked", {}).get("ndcg@10"), g.quality.get("passed"))
+         g.metrics.get("validation", {}).get("ndcg@10"), g.quality.get("passed"))
         for g in found
     ]  # fmt: skip
-    columns = ["generation", "state", "preset", "interests", "dim", "created (UTC)", "NDCG@10", "gates passed"]
+    columns = [
+        "generation",
+        "state",
+        "preset",
+        "interests",
+        "dim",
+        "created (UTC)",
+        "validation NDCG@10",
+        "gates passed",
+    ]
     answer([g.as_json() for g in found], as_json=as_json, text=table(rows, columns) if rows else "no generations yet")
 
 

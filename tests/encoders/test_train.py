@@ -228,3 +228,31 @@ def test_unknown_parts_are_refused_with_the_known_ones(tmp_path: Path, option: s
     config = replace(CONFIG, towers=replace(SHAPE, **{option: "nosuch"}))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=f"no {option} 'nosuch'; there are"):
         train(tiny_catalogue(), tiny_histories(), config, directory=tmp_path)
+
+
+def test_training_goes_on_from_earlier_towers_over_a_grown_catalogue(tmp_path: Path) -> None:
+    histories = tiny_histories(users=80)
+    config = replace(CONFIG, epochs=6, learning_rate=1e-2, towers=replace(SHAPE, shrinkage=0.0))
+    whole = tiny_catalogue(content=False)
+    before = train(whole, histories, config, directory=tmp_path / "before")
+    grown = Catalogue(["new", *whole.item_ids])
+    moved = histories_of({user: (histories.of(row) + 1).tolist() for row, user in enumerate(histories.user_ids)})
+    short = replace(config, epochs=1)
+    again = train(grown, moved, short, directory=tmp_path / "again", start=(before.towers, whole.item_ids))
+    anew = train(grown, moved, short, directory=tmp_path / "anew")
+    assert losses_of(again.curves)[0] < 0.8 * losses_of(anew.curves)[0]
+    other = replace(short, towers=replace(config.towers, dim=8))
+    with pytest.raises(UserError, match="another configuration"):
+        train(grown, moved, other, directory=tmp_path / "other", start=(before.towers, whole.item_ids))
+
+
+def test_a_run_killed_in_the_refit_keeps_the_selection(tmp_path: Path) -> None:
+    catalogue, histories = tiny_catalogue(), tiny_histories()
+    config = replace(CONFIG, epochs=2, refit=True)
+    whole = train(catalogue, histories, config, directory=tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(catalogue, histories, config, directory=tmp_path / "cut", on_epoch=kill_after(2))
+    again = train(catalogue, histories, config, directory=tmp_path / "cut")
+    assert losses_of(again.curves) == losses_of(whole.curves)
+    torch.testing.assert_close(again.towers.item_tower.table, whole.towers.item_tower.table)
+    assert not list((tmp_path / "cut").rglob("state.*"))
