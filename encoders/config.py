@@ -79,7 +79,7 @@ class TrainConfig:
     content_weight: float = 1.0
     content_temperature: float = 0.07
     content_ranking: float = 1.0
-    content_share: float = 0.2
+    content_share: float = 0.3
     learning_rate: float = 2e-3
     final_rate: float = 0.02
     weight_decay: float = 0.0
