@@ -1,4 +1,4 @@
-"""Baselines as scorers of the same harness: popularity and sequential item-kNN (methods.md §6).
+"""Baselines as scorers of the same harness: popularity and sequential item-kNN.
 
 *A model that does not beat the kNN is not worth shipping.* Neither may be weakened.
 """

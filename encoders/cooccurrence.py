@@ -22,7 +22,7 @@ def following(histories: Histories, items: int, window: int) -> sparse.csr_matri
 
 
 def ppmi_vectors(histories: Histories, items: int, dim: int, seed: int, window: int = 5) -> FloatArray:
-    """SVD start of the ID embeddings, [V, D], mean norm .02·√D, plus N(0, .02) (methods.md §7).
+    """SVD start of the ID embeddings, [V, D], mean norm .02·√D, plus N(0, .02).
 
     Positive pointwise mutual information of co-occurrence within ±`window` events (weight 1/gap, context counts to the
     power .75), then a randomised SVD of rank D. Items that were never seen are small noise alone.

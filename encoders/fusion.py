@@ -13,10 +13,10 @@ from encoders.config import TowersConfig
 
 
 class GatedSum(nn.Module):
-    """Softmax-gated sum over the modalities present (SEMINAR's item fusion, methods.md §4).
+    """Softmax-gated sum over the modalities present (SEMINAR's item fusion, arXiv 2407.10714).
 
     The gate of a modality is a linear function of its own features plus a bias, so that equal weights are only the
-    start: equally weighted frozen modalities lose to the best one alone (methods.md §6).
+    start: equally weighted frozen modalities lose to the best one alone.
     """
 
     def __init__(self, config: TowersConfig) -> None:
@@ -31,7 +31,7 @@ class GatedSum(nn.Module):
 
 
 class Attention(nn.Module):
-    """Fusion-Q-Former with one learned query (EM3, methods.md §2): attention over [query; modalities], residual LN.
+    """Fusion-Q-Former with one learned query (EM3, arXiv 2404.06078): attention over [query; modalities], residual LN.
 
     The author's layer: 4 heads, no feed-forward; the query's output is the fused vector.
     """

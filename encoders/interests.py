@@ -16,7 +16,7 @@ from encoders.config import TowersConfig
 
 
 class Heads(nn.Module):
-    """K linear heads on the query position's state, residual: v_k = h + W_k h (methods.md §7). K = 1 is h itself.
+    """K linear heads on the query position's state, residual: v_k = h + W_k h. K = 1 is h itself.
 
     The heads start small: all interests begin near h, which is the K = 1 model, and part where that pays.
     """
@@ -37,7 +37,7 @@ class Heads(nn.Module):
 
 
 class SelfAttentive(nn.Module):
-    """ComiRec-SA: A = softmax_T(W2ᵀ tanh(W1 H)), V = A H (methods.md §1; W1 is 4D×D, W2 is 4D×K).
+    """ComiRec-SA: A = softmax_T(W2ᵀ tanh(W1 H)), V = A H (Cen et al., KDD 2020, §3.2; W1 is 4D×D, W2 is 4D×K).
 
     Deviation: positions are already in H, and the softmax runs over each query's prefix.
     """
@@ -68,7 +68,7 @@ class QueryTokens(nn.Module):
 
 
 class Routing(nn.Module):
-    """Dynamic routing (methods.md §1): 3 iterations, each position hands itself out by a softmax over the interests.
+    """Dynamic routing (MIND, Li et al., CIKM 2019; ComiRec-DR): 3 iterations, each position hands itself out by a softmax over the interests.
 
     Gradients flow through the last iteration only, as in the released code.
     """

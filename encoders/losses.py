@@ -177,7 +177,7 @@ def weight_loss(interests_PKD: Tensor, weights_PK: Tensor, positives_PD: Tensor)
 
 
 def content_contrast(content_ND: Tensor, items_ND: Tensor, tau: float) -> Tensor:
-    """Content-ID contrast (EM3, methods.md §2), symmetric InfoNCE within the sampled items: scalar.
+    """Content-ID contrast (EM3, arXiv 2404.06078), symmetric InfoNCE within the sampled items: scalar.
 
     The item embeddings are the teacher and get no gradient, so that content learns the taste space of the warm items
     without pulling at it. Deviation: all other sampled items are negatives (the paper takes 16).

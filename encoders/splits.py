@@ -1,4 +1,4 @@
-"""Cuts of the histories into what is learned from and what is asked (methods.md §6).
+"""Cuts of the histories into what is learned from and what is asked.
 
 A question is a history and the item that came next. Nothing that happened after a question's cut is in its history or
 in the training part of its split; `tests/encoders/test_splits.py` shuffles the future to prove it.

@@ -316,7 +316,7 @@ def seeded(seed: int, epoch: int) -> Iterator[np.random.Generator]:
 
 @contextmanager
 def _quiet_threads(config: TrainConfig, histories: Histories) -> Iterator[None]:
-    """One thread for small problems: two on a shared core spin and wait for each other (methods.md §7)."""
+    """One thread for small problems: two on a shared core spin and wait for each other."""
     before = torch.get_num_threads()
     small = len(histories.items) * config.towers.dim < _SMALL
     torch.set_num_threads(config.threads or (1 if small else before))

@@ -107,7 +107,7 @@ def test_popularity_by_hand() -> None:
 
 
 def knn_by_loops(train: Histories, items: int, history: list[int]) -> np.ndarray:
-    """methods.md §6, word by word."""
+    """The definition in the docstring of ItemKnn, word by word."""
     similar, counts = np.zeros((items, items)), np.zeros(items)
     for user in range(len(train)):
         events = train.of(user).tolist()
