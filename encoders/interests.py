@@ -68,9 +68,10 @@ class QueryTokens(nn.Module):
 
 
 class Routing(nn.Module):
-    """Dynamic routing (MIND, Li et al., CIKM 2019; ComiRec-DR): 3 iterations, each position hands itself out by a softmax over the interests.
+    """Dynamic routing (MIND, Li et al., CIKM 2019; ComiRec-DR), 3 iterations.
 
-    Gradients flow through the last iteration only, as in the released code.
+    Each position hands itself out by a softmax over the interests. Gradients flow through the last iteration only, as
+    in the released code.
     """
 
     def __init__(self, config: TowersConfig, iterations: int = 3) -> None:

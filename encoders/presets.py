@@ -27,12 +27,12 @@ _LONG = TrainConfig(
 _FOUR = replace(_SHORT, towers=replace(_SHORT.towers, interests=4))
 
 PRESETS: dict[str, TrainConfig] = {
-    # movielens-100k in 80 seconds on one free core: long histories, a small catalogue, so the softmax runs over all of
-    # it; one interest, for 2 and 4 did not pay there (docs/LOG.md)
+    # movielens-100k in two minutes on one core: long histories, a small catalogue, so the softmax runs over all of it;
+    # two interests hold what one reaches, and four lose (docs/LOG.md)
     "demo": replace(
         _LONG,
         preset="demo",
-        towers=TowersConfig(history=100, dropout=0.4, interests=1),
+        towers=TowersConfig(history=100, dropout=0.4, interests=2),
         negatives=0,
         validate_every=5,
     ),

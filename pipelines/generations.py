@@ -143,15 +143,11 @@ def switch(connection: psycopg.Connection[Any], generation: int, *, force: bool 
         [generation],
     )
     # One instant ends the old interval and begins the new one: no moment is without a live generation.
-    connection.execute(
-        """with instant as (
-               select greatest(clock_timestamp(), max(live_from) + interval '1 microsecond') as at from promotions
-           ), ended as (
-               update promotions set live_until = instant.at from instant where live_until is null
-           )
-           insert into promotions (generation, live_from) select %s, at from instant""",
-        [generation],
-    )
+    row = connection.execute(
+        "select greatest(clock_timestamp(), max(live_from) + interval '1 microsecond') from promotions"
+    ).fetchone()
+    connection.execute("update promotions set live_until = %s where live_until is null", row)
+    connection.execute("insert into promotions (generation, live_from) values (%s, %s)", [generation, *(row or ())])
     return before
 
 
