@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from encoders.baselines import baselines
 from encoders.catalogue import BoolArray, Catalogue, FloatArray, Histories
-from encoders.config import TrainConfig
+from encoders.config import TrainConfig, config_from_json
 from encoders.content import CONTENT_ENCODERS, item_text, says_something
 from encoders.evaluate import Metrics, TowersScorer, evaluate, interests_report
 from encoders.folder import read_interactions, read_items
@@ -40,11 +40,11 @@ def run_experiment(
     """Trains the preset once per seed, evaluates on the split's test questions beside the baselines; JSON-able.
 
     directory: receives a checkpoint per seed (seed-N) and is resumed from. modalities: content to encode and use, none
-    by default. options: fields of TrainConfig to change. "refit" takes its number of epochs from a strict run of the
-    same seed, so that nothing is selected on test items. "interests" in the report is of the first seed.
+    by default. options: see `changed`. "refit" takes its number of epochs from a strict run of the same seed, so that
+    nothing is selected on test items. "interests" in the report is of the first seed.
     """
     item_ids, catalogue, histories = read_folder(folder, modalities, device=device)
-    config = replace(preset(preset_name), device=device, **(options or {}))
+    config = changed(replace(preset(preset_name), device=device), options or {})
     cut = make_split(split, histories, len(item_ids))
     if not len(cut.test):
         raise UserError(f"{folder}: the split {split} leaves no question to test on")
@@ -74,6 +74,23 @@ def run_experiment(
             for name, scorer in baselines(cut.train, len(item_ids)).items()
         },
     }
+
+
+def changed(config: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
+    """The configuration with some options changed: names of TrainConfig, or of TowersConfig behind "towers.".
+
+    Raises UserError for an unknown name and for a value of another type.
+    """
+    document = config.as_json()
+    for name, value in options.items():
+        part, key = (
+            (document["towers"], name.removeprefix("towers.")) if name.startswith("towers.") else (document, name)
+        )
+        kinds = (int, float) if isinstance(part.get(key), int | float) and not isinstance(part[key], bool) else None
+        if kinds and not isinstance(value, kinds):
+            raise UserError(f"option {name}: {value!r} is not a number")
+        part[key] = value
+    return config_from_json(document)
 
 
 def read_folder(

@@ -33,6 +33,7 @@ class JsonObject(click.ParamType[Any]):
         return parsed
 
 
+ROWS_PUT_ASIDE = 3
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILTER = click.option(
     "--filter",
@@ -73,7 +74,11 @@ def init(as_json: bool) -> None:
 )
 @AS_JSON
 def load(folder: Path, images: Path | None, max_rejected: float, as_json: bool) -> None:
-    """Load interactions, items and users from FOLDER (Parquet, CSV or JSON lines). Loading twice changes nothing."""
+    """Load interactions, items and users from FOLDER (Parquet, CSV or JSON lines). Loading twice changes nothing.
+
+    Exit status: 0 when every row was taken, 3 when the rest was loaded but some rows were put aside (they are listed
+    and kept in the table rejected_rows), 1 when the whole load was refused and nothing changed.
+    """
     from pipelines.load import load_folder
     from polytower.postgres import connect
 
@@ -81,6 +86,8 @@ def load(folder: Path, images: Path | None, max_rejected: float, as_json: bool) 
     with connect() as connection:
         report = load_folder(connection, folder, images, max_rejected=max_rejected, progress=True)
     answer(report.as_json(), as_json=as_json, text="\n".join(report.lines()))
+    if report.rejected:
+        raise SystemExit(ROWS_PUT_ASIDE)
 
 
 @cli.command()
@@ -271,8 +278,10 @@ def experiment(
     from polytower.settings import settings
 
     config = settings()
+    # Runs that differ in anything keep apart, so that each finds its own state when it goes on.
+    name = "-".join([folder.resolve().name, preset, split, *content, *options]).replace("/", "_")
     report = run_experiment(
-        folder, preset, range(seeds), directory=into or config.home / "experiments" / folder.resolve().name,
+        folder, preset, range(seeds), directory=into or config.home / "experiments" / name,
         modalities=content, split=split, options=_options(options), device=config.device, progress=True,
     )  # fmt: skip
     answer(report, as_json=as_json, text=experiment_table(report))

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from encoders.experiment import SPLITS, read_folder, run_experiment
+from encoders.experiment import SPLITS, changed, read_folder, run_experiment
 from encoders.folder import read_interactions, read_items
 from encoders.presets import PRESETS, preset
 from polytower.errors import UserError
@@ -122,3 +122,12 @@ def test_bad_folders_are_refused_in_words(tmp_path: Path) -> None:
     (folder / "interactions.csv").write_text("user_id,item_id,occurred_at\n")
     with pytest.raises(UserError, match=r"both interactions.parquet and interactions.csv"):
         read_interactions(folder)
+
+
+def test_options_change_the_preset_and_unknown_ones_are_refused() -> None:
+    config = changed(preset("tiny"), {"epochs": 3, "towers.interests": 5, "objective": "comirec"})
+    assert (config.epochs, config.towers.interests, config.objective) == (3, 5, "comirec")
+    assert config.towers.dim == preset("tiny").towers.dim
+    for options, message in (({"epoch": 3}, "epoch"), ({"towers.k": 3}, "k"), ({"epochs": "many"}, "not a number")):
+        with pytest.raises(UserError, match=message):
+            changed(preset("tiny"), options)

@@ -103,6 +103,18 @@ def test_loading_twice_changes_nothing(platform: str, tmp_path: Path) -> None:
     assert run("load", str(tmp_path / "nowhere")).returncode == 2
 
 
+def test_rows_put_aside_are_named_and_end_with_a_status_of_their_own(platform: str, tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "data", file_format="csv")
+    log = folder / "interactions.csv"
+    header, first = log.read_text().splitlines()[:2]
+    row = dict(zip(header.split(","), first.split(","), strict=True)) | {'"item_id"': '"nowhere"'}
+    log.write_text(log.read_text() + ",".join(row[name] for name in header.split(",")) + "\n")
+    done = run("load", str(folder))
+    assert done.returncode == 3
+    assert "interactions.csv, row 641, item_id never seen" in done.stdout
+    assert run("load", str(folder), "--max-rejected", "0").returncode == 1
+
+
 def test_no_postgres_is_said_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYTOWER_DATABASE_URL", "postgresql://127.0.0.1:1/nothing")
     done = run("generations", "list")
