@@ -17,6 +17,16 @@ HEADLINE = ("recall@10", "recall@50", "ndcg@10")
 # Shown at the end: long enough to have tastes, short enough to read.
 SHOWN_HISTORY = 6
 SHOWN_CANDIDATES = 10
+SHOWN_PER_INTEREST = 4
+
+INTERESTS = """
+select u.interest, u.weight, string_agg(coalesce(i.title, i.item_id), ' · ' order by r.rank)
+from user_interests(%(user)s) u
+cross join lateral retrieve_vectors(
+    array[u.embedding], k => %(k)s, exclude => (select seen_items(%(user)s))) r
+join items i using (item_id)
+group by u.interest, u.weight order by u.interest
+"""
 
 
 @dataclass
@@ -30,6 +40,7 @@ class DemoReport:
     user: str = ""
     history: list[tuple[Any, ...]] = field(default_factory=list)
     candidates: list[tuple[Any, ...]] = field(default_factory=list)
+    interests: list[tuple[Any, ...]] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """The machine-readable summary; metrics are of the test items, seen items masked."""
@@ -49,17 +60,13 @@ class DemoReport:
     def text(self) -> str:
         """The same for people: a real user's recommendations, the metrics beside the baselines, the times."""
         assert self.evaluation is not None
+        whose = f"user {self.user}"
         columns = ["rank", "title", "genres", "score", "interest", "rank in it"]
         return "\n\n".join(
             [
-                table(
-                    self.history,
-                    ["title", "genres"],
-                    title=f"user {self.user}: the newest {SHOWN_HISTORY} of the history",
-                ),
-                table(
-                    self.candidates, columns, title=f"user {self.user}: recommended, from generation {self.generation}"
-                ),
+                table(self.history, ["title", "genres"], title=f"{whose}: the newest {SHOWN_HISTORY} of the history"),
+                table(self.candidates, columns, title=f"{whose}: recommended, from generation {self.generation}"),
+                table(self.interests, ["interest", "weight", "nearest to it alone"], title=f"{whose}: the interests"),
                 metrics_table(self.evaluation),
                 table([(step, f"{seconds:.1f}") for step, seconds in self.seconds.items()], ["step", "seconds"]),
                 "next: polytower retrieve 1 | polytower similar 50 --space content | polytower serve | make dev",
@@ -139,3 +146,4 @@ def _recommend(connection: Any, report: DemoReport) -> None:
     }
     report.history = [described[item] for (item,) in newest]
     report.candidates = [(c.rank, *described[c.item_id], c.score, c.interest, c.interest_rank) for c in found]
+    report.interests = connection.execute(INTERESTS, {"user": report.user, "k": SHOWN_PER_INTEREST}).fetchall()

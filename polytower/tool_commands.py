@@ -45,7 +45,7 @@ def psql(arguments: tuple[str, ...]) -> None:
     from polytower.postgres import connection_options, database_url, psql_program
 
     environment = {"PGOPTIONS": connection_options()["options"]}
-    _replace_process([psql_program(), database_url(), *arguments], environment)
+    _run([psql_program(), database_url(), *arguments], environment)
 
 
 @click.command()
@@ -71,7 +71,7 @@ def feast(arguments: tuple[str, ...]) -> None:
 
     program = Path(sys.executable).with_name("feast")
     folder = str(Path(feature_repo.__file__).parent)
-    _replace_process([str(program), "-c", folder, *arguments], _tool_environment())
+    _run([str(program), "-c", folder, *arguments], _tool_environment())
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
@@ -80,7 +80,7 @@ def dagster(arguments: tuple[str, ...]) -> None:
     """Run Dagster on the platform's assets: polytower dagster dev."""
     program = Path(sys.executable).with_name("dagster")
     module = ["-m", "pipelines.definitions"] if arguments[:1] == ("dev",) else []
-    _replace_process([str(program), *arguments, *module], _tool_environment())
+    _run([str(program), *arguments, *module], _tool_environment())
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -97,15 +97,15 @@ def bench(name: str, arguments: tuple[str, ...]) -> None:
 
 def _tool_environment() -> dict[str, str]:
     from feature_repo.environment import feast_environment
+    from pipelines.instance import dagster_home
     from polytower.postgres import database_url
     from polytower.settings import settings
 
-    url = database_url()
-    home = settings().home
-    return {"POLYTOWER_HOME": str(home), "DAGSTER_HOME": str(home / "dagster"), **feast_environment(url)}
+    places = {"POLYTOWER_HOME": str(settings().home), "DAGSTER_HOME": str(dagster_home())}
+    return places | feast_environment(database_url())
 
 
-def _replace_process(command: list[str], environment: dict[str, str]) -> None:
+def _run(command: list[str], environment: dict[str, str]) -> None:
     """Runs another program in the foreground; this process keeps its lease on the embedded Postgres meanwhile."""
     try:
         done = subprocess.run(command, env={**os.environ, **environment}, check=False)  # noqa: S603 - the user's own command
