@@ -36,7 +36,7 @@ PRESETS: dict[str, TrainConfig] = {
         negatives=0,
         validate_every=5,
     ),
-    # short histories, a large catalogue (the Amazon sets): one interest, for several did not pay there
+    # short histories, a large catalogue (the Amazon sets): one interest
     "short": _SHORT,
     # histories of hundreds (movielens-1m)
     "long": _LONG,

@@ -73,7 +73,15 @@ def create_app(url: str | None = None, *, caps: Caps | None = None) -> FastAPI:
         return Response(metrics.exposition(), media_type=CONTENT_TYPE)
 
     _handle_errors(app, metrics)
-    app.add_middleware(Limits, metrics=metrics, body=caps.body, concurrency=caps.concurrency, deadline=caps.deadline)
+    app.add_middleware(
+        Limits,
+        metrics=metrics,
+        body=caps.body,
+        concurrency=caps.concurrency,
+        deadline=caps.deadline,
+        # The first of these imports Feast, which takes a busy machine more than a deadline.
+        patience={"/v1/features": 6 * caps.deadline},
+    )
     return app
 
 
