@@ -25,7 +25,8 @@ import torch
 from psycopg.types.json import Jsonb
 
 import migrations
-from encoders.content import CONTENT_ENCODERS, item_text
+from encoders.content import item_text
+from encoders.content_encoders import CONTENT_ENCODERS
 from feature_repo.schema import Modality
 from pipelines.content import encode_modality
 from polytower.postgres import EmbeddedPostgres, connect

@@ -6,7 +6,7 @@ when one of the two is new. Nothing heavy is imported before an encoder is built
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Protocol, TypeVar
@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_repo.schema import Modality
-from polytower.errors import UserError
 
 Content = TypeVar("Content", contravariant=True)
 Rows = npt.NDArray[np.float32]
@@ -69,34 +68,6 @@ class ContentEncoder(Protocol[Content]):
     def encode_chunks(self, chunks: Iterable[Sequence[Content]]) -> Iterator[Encoded]:
         """One result per chunk, in order; reads ahead while the model works; a bad content fails alone."""
         ...
-
-
-def _text(*, model: str = "default", device: str = "auto") -> ContentEncoder[Any]:
-    from encoders.text import TextEncoder
-
-    return TextEncoder(model, device=device)
-
-
-def _image(*, model: str = "default", device: str = "auto") -> ContentEncoder[Any]:
-    from encoders.image import ImageEncoder
-
-    return ImageEncoder(model, device=device)
-
-
-def _attributes(*, model: str = "default", device: str = "auto") -> ContentEncoder[Any]:  # noqa: ARG001 hashing needs no device
-    from encoders.attributes import AttributesEncoder
-
-    if model != "default":
-        raise UserError(f"attributes have one encoder, default (feature hashing); {model!r} is none")
-    return AttributesEncoder()
-
-
-# modality → builder(model="default" | a checkpoint's name or path, device="auto" | …)
-CONTENT_ENCODERS: dict[Modality, Callable[..., ContentEncoder[Any]]] = {
-    "text": _text,
-    "image": _image,
-    "attributes": _attributes,
-}
 
 
 def item_text(title: str | None, description: str | None) -> str:

@@ -12,7 +12,8 @@ import pyarrow as pa
 from encoders.baselines import baselines
 from encoders.catalogue import BoolArray, Catalogue, FloatArray, Histories
 from encoders.config import TrainConfig, config_from_json
-from encoders.content import CONTENT_ENCODERS, item_text, says_something
+from encoders.content import item_text, says_something
+from encoders.content_encoders import CONTENT_ENCODERS
 from encoders.evaluate import Metrics, TowersScorer, evaluate, interests_report
 from encoders.folder import read_interactions, read_items
 from encoders.presets import preset

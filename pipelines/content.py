@@ -22,7 +22,8 @@ from psycopg.rows import args_row
 from psycopg.types.json import Jsonb
 from tqdm import tqdm
 
-from encoders.content import BLANK, CONTENT_ENCODERS, TEXT_SEPARATOR, ContentEncoder, Encoded
+from encoders.content import BLANK, TEXT_SEPARATOR, ContentEncoder, Encoded
+from encoders.content_encoders import CONTENT_ENCODERS
 from feature_repo.schema import Modality
 from polytower.settings import Settings
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -35,16 +36,26 @@ def server() -> Iterator[str]:
         shutil.rmtree(home)
 
 
+@contextmanager
+def cloned(server: str, name: str) -> Iterator[str]:
+    """URL of an empty migrated database, cloned from the template and dropped after; the name is made unique."""
+    name = f"{name}_{os.getpid()}"
+    root = server.removesuffix(DATABASE) + "postgres"
+    identifiers = {"name": sql.Identifier(name), "template": sql.Identifier(DATABASE)}
+    with psycopg.connect(root, autocommit=True) as admin:
+        admin.execute(sql.SQL("create database {name} template {template}").format(**identifiers))
+    try:
+        yield server.removesuffix(DATABASE) + name
+    finally:
+        with psycopg.connect(root, autocommit=True) as admin:
+            admin.execute(sql.SQL("drop database {name} with (force)").format(**identifiers))
+
+
 @pytest.fixture
 def database(server: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """URL of an empty migrated database that this test owns."""
-    name = f"test_{abs(hash(request.node.nodeid)) % 10**10}_{os.getpid()}"
-    root = server.removesuffix(DATABASE) + "postgres"
-    with psycopg.connect(root, autocommit=True) as admin:
-        admin.execute(sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(DATABASE)))
-    yield server.removesuffix(DATABASE) + name
-    with psycopg.connect(root, autocommit=True) as admin:
-        admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+    with cloned(server, f"test_{abs(hash(request.node.nodeid)) % 10**10}") as url:
+        yield url
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encoders.content import BLANK, CONTENT_ENCODERS, content_hash, item_text
+from encoders.content import BLANK, content_hash, item_text
+from encoders.content_encoders import CONTENT_ENCODERS
 from feature_repo.schema import MODALITIES, Modality
 from polytower.errors import UserError
 

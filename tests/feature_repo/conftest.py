@@ -1,16 +1,14 @@
 """A platform filled by hand, with Feast over it: one read-only copy per run, a fresh one for tests that write."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import psycopg
 import pytest
-from psycopg import sql
 
-from polytower.postgres import DATABASE, connect
+from polytower.postgres import connect
+from tests.conftest import cloned
 from tests.feature_repo import rows
 
 
@@ -26,7 +24,7 @@ class Filled:
 @pytest.fixture(scope="session")
 def filled(server: str) -> Iterator[Filled]:
     """Shared by the tests that only read."""
-    with _database(server, "feast_read") as url, _filled(url) as each:
+    with cloned(server, "feast_read") as url, _filled(url) as each:
         yield each
 
 
@@ -50,15 +48,3 @@ def _filled(url: str) -> Iterator[Filled]:
     finally:
         store.registry.write_engine.dispose()
         store._get_provider().online_store.disconnect()
-
-
-@contextmanager
-def _database(server: str, name: str) -> Iterator[str]:
-    """A clone of the migrated template."""
-    identifier = sql.Identifier(f"{name}_{os.getpid()}")
-    root = server.removesuffix(DATABASE) + "postgres"
-    with psycopg.connect(root, autocommit=True) as admin:
-        admin.execute(sql.SQL("create database {} template {}").format(identifier, sql.Identifier(DATABASE)))
-    yield server.removesuffix(DATABASE) + f"{name}_{os.getpid()}"
-    with psycopg.connect(root, autocommit=True) as admin:
-        admin.execute(sql.SQL("drop database {} with (force)").format(identifier))

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from encoders import checkpoint
-from encoders.content import CONTENT_ENCODERS
+from encoders.content_encoders import CONTENT_ENCODERS
 from encoders.evaluate import padded
 from pipelines import generations
 from pipelines.build import build

@@ -20,7 +20,8 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from encoders.attributes import AttributesEncoder
-from encoders.content import BLANK, CONTENT_ENCODERS, TEXT_SEPARATOR, Encoded, Rows, content_hash
+from encoders.content import BLANK, TEXT_SEPARATOR, Encoded, Rows, content_hash
+from encoders.content_encoders import CONTENT_ENCODERS
 from feature_repo.schema import MODALITIES, Modality
 from pipelines.content import CONTENT, build_encoder, encode_modality, gpu_lock
 from polytower.postgres import connect

@@ -7,7 +7,7 @@ import numpy as np
 import psycopg
 import pytest
 
-from encoders.content import CONTENT_ENCODERS
+from encoders.content_encoders import CONTENT_ENCODERS
 from pipelines.content import encode_modality
 from pipelines.load import load_folder
 from pipelines.training import aligned

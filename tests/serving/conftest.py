@@ -1,18 +1,16 @@
 """A served synthetic generation: one database for tests that only read or roll back, one each for those that write."""
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
 from fastapi.testclient import TestClient
-from psycopg import sql
 
-from polytower.postgres import DATABASE, connect
+from polytower.postgres import connect
 from serving.app import create_app
+from tests.conftest import cloned
 from tests.generation_factory import Synthetic, unit, write_generation
 
 
@@ -31,21 +29,6 @@ def small_data() -> Synthetic:
         unavailable=frozenset({"i03"}),
         seen={"ada": ["i01", "i02", "i05"], "bob": ["i07"]},
     )
-
-
-@contextmanager
-def cloned(server: str, name: str) -> Iterator[str]:
-    """URL of a fresh migrated database; the name is made this run's own."""
-    name = f"{name}_{os.getpid()}"
-    root = server.removesuffix(DATABASE) + "postgres"
-    identifiers = {"name": sql.Identifier(name), "template": sql.Identifier(DATABASE)}
-    with psycopg.connect(root, autocommit=True) as admin:
-        admin.execute(sql.SQL("create database {name} template {template}").format(**identifiers))
-    try:
-        yield server.removesuffix(DATABASE) + name
-    finally:
-        with psycopg.connect(root, autocommit=True) as admin:
-            admin.execute(sql.SQL("drop database {name} with (force)").format(**identifiers))
 
 
 @pytest.fixture(scope="session")

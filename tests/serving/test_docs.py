@@ -20,8 +20,8 @@ from encoders.towers import Towers
 from polytower.postgres import connect
 from serving.app import create_app
 from serving.errors import PROBLEMS
+from tests.conftest import cloned
 from tests.generation_factory import Synthetic, unit, write_generation
-from tests.serving.conftest import cloned
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -9,8 +9,8 @@ import pytest
 
 from polytower.postgres import connect
 from serving.queries import Candidate, retrieve
+from tests.conftest import cloned
 from tests.generation_factory import Floats, Synthetic, clustered, create_indexes, write_generation
-from tests.serving.conftest import cloned
 
 ITEMS, DIM, USERS, K = 20_000, 64, 20, 100
 
