@@ -6,6 +6,7 @@ T history positions, D width, K interests. An extractor is a module with
 positions, allowed_BQT says which positions each query may read. Nothing else may influence a query's interests.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -67,7 +68,7 @@ class QueryTokens(nn.Module):
         return query_BQD.unsqueeze(2) + attended(logits, self.value(states_BTD), allowed_BQT)
 
 
-class Routing(nn.Module):
+class Routing(nn.Module, ABC):
     """Dynamic routing (MIND, Li et al., CIKM 2019; ComiRec-DR), 3 iterations.
 
     Each position hands itself out by a softmax over the interests. Gradients flow through the last iteration only, as
@@ -78,13 +79,13 @@ class Routing(nn.Module):
         super().__init__()
         self.interests, self.iterations = config.interests, iterations
 
+    @abstractmethod
     def capsules(self, states_BTD: Tensor) -> Tensor:
         """What each position says to each interest: [B, T, K, D]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def initial(self, states_BTD: Tensor) -> Tensor:
         """Routing logits before the first iteration: [B, T, K]."""
-        raise NotImplementedError
 
     def forward(self, query_BQD: Tensor, states_BTD: Tensor, allowed_BQT: Tensor) -> Tensor:  # noqa: ARG002
         capsules_BTKD = self.capsules(states_BTD)
