@@ -13,7 +13,7 @@ from psycopg.types.json import Jsonb
 from feature_repo.schema import SCHEMA, SPACES
 from pipelines.generations import PARENTS, get, partition
 
-# pgvector's defaults: recall .95 to .99 at the catalogue sizes in benchmarks/results/retrieval.json.
+# pgvector's defaults; benchmarks/results/retrieval.json has the recall that they give.
 HNSW_M = 16
 HNSW_EF_CONSTRUCTION = 64
 
