@@ -68,16 +68,16 @@ class Attention(Branch):
 
     def at(self, query_BQD: Tensor, states_BTD: Tensor, allowed_BQT: Tensor) -> Tensor:
         """`forward` at the query positions alone: [B, Q, D]. query_BQD: the states there."""
-        width = query_BQD.shape[-1]
-        normed_BTD, weight, bias = self.norm(states_BTD), self.project.weight, self.project.bias
-        key, value = (
-            F.linear(normed_BTD, weight[width:], bias[width:]).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )
-        query = F.linear(self.norm(query_BQD), weight[:width], bias[:width]).unflatten(-1, (self.heads, -1))
-        mixed_BHQd = F.scaled_dot_product_attention(
-            query.transpose(1, 2), key, value, attn_mask=allowed_BQT.unsqueeze(1)
-        )
+        width, normed_BTD = query_BQD.shape[-1], self.norm(states_BTD)
+        weight, bias = self.project.weight, self.project.bias
+        query = self._by_head(F.linear(self.norm(query_BQD), weight[:width], bias[:width]))
+        pair_BTX = F.linear(normed_BTD, weight[width:], bias[width:])
+        key, value = (self._by_head(part) for part in pair_BTX.chunk(2, dim=-1))
+        mixed_BHQd = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed_BQT.unsqueeze(1))
         return self.add(query_BQD, self.out(mixed_BHQd.transpose(1, 2).flatten(-2)))
+
+    def _by_head(self, values_BTD: Tensor) -> Tensor:
+        return values_BTD.view(*values_BTD.shape[:-1], self.heads, -1).transpose(1, 2)
 
 
 class FeedForward(Branch):
@@ -126,7 +126,9 @@ class Backbone(nn.Module):
             states = feed_forward(attention(states, allowed_BTT))
         if queries_BQ is not None:
             asked_BQD, allowed_BQT = rows_at(states, queries_BQ), rows_at(allowed_BTT, queries_BQ)
-            states = self.feed_forward[-1](self.attention[-1].at(asked_BQD, states, allowed_BQT))
+            last = self.attention[-1]
+            assert isinstance(last, Attention)
+            states = self.feed_forward[-1](last.at(asked_BQD, states, allowed_BQT))
         normed: Tensor = self.norm(states)
         return normed
 
