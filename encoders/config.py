@@ -16,7 +16,9 @@ class TowersConfig:
 
     dim: D, width of the shared space. history: newest events that the user tower reads. blocks, heads: of the causal
     transformer. residual: "plain" or "gated" (a sigmoid gate on each branch, eSASRec). feed_forward: "gelu" or
-    "swiglu". dropout: on the input, attention branch and feed-forward branch.
+    "swiglu". dropout: on the input, attention branch and feed-forward branch. positions: "learned" (added to the input)
+    or "rotary" (queries and keys turned by their place). relative: what attention adds to its logits, per head and
+    log-spaced bucket: "none", "position" (T5), "time" (between two events) or "both" (HSTU).
     interests: K. extractor: a name of `interests.EXTRACTORS`. adaptive: K_u = clip(log2 |history|, 1, K) (MIND).
     fusion: a name of `fusion.FUSIONS`; content_width: hidden width of the content path; content_dropout: on its input.
     shrinkage: start of the learned number n0 of events at which an item's own ID weighs as much as its content:
@@ -31,6 +33,8 @@ class TowersConfig:
     residual: Literal["plain", "gated"] = "plain"
     feed_forward: Literal["gelu", "swiglu"] = "gelu"
     dropout: float = 0.5
+    positions: Literal["learned", "rotary"] = "learned"
+    relative: Literal["none", "position", "time", "both"] = "none"
     interests: int = 4
     extractor: str = "heads"
     adaptive: bool = False
@@ -39,6 +43,11 @@ class TowersConfig:
     content_dropout: float = 0.2
     shrinkage: float = 0.0
     modalities: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def reads_time(self) -> bool:
+        """Whether the times of events change the interests."""
+        return self.relative in ("time", "both")
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,9 @@ class TrainConfig:
             "towers.interests": shape.interests < 1,
             "towers.history": shape.history < 1,
             "towers.dim (a multiple of towers.heads)": shape.dim < 1 or shape.dim % shape.heads != 0,
+            "towers.dim (a head has an even width with rotary positions)": (
+                shape.positions == "rotary" and shape.dim // shape.heads % 2 != 0
+            ),
             "towers.dropout": not 0 <= shape.dropout < 1,
         }
         found = [name for name, bad in wrong.items() if bad]

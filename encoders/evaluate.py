@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from encoders import metrics
-from encoders.catalogue import Histories
+from encoders.catalogue import BoolArray, Histories, IntArray
 from encoders.splits import Questions
 from encoders.towers import Interests, Towers
 
@@ -42,7 +42,10 @@ class TowersScorer:
         """Interests [Q, K, D] and weights [Q, K] of these users."""
         rows_QT, mask_QT = padded(histories, self.towers.config.history)
         rows_QT, mask_QT = rows_QT.to(self.towers.device), mask_QT.to(self.towers.device)
-        return self.towers.user_interests(self.items_VD[rows_QT], mask_QT)
+        times_QT = None
+        if self.towers.config.reads_time:
+            times_QT = padded_times(histories, self.towers.config.history).to(self.towers.device)
+        return self.towers.user_interests(self.items_VD[rows_QT], mask_QT, times_QT)
 
 
 def best_scores(interests: Interests, items_VD: Tensor) -> Tensor:
@@ -147,12 +150,24 @@ def _pair_cosines(vectors_QKD: Tensor) -> Tensor:
 
 def padded(histories: Histories, width: int) -> tuple[Tensor, Tensor]:
     """Newest `width` events of each user, oldest first, padded on the right: int64 [Q, T] and bool [Q, T], T >= 1."""
+    source, mask = _newest_events(histories, width)
+    return _filled(histories.items, source, mask), torch.from_numpy(mask)
+
+
+def padded_times(histories: Histories, width: int) -> Tensor:
+    """The times that belong to `padded`: int64 [Q, T], microseconds."""
+    return _filled(histories.times, *_newest_events(histories, width))
+
+
+def _newest_events(histories: Histories, width: int) -> tuple[IntArray, BoolArray]:
     lengths = np.minimum(histories.lengths, width)
     steps = np.arange(max(1, int(lengths.max(initial=1))))
     mask = steps < lengths[:, None]
-    source = np.where(mask, (histories.offsets[1:] - lengths)[:, None] + steps, 0)
-    rows = np.where(mask, histories.items[source], 0) if len(histories.items) else np.zeros(mask.shape, dtype=np.int64)
-    return torch.from_numpy(rows), torch.from_numpy(mask)
+    return np.where(mask, (histories.offsets[1:] - lengths)[:, None] + steps, 0), mask
+
+
+def _filled(values: IntArray, source: IntArray, mask: BoolArray) -> Tensor:
+    return torch.from_numpy(np.where(mask, values[source], 0) if len(values) else np.zeros(mask.shape, dtype=np.int64))
 
 
 def seen(histories: Histories, items: int) -> Tensor:

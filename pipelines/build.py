@@ -115,14 +115,16 @@ def user_rows(towers: "Towers", items_VD: Any, histories: Histories, *, progress
     """(user_id, interest, embedding, weight, as_of) of every user, interests that are not in use left out."""
     from tqdm import tqdm
 
-    from encoders.evaluate import padded
+    from encoders.evaluate import padded, padded_times
 
     order = np.argsort(histories.lengths, kind="stable")  # users of like length together: little padding
     with tqdm(total=len(order), desc="interests", unit="user", disable=None if progress else True) as bar:
         for start in range(0, len(order), USER_CHUNK):
             users = order[start : start + USER_CHUNK]
-            rows, mask = padded(histories.select(users), towers.config.history)
-            found = towers.user_interests(items_VD[rows], mask)
+            chosen = histories.select(users)
+            rows, mask = padded(chosen, towers.config.history)
+            times = padded_times(chosen, towers.config.history) if towers.config.reads_time else None
+            found = towers.user_interests(items_VD[rows], mask, times)
             for user, vectors, weights in zip(users, found.vectors.numpy(), found.weights.numpy(), strict=True):
                 as_of = EPOCH + timedelta(microseconds=int(histories.times[histories.offsets[user + 1] - 1]))
                 embeddings = halfvecs(vectors, weights > 0)

@@ -77,6 +77,23 @@ def test_an_unfinished_run_of_another_configuration_is_refused(tmp_path: Path) -
     assert len(anew.curves) == CONFIG.epochs
 
 
+def test_a_run_that_an_earlier_version_began_is_gone_on_with(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(tiny_catalogue(), tiny_histories(), CONFIG, directory=tmp_path, on_epoch=kill_after(2))
+    document = checkpoint.read_json(tmp_path / "state.json")
+    del document["config"]["towers"]["relative"], document["config"]["logq"]
+    checkpoint.write_json(tmp_path / "state.json", document)
+    epochs: list[int] = []
+    train(
+        tiny_catalogue(),
+        tiny_histories(),
+        CONFIG,
+        directory=tmp_path,
+        on_epoch=lambda point: epochs.append(point.epoch),
+    )
+    assert epochs == [3, 4]
+
+
 def test_training_leaves_the_callers_randomness_and_threads_alone(tmp_path: Path) -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
