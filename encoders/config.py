@@ -57,9 +57,11 @@ class TrainConfig:
     initial: "svd" (PPMI of co-occurrence, randomised SVD) or "normal" ID embeddings. smooth_initial: number of events
     at which an item's start weighs as much as what its content predicts of it; 0 for no such smoothing.
     epochs, batch_rows: passes, and packed rows per step. negatives: shared negatives per step, 0 = softmax over the
-    whole catalogue; sampling: "uniform" or "popularity" (drawn as often as they occur); logq: subtract the log of the
-    sampling probability. temperature: τ of the scores, at least .02.
+    whole catalogue; sampling: "uniform", "popularity" (drawn as often as they occur), "in_batch" (the step's own next
+    items) or "mixed" (half in-batch, half uniform); logq: subtract the log of the sampling probability. temperature: τ
+    of the scores, at least .02.
     objective: a name of `losses.OBJECTIVES`; repel: of `losses.REPELS`, weighed by repel_weight, from repel_margin on.
+    routing_weight: of REMI's regulariser, for extractors with attention (comirec_sa, query_tokens; REMI takes 100).
     weight_loss: weight of the cross-entropy that calibrates the interest weights. content_weight, content_temperature:
     of the contrast that teaches the content embeddings; content_ranking: weight of the ranking loss beside it, in which
     a content embedding stands for the next item, at a share content_share of the positions.
@@ -77,13 +79,14 @@ class TrainConfig:
     epochs: int = 24
     batch_rows: int = 64
     negatives: int = 2048
-    sampling: Literal["uniform", "popularity"] = "uniform"
+    sampling: Literal["uniform", "popularity", "in_batch", "mixed"] = "uniform"
     logq: bool = False
     temperature: float = 0.07
     objective: str = "consistent"
     repel: str = "none"
     repel_weight: float = 0.0
     repel_margin: float = 0.3
+    routing_weight: float = 0.0
     weight_loss: float = 0.1
     content_weight: float = 1.0
     content_temperature: float = 0.07

@@ -28,15 +28,18 @@ class Scorer(Protocol):
 
 
 class TowersScorer:
-    """max over a user's interests of the inner product with the item embedding: what the index answers, exactly."""
+    """max over a user's interests of the inner product with the item embedding: what the index answers, exactly.
 
-    def __init__(self, towers: Towers) -> None:
-        self.towers = towers
+    weighing: see `best_scores`; τ of the training makes the score that of a mixture with these weights.
+    """
+
+    def __init__(self, towers: Towers, *, weighing: float = 0.0) -> None:
+        self.towers, self.weighing = towers, weighing
         self.items_VD = towers.item_embeddings().item
 
     def __call__(self, histories: Histories) -> Tensor:
         found = self.interests(histories)
-        return best_scores(found, self.items_VD)
+        return best_scores(found, self.items_VD, self.weighing)
 
     def interests(self, histories: Histories) -> Interests:
         """Interests [Q, K, D] and weights [Q, K] of these users."""
@@ -48,13 +51,15 @@ class TowersScorer:
         return self.towers.user_interests(self.items_VD[rows_QT], mask_QT, times_QT)
 
 
-def best_scores(interests: Interests, items_VD: Tensor) -> Tensor:
-    """max over the interests in use of v_k·e_i, [Q, V]."""
+def best_scores(interests: Interests, items_VD: Tensor, weighing: float = 0.0) -> Tensor:
+    """max over the interests in use of v_k·e_i + weighing · log w_k, [Q, V]."""
     closed_QK = interests.weights == 0
     some = closed_QK.any(dim=0).tolist()  # a mask costs as much as the scores: only where one is needed
     best = None
     for k, masked in enumerate(some):
         scores = interests.vectors[:, k] @ items_VD.T
+        if weighing:
+            scores += weighing * interests.weights[:, k, None].clamp(min=1e-12).log()
         if masked:
             scores.masked_fill_(closed_QK[:, k, None], float("-inf"))
         best = scores if best is None else torch.maximum(best, scores, out=best)
@@ -112,7 +117,7 @@ def interests_report(scorer: TowersScorer, questions: Questions, *, chunk: int =
     owners, own, weights, cosines = [], [], [], []
     for part, targets_Q in _chunks(questions, chunk):
         found = scorer.interests(part)
-        scores_QV = best_scores(found, scorer.items_VD)
+        scores_QV = best_scores(found, scorer.items_VD, scorer.weighing)
         lists_QL = scores_QV.masked_fill(seen(part, len(scorer.items_VD)).to(scores_QV.device), float("-inf")).topk(
             min(_LIST, len(scorer.items_VD)), dim=1
         )

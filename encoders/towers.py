@@ -20,7 +20,7 @@ from encoders.backbone import Backbone, Dropout, rows_at
 from encoders.catalogue import Catalogue
 from encoders.config import TowersConfig
 from encoders.fusion import FUSIONS
-from encoders.interests import EXTRACTORS, READ_QUERY_ONLY
+from encoders.interests import EXTRACTORS, READ_QUERY_ONLY, Attentive
 
 _CHUNK = 8192  # items or users embedded at once outside training
 
@@ -39,10 +39,14 @@ class ItemEmbeddings(NamedTuple):
 
 
 class Interests(NamedTuple):
-    """vectors [B, K, D], unit length; weights [B, K], non-negative, sum 1. Weight 0 marks an interest not in use."""
+    """vectors [B, K, D], unit length; weights [B, K], non-negative, sum 1. Weight 0 marks an interest not in use.
+
+    attention: [B, K, T], of extractors that have one.
+    """
 
     vectors: Tensor
     weights: Tensor
+    attention: Tensor | None = None
 
 
 class Content(nn.Module):
@@ -133,12 +137,18 @@ class UserTower(nn.Module):
         if queries is not None:
             query_BQD = states_BTD if at_queries is not None else rows_at(states_BTD, queries)
             allowed_BQT = rows_at(allowed_BTT, queries)
-        vectors = F.normalize(self.extractor(query_BQD, states_BTD, allowed_BQT), dim=-1)
+        attention_BQKT = None
+        if isinstance(self.extractor, Attentive):
+            attention_BQKT = self.extractor.attention(query_BQD, states_BTD, allowed_BQT)
+            drawn_BQKD = self.extractor.read(attention_BQKT, query_BQD, states_BTD)
+        else:
+            drawn_BQKD = self.extractor(query_BQD, states_BTD, allowed_BQT)
+        vectors = F.normalize(drawn_BQKD, dim=-1)
         # detached: the weights are a calibrated report on the interests, not a force on them
         logits = self.weigh(query_BQD.detach())
         if self.config.adaptive:
             logits = logits.masked_fill(~_in_use(allowed_BQT.sum(dim=-1), self.config.interests), float("-inf"))
-        return Interests(vectors, logits.softmax(dim=-1))
+        return Interests(vectors, logits.softmax(dim=-1), attention_BQKT)
 
     def interests(self, items_BTD: Tensor, mask_BT: Tensor, times_BT: Tensor | None = None) -> Interests:
         """The interests of users. items_BTD: item embeddings, oldest first; mask_BT bool: True on real events.
@@ -155,7 +165,8 @@ class UserTower(nn.Module):
         last_B = (mask_BT.sum(dim=1) - 1).clamp(min=0)
         positions_BT = torch.arange(steps, device=mask_BT.device).expand(len(items_BTD), -1)
         found = self(items_BTD, positions_BT, allowed_BTT, last_B[:, None], times_BT)
-        return Interests(found.vectors[:, 0], found.weights[:, 0])
+        attention_BKT = None if found.attention is None else found.attention[:, 0]
+        return Interests(found.vectors[:, 0], found.weights[:, 0], attention_BKT)
 
 
 class Towers(nn.Module):
