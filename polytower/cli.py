@@ -11,6 +11,7 @@ import click
 from polytower import __version__
 from polytower.errors import UserError
 from polytower.generation_commands import generations
+from polytower.key_commands import keys, serve
 from polytower.output import AS_JSON, answer, experiment_table, metrics_table, require_schema, say, table
 from polytower.tool_commands import bench, dagster, db, env, feast
 
@@ -205,22 +206,6 @@ def similar(item_id: str, k: int, space: str, where: dict[str, Any], as_json: bo
 
 
 @cli.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port to listen on.")
-def serve(host: str, port: int) -> None:
-    """The HTTP API; its documentation is at /docs."""
-    import uvicorn
-
-    from polytower.postgres import connect
-    from serving.app import create_app
-
-    with connect() as connection:
-        require_schema(connection)
-    say(f"serving on http://{host}:{port}/v1, documentation on http://{host}:{port}/docs; stop with Ctrl-C")
-    uvicorn.run(create_app(), host=host, port=port, log_level="warning")
-
-
-@cli.command()
 @click.option("--images", type=FOLDER, help="Folder of posters named by item id (1.jpg …): adds the image modality.")
 @click.option("--preset", default="demo", show_default=True, help="Training preset; docs/models.md lists them.")
 @AS_JSON
@@ -321,7 +306,7 @@ def _options(pairs: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-for command in (generations, db, env, feast, dagster, bench):
+for command in (generations, keys, serve, db, env, feast, dagster, bench):
     cli.add_command(command)
 
 

@@ -63,6 +63,7 @@ async def retrieve(question: RetrieveRequest, request: Request) -> Response:
 @v1.post("/retrieve:batch", response_model=BatchAnswer, tags=["retrieval"])
 async def retrieve_batch(batch: BatchRequest, request: Request) -> Response:
     """Several questions over one snapshot, and so one generation; a question that fails leaves the others alone."""
+    _charge(request, len(batch.requests) - 1)
     answers = []
     async with request.app.state.database.connection() as connection:
         await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
@@ -74,6 +75,13 @@ async def retrieve_batch(batch: BatchRequest, request: Request) -> Response:
             if not connection.closed:
                 await connection.set_isolation_level(None)
     return _json({"answers": answers})
+
+
+def _charge(request: Request, further: int) -> None:
+    """A batch counts as many requests as it holds against the key's rate."""
+    key = getattr(request.state, "key", None)
+    if key is not None:
+        request.app.state.ring.charge(key, further)
 
 
 async def _one_of_batch(retrieval: Retrieval, connection: Connection, question: RetrieveRequest) -> dict[str, Any]:
