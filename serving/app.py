@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from polytower.postgres import database_url
 from polytower.settings import settings
 from serving import routes
+from serving.content import ContentQueries
 from serving.database import Database
 from serving.errors import INTERNAL, INVALID, MEDIA_TYPE, Kind, Problem, from_postgres
 from serving.features_endpoint import Features
@@ -48,10 +49,11 @@ def create_app(url: str | None = None, *, caps: Caps | None = None, require_keys
     guarded = bool(settings().require_keys) if require_keys is None else require_keys
     metrics = Metrics()
     where = url or database_url()
-    towers = UserTowers()
+    towers = UserTowers(metrics)
     database = Database(where, metrics, size=caps.pool, timeout=caps.deadline * 0.8)
     features = Features(where, metrics)
     ring = KeyRing(database)
+    content = ContentQueries(database, metrics, patience=caps.deadline * 0.7)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -61,11 +63,13 @@ def create_app(url: str | None = None, *, caps: Caps | None = None, require_keys
             await _note_use(ring)
         await database.close()
         towers.close()
+        content.close()
         features.close()
 
     app = Api(guarded=guarded, lifespan=lifespan)
     app.state.database = database
     app.state.retrieval = Retrieval(towers, metrics)
+    app.state.content = content
     app.state.features = features
     app.state.metrics = metrics
     app.state.ring = ring
