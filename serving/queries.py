@@ -70,7 +70,7 @@ CANDIDATES_BY_VECTORS = """
 select c.item_id, c.score, c.rank, c.interest, c.interest_rank, c.generation,
        c.found_by, c.found_ranks, c.found_scores
 from polytower.retrieve_vectors(%(interests)b::halfvec[], %(weights)s::real[], %(k)s, %(filter)s, %(exclude)s,
-                                %(merge)s, generation => %(generation)s, allow => %(allow)s,
+                                %(merge)s, %(space)s, %(generation)s, allow => %(allow)s,
                                 diversity => %(diversity)s, exact => %(exact)s) c
 order by c.rank limit %(k)s
 """
@@ -105,6 +105,7 @@ def candidate_parameters(
         "filter": Jsonb(dict(filter or {})),
         "exclude": list(exclude),
         "merge": merge,
+        "space": "item",
         "allow": None if allow is None else list(allow),
         "diversity": None if diversity is None else Jsonb(dict(diversity)),
         "exact": False,
@@ -191,6 +192,18 @@ SEEN_ITEMS = "select polytower.seen_items(%(user_id)s) as item_ids limit 1"
 
 USER_TOWER = """
 select weights, config from towers where generation = %(generation)s and part = 'user_tower' limit 1
+"""
+
+# What a text or picture has to go through: the encoders that the live generation was built from, with their names.
+LIVE_ENCODERS = """
+select g.generation, coalesce(g.config -> 'encoders', '{}') as encoders,
+       (select coalesce(jsonb_object_agg(e.modality, e.model), '{}') from content_encoders e
+        where g.config -> 'encoders' ->> e.modality = e.revision) as models
+from generations g where g.state = 'live' limit 1
+"""
+
+CONTENT_TOWER = """
+select weights, config from towers where generation = %(generation)s and part = 'content' limit 1
 """
 
 GENERATIONS = """

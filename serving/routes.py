@@ -1,5 +1,6 @@
 """The endpoints: each borrows a connection, asks one question and writes its answer."""
 
+import asyncio
 import json
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from psycopg.types.json import Jsonb
 from pydantic_core import to_json
 
 from serving import interactions, queries
+from serving.content import ContentVector
 from serving.errors import NOT_READY, PROBLEMS, Problem, from_postgres
 from serving.features import json_rows
 from serving.features_endpoint import ARROW, as_arrow
@@ -47,39 +49,71 @@ def _json(content: Any) -> Response:
 
 @v1.post("/retrieve", response_model=RetrieveAnswer, tags=["retrieval"])
 async def retrieve(question: RetrieveRequest, request: Request) -> Response:
-    """Candidates for a user, a raw history or given vectors, filtered before the cut, merged over interests."""
-    retrieval: Retrieval = request.app.state.retrieval
-    async with request.app.state.database.connection() as connection:
-        try:
-            answer = await retrieval.answer(connection, question)
-        except psycopg.Error as error:
-            if from_postgres(error).kind is not PROBLEMS["PT013"]:
-                raise
-            # The generation was dropped under the request: the next one is live.
-            answer = await retrieval.answer(connection, question)
+    """Candidates for a user, a raw history, given vectors, a text or a picture; filtered before the cut, merged."""
+    try:
+        answer = await _answer(question, request)
+    except psycopg.Error as error:
+        if from_postgres(error).kind is not PROBLEMS["PT013"]:
+            raise
+        # The generation was dropped under the request: the next one is live.
+        answer = await _answer(question, request)
     return _json(_retrieved(answer, question))
+
+
+async def _answer(question: RetrieveRequest, request: Request) -> Answer:
+    state = request.app.state
+    content = await state.content.embed(question) if question.asks_by_content else None
+    async with state.database.connection() as connection:
+        answer: Answer = await state.retrieval.answer(connection, question, content)
+    return answer
 
 
 @v1.post("/retrieve:batch", response_model=BatchAnswer, tags=["retrieval"])
 async def retrieve_batch(batch: BatchRequest, request: Request) -> Response:
     """Several questions over one snapshot, and so one generation; a question that fails leaves the others alone."""
+    _charge(request, len(batch.requests) - 1)
+    embedded = await asyncio.gather(*(_embedded(question, request) for question in batch.requests))
     answers = []
     async with request.app.state.database.connection() as connection:
         await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
         try:
             async with connection.transaction():
-                for question in batch.requests:
-                    answers.append(await _one_of_batch(request.app.state.retrieval, connection, question))
+                for question, content in zip(batch.requests, embedded, strict=True):
+                    answers.append(await _one_of_batch(request.app.state.retrieval, connection, question, content))
         finally:
             if not connection.closed:
                 await connection.set_isolation_level(None)
     return _json({"answers": answers})
 
 
-async def _one_of_batch(retrieval: Retrieval, connection: Connection, question: RetrieveRequest) -> dict[str, Any]:
+def _charge(request: Request, further: int) -> None:
+    """A batch counts as many requests as it holds against the key's rate."""
+    key = getattr(request.state, "key", None)
+    if key is not None:
+        request.app.state.ring.charge(key, further)
+
+
+async def _embedded(question: RetrieveRequest, request: Request) -> ContentVector | Problem | None:
+    """What a question by content is embedded as, or the problem with it."""
+    if not question.asks_by_content:
+        return None
     try:
+        vector: ContentVector = await request.app.state.content.embed(question)
+    except Problem as problem:
+        return problem
+    return vector
+
+
+async def _one_of_batch(
+    retrieval: Retrieval, connection: Connection, question: RetrieveRequest, content: ContentVector | Problem | None
+) -> dict[str, Any]:
+    try:
+        if isinstance(content, Problem):
+            raise content
+        if content is not None and content.generation != await _live(connection):
+            raise Problem(PROBLEMS["PT013"], "another generation went live while the question was read; try again")
         async with connection.transaction():
-            return _retrieved(await retrieval.answer(connection, question), question)
+            return _retrieved(await retrieval.answer(connection, question, content), question)
     except Problem as error:
         return error.as_json()
     except psycopg.Error as error:
@@ -107,6 +141,9 @@ def _candidate(candidate: Candidate, titled: bool) -> dict[str, Any]:
         "rank": candidate.rank,
         "interest": candidate.interest,
         "interest_rank": candidate.interest_rank,
+        "found_by": candidate.found_by,
+        "found_ranks": candidate.found_ranks,
+        "found_scores": candidate.found_scores,
     }
     return {**content, "title": candidate.title} if titled else content
 
