@@ -24,6 +24,7 @@ from serving.limits import Limits
 from serving.metrics import CONTENT_TYPE, Metrics
 from serving.online import UserTowers
 from serving.openapi import PROBLEMS, Api
+from serving.ranking import Ranking
 from serving.retrieval import Retrieval
 
 LOG = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ def create_app(url: str | None = None, *, caps: Caps | None = None, require_keys
     app.state.retrieval = Retrieval(towers, metrics)
     app.state.content = content
     app.state.features = features
+    app.state.ranking = Ranking(database, features, metrics, patience=caps.deadline * 0.7)
     app.state.metrics = metrics
     app.state.ring = ring
     app.include_router(routes.probes)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 from pydantic import (
     AfterValidator,
     AwareDatetime,
@@ -33,7 +34,6 @@ def _no_nul(value: str) -> str:
 Text = Annotated[str, AfterValidator(_no_nul)]
 Id = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_no_nul)]
 K = Annotated[int, Field(ge=1, le=MAX_K, strict=True)]
-Vector = Annotated[list[FiniteFloat], Field(min_length=1, max_length=4000)]
 
 
 def _from_base64(value: Any) -> Any:
@@ -47,6 +47,26 @@ def _from_base64(value: Any) -> Any:
 
 Base64 = Annotated[
     bytes, BeforeValidator(_from_base64), WithJsonSchema({"type": "string", "contentEncoding": "base64"})
+]
+
+
+def _vector(value: Any) -> Any:
+    """Little-endian float32 in base64 as a list of numbers; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    content = _from_base64(value)
+    if len(content) % 4:
+        raise ValueError("is not a sequence of float32: its length in bytes is no multiple of 4")
+    return np.frombuffer(content, "<f4").astype(float).tolist()
+
+
+_NUMBERS = {"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": 4000}
+_BINARY = {"type": "string", "contentEncoding": "base64", "description": "little-endian float32"}
+Vector = Annotated[
+    list[FiniteFloat],
+    Field(min_length=1, max_length=4000),
+    BeforeValidator(_vector),
+    WithJsonSchema({"anyOf": [_NUMBERS, _BINARY]}),
 ]
 
 
@@ -78,6 +98,10 @@ class RetrieveRequest(Strict):
     fields: list[Literal["title"]] = Field(
         default_factory=list, max_length=1, description="further fields of candidates"
     )
+    features: Annotated[Text, Field(min_length=1, max_length=200)] | None = Field(
+        None, description="a feature service, such as ranker: its values for every candidate"
+    )
+    similarity: bool = Field(False, description="similarity of every candidate to the user's history and interests")
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -128,6 +152,16 @@ class BatchRequest(Strict):
     model_config = ConfigDict(json_schema_extra={"examples": [{"requests": [{"user_id": "196"}, {"user_id": "186"}]}]})
 
 
+class SimilarityModel(BaseModel):
+    """How close a candidate is to what the user did. Null: the item has no such content, or no embedding."""
+
+    similarity_text: list[float] | None = Field(description="log(1 + events) per bin of the cosine, width .1 from -1")
+    similarity_image: list[float] | None
+    similarity_attributes: list[float] | None
+    interest_max: float | None = Field(description="cosine with the closest interest of the live generation")
+    interest_mean: float | None
+
+
 class CandidateModel(BaseModel):
     """One candidate, with where it comes from."""
 
@@ -140,6 +174,8 @@ class CandidateModel(BaseModel):
     found_ranks: list[int] = Field(description="its rank in each of them")
     found_scores: list[float] = Field(description="its score in each of them")
     title: str | None = None
+    features: dict[str, Any] | None = Field(None, description="the service's features of the item")
+    similarity: SimilarityModel | None = None
 
 
 class RetrieveAnswer(BaseModel):
@@ -155,6 +191,7 @@ class RetrieveAnswer(BaseModel):
         default_factory=list, description="items of the history that the generation does not know"
     )
     degraded: str | None = Field(None, description="why this answer is less than it could be")
+    user_features: dict[str, Any] | None = Field(None, description="the service's features of the user")
 
 
 class ProblemModel(BaseModel):
@@ -194,7 +231,7 @@ class InterestModel(BaseModel):
 
     interest: int
     weight: float
-    embedding: list[float]
+    embedding: list[float] | str = Field(description="numbers, or little-endian float32 in base64 if asked for")
     as_of: datetime = Field(description="the newest event that it knows")
 
 
@@ -237,9 +274,12 @@ class InteractionsAnswer(BaseModel):
 
 
 class FeaturesRequest(Strict):
-    """Entities × feature service."""
+    """Entities × feature service, or their similarities, or both."""
 
-    service: Annotated[Text, Field(min_length=1, max_length=200)]
+    service: Annotated[Text, Field(min_length=1, max_length=200)] | None = None
+    similarity: bool = Field(
+        False, description="similarity of every item to its user's history and interests, as of now"
+    )
     entities: dict[str, Annotated[list[Id], Field(min_length=1, max_length=5000)]] = Field(min_length=1, max_length=4)
 
     model_config = ConfigDict(
@@ -252,6 +292,10 @@ class FeaturesRequest(Strict):
     def _same_length(self) -> Self:
         if len({len(values) for values in self.entities.values()}) != 1:
             raise ValueError("every entity names as many values: row n is made of the n-th of each")
+        if self.service is None and not self.similarity:
+            raise ValueError("give a service, or similarity, or both")
+        if self.similarity and not {"user_id", "item_id"} <= self.entities.keys():
+            raise ValueError("similarity is between a user and an item: give user_id and item_id")
         return self
 
 
