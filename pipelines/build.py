@@ -92,7 +92,7 @@ def _towers(checkpoint: Checkpoint, catalogue: Catalogue) -> "Towers":
 def _fill_from(
     connection: psycopg.Connection[Any], generation: int, towers: "Towers", training_set: TrainingSet, *, progress: bool
 ) -> None:
-    from encoders.checkpoint import user_tower_bytes
+    from encoders.checkpoint import content_tower_bytes, user_tower_bytes
 
     items = towers.item_embeddings()
     usable = (items.has_content | items.has_id).numpy()
@@ -109,6 +109,9 @@ def _fill_from(
     fill(connection, generation, zip(ids, *columns, strict=True), interests)
     weights, config = user_tower_bytes(towers)
     store_tower(connection, generation, "user_tower", weights, config)
+    content = content_tower_bytes(towers)
+    if content is not None:  # a query by text or picture goes through it
+        store_tower(connection, generation, "content", *content)
 
 
 def user_rows(towers: "Towers", items_VD: Any, histories: Histories, *, progress: bool) -> Iterator[tuple[Any, ...]]:

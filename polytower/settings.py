@@ -8,6 +8,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from polytower.errors import UserError
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -17,6 +19,7 @@ class Settings:
     database_url: an external Postgres (>= 16 with pgvector >= 0.8.4); None means the embedded one.
     device: "auto", "cpu", "cuda", "cuda:1" ...; auto takes CUDA where there is one.
     text_encoder, image_encoder: "default" for the bundled weights, else any transformers checkpoint by name or path.
+    require_keys: whether the HTTP API asks for API keys; None: undecided (`polytower serve` decides by the address).
     """
 
     home: Path
@@ -24,6 +27,7 @@ class Settings:
     device: str
     text_encoder: str
     image_encoder: str
+    require_keys: bool | None = None
 
     @property
     def postgres_dir(self) -> Path:
@@ -50,4 +54,13 @@ def settings() -> Settings:
         device=environ.get("POLYTOWER_DEVICE", "auto"),
         text_encoder=environ.get("POLYTOWER_TEXT_ENCODER", "default"),
         image_encoder=environ.get("POLYTOWER_IMAGE_ENCODER", "default"),
+        require_keys=_flag("POLYTOWER_REQUIRE_KEYS"),
     )
+
+
+def _flag(name: str) -> bool | None:
+    """1, true, yes, on; 0, false, no, off; None when unset. Raises UserError on a typo, which must not open a door."""
+    value = os.environ.get(name, "").strip().lower()
+    if value in ("", "1", "true", "yes", "on", "0", "false", "no", "off"):
+        return value in ("1", "true", "yes", "on") if value else None
+    raise UserError(f"{name}={value!r} is neither yes nor no; set it to 1 or 0")

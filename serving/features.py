@@ -29,6 +29,22 @@ def fetch_features(store: "FeatureStore", service: str, entities: Mapping[str, S
     return response.to_arrow().select(names)
 
 
+def columns_of(store: "FeatureStore", service: str, key: str) -> list[str]:
+    """Names of the service's columns that belong to one join key alone: the key itself, and its views' features."""
+    asked = _service(store, service)
+    owned = [key]
+    for projection in asked.feature_view_projections:
+        view = store.registry.get_feature_view(projection.name, store.project, allow_cache=True)
+        if [column.name for column in view.entity_columns] == [key]:
+            owned += [feature.name for feature in projection.features]
+    return owned
+
+
+def keys_of(store: "FeatureStore", service: str) -> list[str]:
+    """Join keys of a feature service, each once. Raises UnknownServiceError."""
+    return _keys(store, _service(store, service))
+
+
 def json_rows(table: "pa.Table") -> Iterator[dict[str, Any]]:
     """The table's rows as JSON-ready dictionaries, one at a time."""
     for batch in table.to_batches():

@@ -33,12 +33,16 @@ class Metrics:
             "polytower_candidates", "Candidates per answer", ["interests"], buckets=(0, 1, 10, 50, 100, 200, 500, 1000),
             registry=self.registry,
         )  # fmt: skip
+        self._batches = Histogram(
+            "polytower_batch_size", "Questions of one forward pass", ["model"], buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=self.registry,
+        )  # fmt: skip
         self._problems = Counter("polytower_problems", "Problem responses", ["type"], registry=self.registry)
         self.in_flight = Gauge("polytower_requests_in_flight", "Requests being answered", registry=self.registry)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Times one stage: pool, state, history, tower, search, titles, features, write."""
+        """Times one stage: key, pool, state, history, tower, encode, search, titles, features, similarity, write."""
         start = perf_counter()
         try:
             yield
@@ -52,6 +56,10 @@ class Metrics:
     def candidates(self, interests: str, count: int) -> None:
         """Counts the candidates of one answer."""
         self._candidates.labels(interests).observe(count)
+
+    def batch(self, model: str, size: int) -> None:
+        """Counts one forward pass that answered `size` questions at once."""
+        self._batches.labels(model).observe(size)
 
     def problem(self, slug: str) -> None:
         """Counts one problem."""

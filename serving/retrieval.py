@@ -16,6 +16,7 @@ from psycopg.rows import class_row, dict_row
 from feature_repo.schema import SEQUENCE_LENGTH
 from polytower.errors import UserError
 from serving import queries
+from serving.content import ContentVector
 from serving.errors import NO_TOWER, PROBLEMS, UNKNOWN_HISTORY, UNREADABLE, Problem
 from serving.metrics import Metrics
 from serving.models import RetrieveRequest
@@ -23,7 +24,7 @@ from serving.online import UserTowers
 from serving.queries import Candidate
 
 Connection = psycopg.AsyncConnection[Any]
-Source = Literal["stored", "online", "given"]
+Source = Literal["stored", "online", "given", "content"]
 STALE = "interests are older than the user's newest events: "
 
 
@@ -45,9 +46,16 @@ class Retrieval:
     towers: UserTowers
     metrics: Metrics
 
-    async def answer(self, connection: Connection, question: RetrieveRequest) -> Answer:
-        """Raises Problem, or psycopg.Error with a SQLSTATE of errors.PROBLEMS."""
-        if question.vectors is not None:
+    async def answer(
+        self, connection: Connection, question: RetrieveRequest, content: ContentVector | None = None
+    ) -> Answer:
+        """Raises Problem, or psycopg.Error with a SQLSTATE of errors.PROBLEMS.
+
+        content: what a question by text or picture was embedded as (ContentQueries.embed).
+        """
+        if content is not None:
+            answer = await self._by_content(connection, question, content)
+        elif question.vectors is not None:
             answer = await self._by_vectors(connection, question)
         elif question.history is not None:
             answer = await self._by_history(connection, question)
@@ -63,6 +71,11 @@ class Retrieval:
         vectors = [_half(vector) for vector in question.vectors or []]
         candidates = await self._search(connection, question, generation, vectors, question.weights, question.exclude)
         return Answer(generation, "given", candidates)
+
+    async def _by_content(self, connection: Connection, question: RetrieveRequest, content: ContentVector) -> Answer:
+        vectors = [HalfVector(content.vector)]
+        candidates = await self._search(connection, question, content.generation, vectors, None, question.exclude)
+        return Answer(content.generation, "content", candidates)
 
     async def _by_history(self, connection: Connection, question: RetrieveRequest) -> Answer:
         history = question.history or []
@@ -155,6 +168,7 @@ class Retrieval:
     ) -> list[Candidate]:
         parameters = _parameters(question, banned)
         parameters |= {"interests": list(vectors), "weights": weights and list(weights), "generation": generation}
+        parameters["space"] = question.searched_space
         return await self._candidates(connection, queries.CANDIDATES_BY_VECTORS, parameters)
 
     async def _candidates(
