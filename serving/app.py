@@ -13,15 +13,18 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from polytower.postgres import database_url
+from polytower.settings import settings
 from serving import routes
 from serving.database import Database
 from serving.errors import INTERNAL, INVALID, MEDIA_TYPE, Kind, Problem, from_postgres
 from serving.features_endpoint import Features
+from serving.indexes import Indexes
 from serving.limits import Limits
 from serving.metrics import CONTENT_TYPE, Metrics
 from serving.models import ProblemModel
 from serving.online import UserTowers
 from serving.retrieval import Retrieval
+from serving.shadow import Shadow
 
 DESCRIPTION = """
 Candidates for users, items near items, features for rankers. Candidates carry the interest that found them, and the
@@ -50,19 +53,25 @@ def create_app(url: str | None = None, *, caps: Caps | None = None) -> FastAPI:
     towers = UserTowers()
     database = Database(where, metrics, size=caps.pool, timeout=caps.deadline * 0.8)
     features = Features(where, metrics)
+    indexes = Indexes(where, metrics, limit=settings().index_mb << 20)
+    shadow = Shadow(database, metrics)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await database.open()
+        indexes.refresh()
         yield
+        await shadow.settled()
+        await indexes.close()
         await database.close()
         towers.close()
         features.close()
 
     app = FastAPI(title="polytower", version="1", description=DESCRIPTION, lifespan=lifespan)
     app.state.database = database
-    app.state.retrieval = Retrieval(towers, metrics)
+    app.state.retrieval = Retrieval(towers, metrics, indexes, shadow)
     app.state.features = features
+    app.state.indexes = indexes
     app.state.metrics = metrics
     app.include_router(routes.probes)
     app.include_router(routes.v1, responses=_documented())

@@ -8,6 +8,7 @@ from pgvector.psycopg import register_vector_async
 from polytower.errors import UserError
 from polytower.postgres import connection_options
 from serving.errors import Problem, user_error
+from serving.indexes import Indexes
 from serving.metrics import Metrics
 from serving.models import RetrieveRequest
 from serving.online import UserTowers
@@ -25,10 +26,13 @@ def ask(url: str, question: RetrieveRequest) -> Answer:
 
 
 async def _ask(url: str, question: RetrieveRequest) -> Answer:
-    towers = UserTowers()
+    towers, metrics = UserTowers(), Metrics()
+    # One question is not worth an index.
+    indexes = Indexes(url, metrics, limit=0)
     try:
         async with await psycopg.AsyncConnection.connect(url, autocommit=True, **connection_options()) as connection:
             await register_vector_async(connection)
-            return await Retrieval(towers, Metrics()).answer(connection, question)
+            return await Retrieval(towers, metrics, indexes).answer(connection, question)
     finally:
         towers.close()
+        await indexes.close()

@@ -107,6 +107,12 @@ def _candidate(candidate: Candidate, titled: bool) -> dict[str, Any]:
         "rank": candidate.rank,
         "interest": candidate.interest,
         "interest_rank": candidate.interest_rank,
+        "found_by": [
+            {"interest": interest, "rank": rank, "score": score}
+            for interest, rank, score in zip(
+                candidate.found_by, candidate.found_ranks, candidate.found_scores, strict=True
+            )
+        ],
     }
     return {**content, "title": candidate.title} if titled else content
 

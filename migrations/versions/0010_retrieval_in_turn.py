@@ -88,9 +88,7 @@ def downgrade() -> None:
     op.execute(NO_VERSION)
     for name, (_, arguments) in reversed(AFTER.items()):
         op.execute(f"drop function {name}({arguments})")
-    op.execute(
-        "alter type candidate drop attribute found_by, drop attribute found_ranks, drop attribute found_scores"
-    )
+    op.execute("alter type candidate drop attribute found_by, drop attribute found_ranks, drop attribute found_scores")
     for name, arguments in BEFORE.items():
         _create(name, 1, arguments)
 
