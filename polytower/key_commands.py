@@ -1,6 +1,7 @@
 """`polytower serve`, and `polytower keys` for those who may ask it."""
 
 import ipaddress
+import os
 from typing import Any
 
 import click
@@ -21,6 +22,8 @@ from polytower.settings import settings
 )
 def serve(host: str, port: int, require_keys: bool | None) -> None:
     """The HTTP API; its documentation is at /docs."""
+    # Matrices here are small: threads would spin for longer than they compute.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import uvicorn
 
     from polytower.postgres import connect
