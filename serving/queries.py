@@ -176,7 +176,7 @@ from generations g where g.state = 'live' limit 1
 
 # The newest events that the generation knows, oldest first.
 USER_HISTORY = """
-select item_id, embedding from (
+select item_id, embedding, (extract(epoch from occurred_at) * 1000000)::bigint as microseconds from (
     select i.item_id, e.embedding, i.occurred_at, i.position
     from interactions i join item_embeddings e on e.generation = %(generation)s and e.item_id = i.item_id
     where i.user_id = %(user_id)s order by i.occurred_at desc, i.position desc limit %(length)s

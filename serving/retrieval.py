@@ -109,9 +109,9 @@ class Retrieval:
         if question.exclude_seen:
             seen = await _fetch(connection, queries.SEEN_ITEMS, {"user_id": question.user_id})
             banned = [*banned, *seen[0]["item_ids"]]
-        vectors = [row["embedding"] for row in rows]
+        vectors, times = [row["embedding"] for row in rows], [row["microseconds"] for row in rows]
         try:
-            candidates = await self._online(connection, question, state["generation"], vectors, banned)
+            candidates = await self._online(connection, question, state["generation"], vectors, banned, times)
         except Problem as problem:
             if problem.kind is not NO_TOWER or as_of is None:
                 raise
@@ -139,10 +139,11 @@ class Retrieval:
         generation: int,
         history: Sequence[HalfVector],
         banned: Sequence[str],
+        times: Sequence[int] | None = None,
     ) -> list[Candidate]:
         with self.metrics.stage("tower"):
             await self._load_tower(connection, generation)
-            found = await self.towers.interests(generation, [vector.to_numpy() for vector in history])
+            found = await self.towers.interests(generation, [vector.to_numpy() for vector in history], times)
         vectors = [HalfVector(vector) for vector in found.vectors]
         return await self._search(connection, question, generation, vectors, found.weights, banned)
 
