@@ -42,14 +42,14 @@ class Caps:
 def create_app(url: str | None = None, *, caps: Caps | None = None) -> FastAPI:
     """The application over a migrated database; url None means the platform's own.
 
-    Starts (and answers /healthz) without Postgres; torch and Feast are imported when a request first needs them.
+    Starts (and answers /healthz) without Postgres; torch is imported when a request first needs it, Feast never.
     """
     caps = caps or Caps()
     metrics = Metrics()
     where = url or database_url()
     towers = UserTowers()
     database = Database(where, metrics, size=caps.pool, timeout=caps.deadline * 0.8)
-    features = Features(where, metrics)
+    features = Features(where, metrics, timeout=caps.deadline * 0.8)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -79,8 +79,6 @@ def create_app(url: str | None = None, *, caps: Caps | None = None) -> FastAPI:
         body=caps.body,
         concurrency=caps.concurrency,
         deadline=caps.deadline,
-        # The first of these imports Feast, which takes a busy machine more than a deadline.
-        patience={"/v1/features": 6 * caps.deadline},
     )
     return app
 

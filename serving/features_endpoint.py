@@ -1,51 +1,66 @@
-"""POST /v1/features: Feast's answer as JSON or Arrow. Feast is imported when the first such request comes."""
+"""POST /v1/features: a feature service's answer as JSON or Arrow."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg_pool import ConnectionPool
 
 from polytower.errors import UserError
+from polytower.postgres import connection_options
 from serving.errors import UNKNOWN_SERVICE, UNUSABLE_FEATURES, Problem
 from serving.metrics import Metrics
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from feast import FeatureStore
 
 ARROW = "application/vnd.apache.arrow.stream"
+# Decoding, not waiting, is the larger part of a read: more threads would only take turns.
+_THREADS = 2
 
 
 class Features:
-    """Feast's store over the platform's database, in a thread of its own: its calls block."""
+    """The feature reader in threads of its own: decoding columns would hold the event loop up.
 
-    def __init__(self, url: str, metrics: Metrics) -> None:
-        self._url = url
+    timeout: seconds that a statement may run, and that a request waits for a connection.
+    """
+
+    def __init__(self, url: str, metrics: Metrics, *, timeout: float = 8.0) -> None:
+        options = connection_options()
+        options["options"] += f" -c statement_timeout={int(timeout * 1000)}"
         self._metrics = metrics
-        self._store: FeatureStore | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="features")
+        self._pool: ConnectionPool[psycopg.Connection[Any]] = ConnectionPool(
+            url, min_size=0, max_size=_THREADS, open=False, timeout=timeout, name="features",
+            kwargs={"connect_timeout": 5, **options},
+        )  # fmt: skip
+        self._opened = Lock()
+        self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="features")
 
     async def fetch(self, service: str, entities: dict[str, list[str]]) -> "pa.Table":
         """One row per entity row. Raises Problem for an unknown service or entities that it cannot use."""
         with self._metrics.stage("features"):
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._thread, self._fetch, service, entities)
+            return await loop.run_in_executor(self._threads, self._fetch, service, entities)
 
     def close(self) -> None:
-        """Ends the thread after what it is doing, and closes the store's connections."""
-        self._thread.shutdown(cancel_futures=True)
-        if self._store is not None:
-            from feature_repo.store import close
-
-            close(self._store)
+        """Ends the threads after what they are doing, and closes the connections."""
+        self._threads.shutdown(cancel_futures=True)
+        self._pool.close()
 
     def _fetch(self, service: str, entities: dict[str, list[str]]) -> "pa.Table":
-        from feature_repo.store import feature_store
         from serving.features import UnknownServiceError, fetch_features
 
-        if self._store is None:
-            self._store = feature_store(self._url)
+        with self._opened:
+            self._pool.open()
         try:
-            return fetch_features(self._store, service, entities)
+            with self._pool.connection() as connection:
+                return fetch_features(connection, service, entities)
+        except psycopg.OperationalError:
+            # Postgres may have gone: the others of the pool are dead too, and the next request should not find out.
+            self._pool.check()
+            raise
         except UnknownServiceError as error:
             raise Problem(UNKNOWN_SERVICE, str(error)) from error
         except UserError as error:
