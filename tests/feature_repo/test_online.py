@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -211,6 +212,31 @@ def test_the_newest_of_one_batch_wins(writable: Filled) -> None:
             [moments[0].date()],
         ).fetchall()
     assert written == [(3, None, rows.day(1) + timedelta(microseconds=7), moments[1])]
+
+
+def test_two_writers_of_one_new_row(writable: Filled) -> None:
+    """Both look and find nothing; the second meets the first one's row in the index, and the newer row stays."""
+    import pandas as pd
+
+    moment = rows.day(50)
+    values = {"user_interactions": 7, "user_distinct_items": 7, "user_mean_value": 0.5, "user_first_at": 1}
+    frame = pd.DataFrame([{USER_ID: each, **values, "as_of": moment} for each in ("fresh", "new")])
+    with connect(writable.url) as other, ThreadPoolExecutor() as threads:
+        other.execute(
+            "insert into user_stats values ('new', %s, %s, 9, 9, 9, %s)", [moment.date(), moment, rows.day(1)]
+        )
+        written = threads.submit(_write, writable, "user_stats", frame)
+        with connect(writable.url, autocommit=True) as watching:
+            waits = (
+                "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+            )
+            while not watching.execute(waits).fetchall()[0][0]:
+                assert not written.done()
+        other.commit()
+        written.result()
+    with connect(writable.url) as connection:
+        kept = connection.execute("select user_id, interactions from user_stats where as_of = %s order by 1", [moment])
+        assert kept.fetchall() == [("fresh", 7), ("new", 7)]
 
 
 def test_item_attributes_keep_what_feast_does_not_know(writable: Filled) -> None:
