@@ -54,6 +54,7 @@ def create_app(url: str | None = None, *, caps: Caps | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await database.open()
+        features.open()
         yield
         await database.close()
         towers.close()

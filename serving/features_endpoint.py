@@ -1,6 +1,7 @@
 """POST /v1/features: a feature service's answer as JSON or Arrow."""
 
 import asyncio
+import importlib
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,10 @@ class Features:
         )  # fmt: skip
         self._opened = Lock()
         self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="features")
+
+    def open(self) -> None:
+        """Starts to import what decodes columns, so that no request waits for it."""
+        self._threads.submit(importlib.import_module, "pyarrow")
 
     async def fetch(self, service: str, entities: dict[str, list[str]]) -> "pa.Table":
         """One row per entity row. Raises Problem for an unknown service or entities that it cannot use."""
