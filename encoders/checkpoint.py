@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from encoders.catalogue import Catalogue
 from encoders.config import TowersConfig, TrainConfig, config_from_json, towers_from_json
-from encoders.towers import ItemTower, Towers, UserTower
+from encoders.towers import Content, ItemTower, Towers, UserTower
 from polytower.errors import UserError
 
 FORMAT = 1
@@ -91,6 +91,20 @@ def load_item_tower(weights: bytes, config: Mapping[str, Any]) -> ItemTower:
     shape = {name: value for name, value in config.items() if name != "items"}
     tower = ItemTower(towers_from_json(shape), int(config["items"]))
     _fill(tower, _parse(weights, "item tower"), "item tower")
+    return tower.eval()
+
+
+def content_tower_bytes(towers: Towers) -> tuple[bytes, dict[str, Any]] | None:
+    """The item tower's content path alone: (safetensors bytes, JSON-able configuration); None where there is none."""
+    if towers.item_tower.content is None:
+        return None
+    return safetensors.torch.save(_contiguous(towers.item_tower.content.state_dict())), _plain(towers.config)
+
+
+def load_content_tower(weights: bytes, config: Mapping[str, Any]) -> Content:
+    """The inverse of `content_tower_bytes`, in evaluation mode on the CPU. Raises UserError if the two do not fit."""
+    tower = Content(towers_from_json(config))
+    _fill(tower, _parse(weights, "content tower"), "content tower")
     return tower.eval()
 
 

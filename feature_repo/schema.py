@@ -21,6 +21,7 @@ PROMOTIONS = "promotions"
 TOWERS = "towers"
 ITEM_EMBEDDINGS = "item_embeddings"
 USER_INTERESTS = "user_interests"
+API_KEYS = "api_keys"
 
 # Entities and Feast views
 USER = "user"

@@ -270,3 +270,18 @@ Table(
     Column("value", Text),
     Index("rejected_rows_load_idx", "load_id"),
 )
+
+Table(
+    "api_keys",
+    metadata,
+    Column("key_id", Text, primary_key=True),
+    _text("name"),
+    Column("hash", LargeBinary, nullable=False),
+    Column("scopes", ARRAY(Text), nullable=False),
+    Column("rate", Double),
+    Column("burst", Integer, nullable=False),
+    _time("created_at", server_default=NOW),
+    Column("last_used_at", TIME),
+    Column("revoked_at", TIME),
+    Index("api_keys_hash_idx", "hash", unique=True),
+)

@@ -11,6 +11,7 @@ import click
 from polytower import __version__
 from polytower.errors import UserError
 from polytower.generation_commands import generations
+from polytower.key_commands import keys, serve
 from polytower.output import AS_JSON, answer, experiment_table, metrics_table, require_schema, say, table
 from polytower.tool_commands import bench, dagster, db, env, feast
 
@@ -131,6 +132,12 @@ def evaluate(generation: int | None, as_json: bool) -> None:
 @cli.command()
 @click.argument("user_id", required=False)
 @click.option("--history", help="Item ids, oldest first, separated by commas: retrieve for a user nobody has seen.")
+@click.option("--text", help="What to look for: the items whose content is nearest to this text.")
+@click.option(
+    "--image",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A picture to look for; with --text, both are one question.",
+)
 @click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True, help="Candidates to return.")
 @FILTER
 @click.option("--include-seen", is_flag=True, help="Keep items that the user has already interacted with.")
@@ -145,23 +152,29 @@ def evaluate(generation: int | None, as_json: bool) -> None:
 def retrieve(
     user_id: str | None,
     history: str | None,
+    text: str | None,
+    image: Path | None,
     k: int,
     where: dict[str, Any],
     include_seen: bool,
     merge: str,
     as_json: bool,
 ) -> None:
-    """Candidates for USER_ID (or a raw --history): the nearest items of each interest, merged."""
+    """Candidates for USER_ID (or a raw --history, a --text or --image): the nearest items of each interest, merged."""
+    from base64 import b64encode
+
     from polytower.postgres import connect, database_url
     from serving.models import RetrieveRequest
     from serving.once import ask
 
-    if (user_id is None) == (history is None):
-        raise click.UsageError("give a USER_ID or --history, and not both")
+    sources = (user_id is not None, history is not None, text is not None or image is not None)
+    if sum(sources) != 1:
+        raise click.UsageError("give one of USER_ID, --history, and --text or --image (or both of these)")
     with connect() as connection:
         require_schema(connection)
     question = RetrieveRequest.model_validate(
-        {"user_id": user_id, "history": history.split(",") if history else None, "k": k, "filter": where,
+        {"user_id": user_id, "history": history.split(",") if history else None, "text": text,
+         "image": b64encode(image.read_bytes()).decode() if image else None, "k": k, "filter": where,
          "exclude_seen": not include_seen, "merge": merge, "fields": ["title"]}
     )  # fmt: skip
     found = ask(database_url(), question)
@@ -205,22 +218,6 @@ def similar(item_id: str, k: int, space: str, where: dict[str, Any], as_json: bo
 
 
 @cli.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port to listen on.")
-def serve(host: str, port: int) -> None:
-    """The HTTP API; its documentation is at /docs."""
-    import uvicorn
-
-    from polytower.postgres import connect
-    from serving.app import create_app
-
-    with connect() as connection:
-        require_schema(connection)
-    say(f"serving on http://{host}:{port}/v1, documentation on http://{host}:{port}/docs; stop with Ctrl-C")
-    uvicorn.run(create_app(), host=host, port=port, log_level="warning")
-
-
-@cli.command()
 @click.option("--images", type=FOLDER, help="Folder of posters named by item id (1.jpg …): adds the image modality.")
 @click.option("--preset", default="demo", show_default=True, help="Training preset; docs/models.md lists them.")
 @AS_JSON
@@ -246,16 +243,27 @@ def demo(images: Path | None, preset: str, as_json: bool) -> None:
 )
 @click.option(
     "--content",
+    "--modalities",
+    "content",
     multiple=True,
-    type=click.Choice(["text", "attributes"]),
+    type=click.Choice(["text", "image", "attributes"]),
     help="Content to encode and learn from (repeatable); none by default.",
 )
+@click.option("--images", type=FOLDER, help="Folder of the pictures that the items name, for --content image.")
 @click.option(
     "--set",
+    "--option",
     "options",
     multiple=True,
     metavar="NAME=JSON",
     help="Change one option of the preset, such as epochs=40 or towers.interests=1 (repeatable).",
+)
+@click.option(
+    "--weighing",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Evaluate with max of score + WEIGHING · log of the interest's weight; the temperature is a natural choice.",
 )
 @click.option(
     "--into",
@@ -269,7 +277,9 @@ def experiment(
     seeds: int,
     split: str,
     content: tuple[Any, ...],
+    images: Path | None,
     options: tuple[str, ...],
+    weighing: float,
     into: Path | None,
     as_json: bool,
 ) -> None:
@@ -283,6 +293,7 @@ def experiment(
     report = run_experiment(
         folder, preset, range(seeds), directory=into or config.home / "experiments" / name,
         modalities=content, split=split, options=_options(options), device=config.device, progress=True,
+        images=images, weighing=weighing,
     )  # fmt: skip
     answer(report, as_json=as_json, text=experiment_table(report))
 
@@ -321,7 +332,7 @@ def _options(pairs: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-for command in (generations, db, env, feast, dagster, bench):
+for command in (generations, keys, serve, db, env, feast, dagster, bench):
     cli.add_command(command)
 
 

@@ -8,6 +8,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from polytower.errors import UserError
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -16,14 +18,18 @@ class Settings:
     home: folder of the embedded Postgres, downloads, checkpoints and Dagster's own files.
     database_url: an external Postgres (>= 16 with pgvector >= 0.8.4); None means the embedded one.
     device: "auto", "cpu", "cuda", "cuda:1" ...; auto takes CUDA where there is one.
+    index_mb: mebibytes that a server's index in memory may take; 0 for none (SQL answers then).
     text_encoder, image_encoder: "default" for the bundled weights, else any transformers checkpoint by name or path.
+    require_keys: whether the HTTP API asks for API keys; None: undecided (`polytower serve` decides by the address).
     """
 
     home: Path
     database_url: str | None
     device: str
+    index_mb: int
     text_encoder: str
     image_encoder: str
+    require_keys: bool | None = None
 
     @property
     def postgres_dir(self) -> Path:
@@ -48,6 +54,16 @@ def settings() -> Settings:
         home=Path(environ.get("POLYTOWER_HOME", ".polytower")).resolve(),
         database_url=environ.get("POLYTOWER_DATABASE_URL") or None,
         device=environ.get("POLYTOWER_DEVICE", "auto"),
+        index_mb=int(environ.get("POLYTOWER_INDEX_MB", "1024")),
         text_encoder=environ.get("POLYTOWER_TEXT_ENCODER", "default"),
         image_encoder=environ.get("POLYTOWER_IMAGE_ENCODER", "default"),
+        require_keys=_flag("POLYTOWER_REQUIRE_KEYS"),
     )
+
+
+def _flag(name: str) -> bool | None:
+    """1, true, yes, on; 0, false, no, off; None when unset. Raises UserError on a typo, which must not open a door."""
+    value = os.environ.get(name, "").strip().lower()
+    if value in ("", "1", "true", "yes", "on", "0", "false", "no", "off"):
+        return value in ("1", "true", "yes", "on") if value else None
+    raise UserError(f"{name}={value!r} is neither yes nor no; set it to 1 or 0")

@@ -1,9 +1,9 @@
 """The HTTP API: parse, ask, answer. Every error is a problem response; only the pool outlives a request."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import psycopg
 from fastapi import FastAPI, Request
@@ -13,20 +13,23 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from polytower.postgres import database_url
+from polytower.settings import settings
 from serving import routes
+from serving.content import ContentQueries
 from serving.database import Database
 from serving.errors import INTERNAL, INVALID, MEDIA_TYPE, Kind, Problem, from_postgres
 from serving.features_endpoint import Features
+from serving.guard import Guard, KeyRing
+from serving.indexes import Indexes
 from serving.limits import Limits
 from serving.metrics import CONTENT_TYPE, Metrics
-from serving.models import ProblemModel
 from serving.online import UserTowers
+from serving.openapi import PROBLEMS, Api
+from serving.ranking import Ranking
 from serving.retrieval import Retrieval
+from serving.shadow import Shadow
 
-DESCRIPTION = """
-Candidates for users, items near items, features for rankers. Candidates carry the interest that found them, and the
-generation that they come from. SQL gives the same answers: `select * from polytower.retrieve('196', 10)`.
-"""
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,34 +42,50 @@ class Caps:
     pool: int = 8
 
 
-def create_app(url: str | None = None, *, caps: Caps | None = None) -> FastAPI:
+def create_app(url: str | None = None, *, caps: Caps | None = None, require_keys: bool | None = None) -> FastAPI:
     """The application over a migrated database; url None means the platform's own.
 
-    Starts (and answers /healthz) without Postgres; torch is imported when a request first needs it, Feast never.
+    require_keys: whether requests need an API key; None: what POLYTOWER_REQUIRE_KEYS says, else no. Starts (and answers
+    /healthz) without Postgres; torch is imported when a request first needs it, Feast never.
     """
     caps = caps or Caps()
+    guarded = bool(settings().require_keys) if require_keys is None else require_keys
     metrics = Metrics()
     where = url or database_url()
-    towers = UserTowers()
+    towers = UserTowers(metrics)
     database = Database(where, metrics, size=caps.pool, timeout=caps.deadline * 0.8)
     features = Features(where, metrics, timeout=caps.deadline * 0.8)
+    ring = KeyRing(database)
+    content = ContentQueries(database, metrics, patience=caps.deadline * 0.7)
+    indexes = Indexes(where, metrics, limit=settings().index_mb << 20)
+    shadow = Shadow(database, metrics)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await database.open()
         features.open()
+        indexes.refresh()
         yield
+        if guarded:
+            await _note_use(ring)
+        await shadow.settled()
+        await indexes.close()
         await database.close()
         towers.close()
+        content.close()
         features.close()
 
-    app = FastAPI(title="polytower", version="1", description=DESCRIPTION, lifespan=lifespan)
+    app = Api(guarded=guarded, lifespan=lifespan)
     app.state.database = database
-    app.state.retrieval = Retrieval(towers, metrics)
+    app.state.retrieval = Retrieval(towers, metrics, indexes, shadow)
+    app.state.content = content
     app.state.features = features
+    app.state.ranking = Ranking(database, features, metrics)
+    app.state.indexes = indexes
     app.state.metrics = metrics
+    app.state.ring = ring
     app.include_router(routes.probes)
-    app.include_router(routes.v1, responses=_documented())
+    app.include_router(routes.v1, responses=PROBLEMS)
 
     @app.get("/metrics", tags=["operation"], response_class=Response)
     async def prometheus() -> Response:
@@ -81,22 +100,17 @@ def create_app(url: str | None = None, *, caps: Caps | None = None) -> FastAPI:
         concurrency=caps.concurrency,
         deadline=caps.deadline,
     )
+    if guarded:
+        # Outermost: who has no key takes no place in the queue.
+        app.add_middleware(Guard, ring=ring, metrics=metrics)
     return app
 
 
-def _documented() -> dict[int | str, dict[str, Any]]:
-    """The problem responses that every endpoint of /v1 can give."""
-    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemModel"}}}
-    return {
-        status: {"model": ProblemModel, "description": description, "content": content}
-        for status, description in {
-            404: "Unknown user, item or service",
-            413: "The body is too large",
-            422: "The request is not valid",
-            429: "Too many requests are waiting; see Retry-After",
-            503: "Postgres, a live generation or an answer in time is missing; see Retry-After",
-        }.items()
-    }
+async def _note_use(ring: KeyRing) -> None:
+    try:
+        await ring.note_use()
+    except (psycopg.Error, Problem) as error:
+        LOG.warning("when API keys were last used could not be written: %s", error)
 
 
 def _handle_errors(app: FastAPI, metrics: Metrics) -> None:

@@ -8,7 +8,6 @@ import psycopg
 from polytower.errors import UserError
 
 MEDIA_TYPE = "application/problem+json"
-RETRY_AFTER = {"Retry-After": "1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +34,7 @@ PROBLEMS = {
     "PT011": Kind(404, "no-embedding", "The item has no embedding in this space"),
     "PT012": Kind(404, "no-interests", "The user has no interests"),
     "PT013": Kind(503, "generation-gone", "The generation is no longer served"),
+    "PT014": Kind(422, "malformed-diversity", "Malformed diversity"),
 }
 
 # What only HTTP can meet.
@@ -44,8 +44,18 @@ UNKNOWN_HISTORY = Kind(422, "unknown-history", "No item of the history is known"
 UNKNOWN_ITEMS = Kind(422, "unknown-items", "Interactions name items that were never loaded")
 EVENT_CONFLICT = Kind(409, "event-conflict", "An event id stands for another event")
 NO_TOWER = Kind(503, "no-user-tower", "The generation brings no user tower")
+NO_CONTENT = Kind(422, "no-such-content", "The generation was not built from such content")
+NO_CONTENT_TOWER = Kind(409, "no-content-tower", "The generation brings no content tower")
+NO_ENCODER = Kind(503, "no-encoder", "The encoder cannot be loaded")
+ENCODER_LOADING = Kind(503, "encoder-loading", "The encoder is being loaded")
+ENCODER_MISMATCH = Kind(409, "encoder-mismatch", "Another encoder filled the generation")
+UNREADABLE_IMAGE = Kind(422, "unreadable-image", "The picture cannot be read")
 UNKNOWN_SERVICE = Kind(404, "unknown-service", "Unknown feature service")
 UNUSABLE_FEATURES = Kind(422, "unusable-entities", "The feature service cannot answer for these entities")
+NO_KEY = Kind(401, "missing-key", "An API key is needed")
+UNKNOWN_KEY = Kind(401, "unknown-key", "The API key is not valid")
+NO_SCOPE = Kind(403, "insufficient-scope", "The API key does not allow this")
+RATE_LIMITED = Kind(429, "rate-limited", "The API key has asked too often")
 TOO_LARGE = Kind(413, "body-too-large", "The body is too large")
 TOO_MANY = Kind(429, "too-many-requests", "Too many requests are waiting")
 TOO_SLOW = Kind(503, "deadline-exceeded", "The answer took too long")
@@ -56,16 +66,23 @@ INTERNAL = Kind(500, "internal-error", "The server failed")
 
 @dataclass(eq=False)  # not frozen: raising sets the traceback
 class Problem(Exception):  # noqa: N818 the name that RFC 9457 gives it
-    """One problem response. detail: what is wrong, where, and the way out. extra: members beside the standard ones."""
+    """One problem response.
+
+    detail: what is wrong, where, and the way out. extra: members beside the standard ones. retry_after: seconds after
+    which to come back, told with 429 and 503.
+    """
 
     kind: Kind
     detail: str
     extra: dict[str, Any] = field(default_factory=dict)
+    retry_after: int = 1
 
     @property
     def headers(self) -> dict[str, str]:
-        """429 and 503 pass: they say when to come back."""
-        return dict(RETRY_AFTER) if self.kind.status in (429, 503) else {}
+        """429 and 503 pass: they say when to come back. 401 says how to identify oneself."""
+        if self.kind.status == 401:
+            return {"WWW-Authenticate": 'Bearer realm="polytower"'}
+        return {"Retry-After": str(self.retry_after)} if self.kind.status in (429, 503) else {}
 
     def as_json(self) -> dict[str, Any]:
         """The response's body."""

@@ -38,10 +38,8 @@ def fetch_features(
     """
     import pyarrow as pa
 
-    if service not in SERVICES:
-        raise UnknownServiceError(f"no feature service {service!r}; there are {', '.join(sorted(SERVICES))}")
-    views = SERVICES[service]
-    rows = _rows(service, list(dict.fromkeys(ONLINE_VIEWS[view].key for view in views)), entities)
+    views = _views(service)
+    rows = _rows(service, keys_of(service), entities)
     orders = {key: distinct(ids) for key, ids in rows.items()}
     reads = [OnlineRead(view, orders[ONLINE_VIEWS[view].key][0], tuple(ONLINE_VIEWS[view].features)) for view in views]
     with snapshot(connection):
@@ -56,10 +54,27 @@ def fetch_features(
     return pa.table(columns)
 
 
+def columns_of(service: str, key: str) -> list[str]:
+    """Names of the service's columns that belong to one join key alone: the key itself, and its views' features."""
+    views = [ONLINE_VIEWS[view] for view in _views(service)]
+    return [key, *(name for view in views if view.key == key for name in view.features)]
+
+
+def keys_of(service: str) -> list[str]:
+    """Join keys of a feature service, each once. Raises UnknownServiceError."""
+    return list(dict.fromkeys(ONLINE_VIEWS[view].key for view in _views(service)))
+
+
 def json_rows(table: "pa.Table") -> Iterator[dict[str, Any]]:
     """The table's rows as JSON-ready dictionaries, one at a time."""
     for batch in table.to_batches():
         yield from batch.to_pylist()
+
+
+def _views(service: str) -> tuple[str, ...]:
+    if service not in SERVICES:
+        raise UnknownServiceError(f"no feature service {service!r}; there are {', '.join(sorted(SERVICES))}")
+    return SERVICES[service]
 
 
 def _rows(service: str, keys: Sequence[str], entities: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

@@ -2,13 +2,16 @@
 
 import asyncio
 import importlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg_pool import ConnectionPool
 
+from feature_repo.schema import ITEM_ID, USER_ID
 from polytower.errors import UserError
 from polytower.postgres import connection_options
 from serving.errors import UNKNOWN_SERVICE, UNUSABLE_FEATURES, Problem
@@ -49,27 +52,75 @@ class Features:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._threads, self._fetch, service, entities)
 
+    async def of_candidates(
+        self, service: str, user_id: str | None, item_ids: list[str]
+    ) -> tuple["pa.Table", list[str]]:
+        """(one row per candidate, names of the columns that are the user's). Raises Problem as fetch does.
+
+        The service takes the item, and may take the user: then the question must name one.
+        """
+        with self._metrics.stage("features"):
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, self._of_candidates, service, user_id, item_ids)
+
     def close(self) -> None:
         """Ends the threads after what they are doing, and closes the connections."""
         self._threads.shutdown(cancel_futures=True)
         self._pool.close()
 
     def _fetch(self, service: str, entities: dict[str, list[str]]) -> "pa.Table":
-        from serving.features import UnknownServiceError, fetch_features
+        from serving.features import fetch_features
 
+        with self._connection() as connection, _as_problems():
+            return fetch_features(connection, service, entities)
+
+    def _of_candidates(self, service: str, user_id: str | None, item_ids: list[str]) -> tuple["pa.Table", list[str]]:
+        from serving.features import columns_of, fetch_features, keys_of
+
+        with self._connection() as connection, _as_problems():
+            keys = keys_of(service)
+            if USER_ID in keys and user_id is None:
+                raise UserError(f"feature service {service!r} takes a user: ask by {USER_ID}")
+            given: dict[str, list[str]] = {ITEM_ID: item_ids}
+            if USER_ID in keys and user_id is not None:
+                given[USER_ID] = [user_id]
+            # Without candidates there is no row to answer: one of nobody shows the columns.
+            table = fetch_features(connection, service, given if item_ids else {key: [""] for key in given})
+            return table.slice(0, len(item_ids)), columns_of(service, USER_ID)
+
+    @contextmanager
+    def _connection(self) -> Iterator[psycopg.Connection[Any]]:
         with self._opened:
             self._pool.open()
         try:
             with self._pool.connection() as connection:
-                return fetch_features(connection, service, entities)
+                yield connection
         except psycopg.OperationalError:
             # Postgres may have gone: the others of the pool are dead too, and the next request should not find out.
             self._pool.check()
             raise
-        except UnknownServiceError as error:
-            raise Problem(UNKNOWN_SERVICE, str(error)) from error
-        except UserError as error:
-            raise Problem(UNUSABLE_FEATURES, str(error)) from error
+
+
+@contextmanager
+def _as_problems() -> Iterator[None]:
+    from serving.features import UnknownServiceError
+
+    try:
+        yield
+    except UnknownServiceError as error:
+        raise Problem(UNKNOWN_SERVICE, str(error)) from error
+    except UserError as error:
+        raise Problem(UNUSABLE_FEATURES, str(error)) from error
+
+
+def with_columns(rows: "pa.Table | dict[str, list[str]]", further: "pa.Table") -> "pa.Table":
+    """The rows (a table, or columns) with the columns of `further`, which has as many."""
+    import pyarrow as pa
+
+    table = pa.table(rows) if isinstance(rows, dict) else rows
+    for name in further.column_names:
+        table = table.append_column(name, further[name])
+    return table
 
 
 def as_arrow(table: "pa.Table") -> bytes:

@@ -88,13 +88,19 @@ class Limits:
         return bytes(chunks)
 
     async def _refuse(self, answer: "_Answer", problem: Problem) -> None:
-        self.metrics.problem(problem.kind.slug)
         if answer.started:
-            return
-        headers = {"content-type": MEDIA_TYPE, **problem.headers}
-        encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        await answer({"type": "http.response.start", "status": problem.kind.status, "headers": encoded})
-        await answer({"type": "http.response.body", "body": json.dumps(problem.as_json()).encode()})
+            self.metrics.problem(problem.kind.slug)
+        else:
+            await send_problem(answer, problem, self.metrics)
+
+
+async def send_problem(send: Send, problem: Problem, metrics: Metrics) -> None:
+    """Answers a request with a problem response, and counts it."""
+    metrics.problem(problem.kind.slug)
+    headers = {"content-type": MEDIA_TYPE, **problem.headers}
+    encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": problem.kind.status, "headers": encoded})
+    await send({"type": "http.response.body", "body": json.dumps(problem.as_json()).encode()})
 
 
 class _Answer:

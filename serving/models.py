@@ -1,12 +1,25 @@
 """Requests and responses of the HTTP API, typed; what pydantic refuses here never reaches Postgres."""
 
+import base64
+import binascii
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+import numpy as np
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    WithJsonSchema,
+    model_validator,
+)
 
-Merge = Literal["max", "quota", "rrf"]
+Merge = Literal["max", "quota", "rrf", "diverse"]
 Space = Literal["item", "content", "id"]
 MAX_K = 1000
 
@@ -21,7 +34,40 @@ def _no_nul(value: str) -> str:
 Text = Annotated[str, AfterValidator(_no_nul)]
 Id = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_no_nul)]
 K = Annotated[int, Field(ge=1, le=MAX_K, strict=True)]
-Vector = Annotated[list[FiniteFloat], Field(min_length=1, max_length=4000)]
+
+
+def _from_base64(value: Any) -> Any:
+    if not isinstance(value, str):
+        raise ValueError("is not a string in base64")
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError("is not base64") from error
+
+
+Base64 = Annotated[
+    bytes, BeforeValidator(_from_base64), WithJsonSchema({"type": "string", "contentEncoding": "base64"})
+]
+
+
+def _vector(value: Any) -> Any:
+    """Little-endian float32 in base64 as a list of numbers; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    content = _from_base64(value)
+    if len(content) % 4:
+        raise ValueError("is not a sequence of float32: its length in bytes is no multiple of 4")
+    return np.frombuffer(content, "<f4").astype(float).tolist()
+
+
+_NUMBERS = {"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": 4000}
+_BINARY = {"type": "string", "contentEncoding": "base64", "description": "little-endian float32"}
+Vector = Annotated[
+    list[FiniteFloat],
+    Field(min_length=1, max_length=4000),
+    BeforeValidator(_vector),
+    WithJsonSchema({"anyOf": [_NUMBERS, _BINARY]}),
+]
 
 
 class Strict(BaseModel):
@@ -30,21 +76,43 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Diversity(Strict):
+    """What the merge `diverse` weighs against scores."""
+
+    attribute: Annotated[Text, Field(max_length=1024)] = Field(description="of the items; scalars or lists")
+    weight: Annotated[FiniteFloat, Field(ge=0, le=1000)] = Field(
+        description="worth of each candidate already picked that shares no value of the attribute"
+    )
+
+
 class RetrieveRequest(Strict):
-    """Candidates for one of: a user, a raw history, given interest vectors."""
+    """Candidates for one of: a user, a raw history, given vectors, a text or picture (or both as one question)."""
 
     user_id: Id | None = Field(None, description="a known user")
     history: list[Id] | None = Field(None, min_length=1, max_length=10_000, description="item ids, oldest first")
     vectors: list[Vector] | None = Field(None, min_length=1, max_length=64, description="interests, [K, D]")
     weights: list[FiniteFloat] | None = Field(None, description="one per vector; default equal")
+    text: Annotated[Text, Field(min_length=1, max_length=10_000)] | None = Field(None, description="what to look for")
+    image: Base64 | None = Field(None, min_length=1, description="a JPEG, PNG or WebP file in base64")
+    space: Space | None = Field(
+        None,
+        description="where vectors, texts and pictures are looked for: by content alone (the default of text and image)"
+        ", by content and behaviour (item; the default of vectors), by behaviour alone (id; vectors only)",
+    )
     k: K = 100
     filter: dict[str, Any] = Field(default_factory=dict, description="conditions on attributes, all of which must hold")
     exclude_seen: bool = Field(True, description="leave out what the user (or the history) has already seen")
     exclude: list[Id] = Field(default_factory=list, max_length=10_000, description="item ids to leave out")
+    allow: list[Id] | None = Field(None, max_length=10_000, description="only these item ids; default all")
     merge: Merge = "max"
+    diversity: Diversity | None = Field(None, description="goes with merge = diverse, and only with it")
     fields: list[Literal["title"]] = Field(
         default_factory=list, max_length=1, description="further fields of candidates"
     )
+    features: Annotated[Text, Field(min_length=1, max_length=200)] | None = Field(
+        None, description="a feature service, such as ranker: its values for every candidate"
+    )
+    similarity: bool = Field(False, description="similarity of every candidate to the user's history and interests")
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -52,18 +120,39 @@ class RetrieveRequest(Strict):
                 {"user_id": "196", "k": 10, "fields": ["title"]},
                 {"history": ["50", "181", "172"], "k": 10, "filter": {"genres": {"any": ["Comedy", "Drama"]}}},
                 {"vectors": [[0.6, 0.8], [1.0, 0.0]], "weights": [0.7, 0.3], "k": 10, "merge": "quota"},
+                {"text": "a heist that goes wrong", "k": 10},
             ]
         }
     )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        given = [name for name in ("user_id", "history", "vectors") if getattr(self, name) is not None]
+        sources = {
+            "user_id": self.user_id is not None,
+            "history": self.history is not None,
+            "vectors": self.vectors is not None,
+            "text or image": self.asks_by_content,
+        }
+        given = [name for name, there in sources.items() if there]
         if len(given) != 1:
-            raise ValueError(f"give one of user_id, history and vectors; this request has {given or 'none'}")
+            raise ValueError(f"give one of {', '.join(sources)}; this request has {given or 'none'}")
         if self.weights is not None and self.vectors is None:
             raise ValueError("weights go with vectors only")
+        if self.space is not None and (self.user_id is not None or self.history is not None):
+            raise ValueError("space goes with vectors, text and image: interests lie in the item space")
+        if self.space == "id" and self.asks_by_content:
+            raise ValueError("a text or picture has no place in the id space; ask in content or item")
         return self
+
+    @property
+    def asks_by_content(self) -> bool:
+        """Whether the question is a text, a picture, or both."""
+        return self.text is not None or self.image is not None
+
+    @property
+    def searched_space(self) -> Space:
+        """The space that is searched."""
+        return self.space or ("content" if self.asks_by_content else "item")
 
 
 class BatchRequest(Strict):
@@ -74,6 +163,24 @@ class BatchRequest(Strict):
     model_config = ConfigDict(json_schema_extra={"examples": [{"requests": [{"user_id": "196"}, {"user_id": "186"}]}]})
 
 
+class SimilarityModel(BaseModel):
+    """How close a candidate is to what the user did. Null: the item has no such content, or no embedding."""
+
+    similarity_text: list[float] | None = Field(description="log(1 + events) per bin of the cosine, width .1 from -1")
+    similarity_image: list[float] | None
+    similarity_attributes: list[float] | None
+    interest_max: float | None = Field(description="cosine with the closest interest of the live generation")
+    interest_mean: float | None
+
+
+class FoundModel(BaseModel):
+    """One interest that found a candidate."""
+
+    interest: int
+    rank: int = Field(description="the candidate's rank within that interest")
+    score: float
+
+
 class CandidateModel(BaseModel):
     """One candidate, with where it comes from."""
 
@@ -82,21 +189,26 @@ class CandidateModel(BaseModel):
     rank: int
     interest: int = Field(description="number of the interest that gave the score")
     interest_rank: int = Field(description="rank within that interest")
+    found_by: list[FoundModel] = Field(description="all interests that found it, as deep as they were searched")
     title: str | None = None
+    features: dict[str, Any] | None = Field(None, description="the service's features of the item")
+    similarity: SimilarityModel | None = None
 
 
 class RetrieveAnswer(BaseModel):
     """Candidates of one generation, best first."""
 
     generation: int
-    interests: Literal["stored", "online", "given"] = Field(
-        description="stored with the generation, computed just now from the newest events, or given in the request"
+    interests: Literal["stored", "online", "given", "content"] = Field(
+        description="stored with the generation, computed just now from the newest events, given in the request, or"
+        " made of its text or picture"
     )
     candidates: list[CandidateModel]
     skipped: list[str] = Field(
         default_factory=list, description="items of the history that the generation does not know"
     )
     degraded: str | None = Field(None, description="why this answer is less than it could be")
+    user_features: dict[str, Any] | None = Field(None, description="the service's features of the user")
 
 
 class ProblemModel(BaseModel):
@@ -136,7 +248,7 @@ class InterestModel(BaseModel):
 
     interest: int
     weight: float
-    embedding: list[float]
+    embedding: list[float] | str = Field(description="numbers, or little-endian float32 in base64 if asked for")
     as_of: datetime = Field(description="the newest event that it knows")
 
 
@@ -179,9 +291,12 @@ class InteractionsAnswer(BaseModel):
 
 
 class FeaturesRequest(Strict):
-    """Entities × feature service."""
+    """Entities × feature service, or their similarities, or both."""
 
-    service: Annotated[Text, Field(min_length=1, max_length=200)]
+    service: Annotated[Text, Field(min_length=1, max_length=200)] | None = None
+    similarity: bool = Field(
+        False, description="similarity of every item to its user's history and interests, as of now"
+    )
     entities: dict[str, Annotated[list[Id], Field(min_length=1, max_length=5000)]] = Field(min_length=1, max_length=4)
 
     model_config = ConfigDict(
@@ -194,6 +309,10 @@ class FeaturesRequest(Strict):
     def _same_length(self) -> Self:
         if len({len(values) for values in self.entities.values()}) != 1:
             raise ValueError("every entity names as many values: row n is made of the n-th of each")
+        if self.service is None and not self.similarity:
+            raise ValueError("give a service, or similarity, or both")
+        if self.similarity and not {"user_id", "item_id"} <= self.entities.keys():
+            raise ValueError("similarity is between a user and an item: give user_id and item_id")
         return self
 
 

@@ -3,15 +3,18 @@
 import asyncio
 
 import psycopg
-from pgvector.psycopg import register_vector_async
 
 from polytower.errors import UserError
-from polytower.postgres import connection_options
+from serving.content import ContentQueries
+from serving.database import Database
 from serving.errors import Problem, user_error
+from serving.indexes import Indexes
 from serving.metrics import Metrics
 from serving.models import RetrieveRequest
 from serving.online import UserTowers
 from serving.retrieval import Answer, Retrieval
+
+PATIENCE = 600.0  # seconds; a person can interrupt
 
 
 def ask(url: str, question: RetrieveRequest) -> Answer:
@@ -25,10 +28,19 @@ def ask(url: str, question: RetrieveRequest) -> Answer:
 
 
 async def _ask(url: str, question: RetrieveRequest) -> Answer:
-    towers = UserTowers()
+    metrics = Metrics()
+    towers = UserTowers(metrics, window=0)
+    database = Database(url, metrics, size=1, timeout=PATIENCE)
+    content = ContentQueries(database, metrics, patience=PATIENCE)
+    # one question is not worth an index
+    indexes = Indexes(url, metrics, limit=0)
+    await database.open()
     try:
-        async with await psycopg.AsyncConnection.connect(url, autocommit=True, **connection_options()) as connection:
-            await register_vector_async(connection)
-            return await Retrieval(towers, Metrics()).answer(connection, question)
+        vector = await content.embed(question) if question.asks_by_content else None
+        async with database.connection() as connection:
+            return await Retrieval(towers, metrics, indexes).answer(connection, question, vector)
     finally:
+        await database.close()
         towers.close()
+        content.close()
+        await indexes.close()

@@ -1,20 +1,24 @@
 """The endpoints: each borrows a connection, asks one question and writes its answer."""
 
+import asyncio
 import json
-from typing import Annotated, Any
+from base64 import b64encode
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import psycopg
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
+from pgvector import HalfVector
 from psycopg import IsolationLevel
 from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 from pydantic_core import to_json
 
 from serving import interactions, queries
+from serving.content import ContentVector
 from serving.errors import NOT_READY, PROBLEMS, Problem, from_postgres
 from serving.features import json_rows
-from serving.features_endpoint import ARROW, as_arrow
+from serving.features_endpoint import ARROW, as_arrow, with_columns
 from serving.models import (
     MAX_K,
     BatchAnswer,
@@ -33,8 +37,12 @@ from serving.models import (
     SimilarAnswer,
     Space,
 )
-from serving.queries import Candidate, Interest, Neighbour
+from serving.queries import Interest, Neighbour
+from serving.ranking import Ranked
 from serving.retrieval import Answer, Connection, Retrieval
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 probes = APIRouter(tags=["operation"])
 v1 = APIRouter(prefix="/v1")
@@ -45,70 +53,97 @@ def _json(content: Any) -> Response:
     return Response(to_json(content, inf_nan_mode="null"), media_type="application/json")
 
 
-@v1.post("/retrieve", response_model=RetrieveAnswer, tags=["retrieval"])
+_ARROW = {"content": {ARROW: {"schema": {"type": "string", "format": "binary"}}}}
+
+
+@v1.post("/retrieve", response_model=RetrieveAnswer, tags=["retrieval"], responses={200: _ARROW})
 async def retrieve(question: RetrieveRequest, request: Request) -> Response:
-    """Candidates for a user, a raw history or given vectors, filtered before the cut, merged over interests."""
-    retrieval: Retrieval = request.app.state.retrieval
-    async with request.app.state.database.connection() as connection:
-        try:
-            answer = await retrieval.answer(connection, question)
-        except psycopg.Error as error:
-            if from_postgres(error).kind is not PROBLEMS["PT013"]:
-                raise
-            # The generation was dropped under the request: the next one is live.
-            answer = await retrieval.answer(connection, question)
-    return _json(_retrieved(answer, question))
+    """Candidates for a user, a raw history, given vectors, a text or a picture; filtered before the cut, merged."""
+    try:
+        answer = await _answer(question, request)
+    except psycopg.Error as error:
+        if from_postgres(error).kind is not PROBLEMS["PT013"]:
+            raise
+        # The generation was dropped under the request: the next one is live.
+        answer = await _answer(question, request)
+    ranked: Ranked = await request.app.state.ranking.complete(question, answer)
+    if _wants_arrow(request):
+        return Response(as_arrow(ranked.as_table()), media_type=ARROW)
+    return _json(ranked.as_json())
+
+
+async def _answer(question: RetrieveRequest, request: Request) -> Answer:
+    state = request.app.state
+    content = await state.content.embed(question) if question.asks_by_content else None
+    async with state.database.connection() as connection:
+        answer: Answer = await state.retrieval.answer(connection, question, content)
+    return answer
 
 
 @v1.post("/retrieve:batch", response_model=BatchAnswer, tags=["retrieval"])
 async def retrieve_batch(batch: BatchRequest, request: Request) -> Response:
     """Several questions over one snapshot, and so one generation; a question that fails leaves the others alone."""
-    answers = []
+    _charge(request, len(batch.requests) - 1)
+    embedded = await asyncio.gather(*(_embedded(question, request) for question in batch.requests))
+    answers: list[Answer | Problem] = []
     async with request.app.state.database.connection() as connection:
         await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
         try:
             async with connection.transaction():
-                for question in batch.requests:
-                    answers.append(await _one_of_batch(request.app.state.retrieval, connection, question))
+                for question, content in zip(batch.requests, embedded, strict=True):
+                    answers.append(await _one_of_batch(request.app.state.retrieval, connection, question, content))
         finally:
             if not connection.closed:
                 await connection.set_isolation_level(None)
-    return _json({"answers": answers})
+    # After the snapshot: what the features and the similarities read is theirs to choose, and no connection waits for it.
+    return _json({"answers": [await _completed(request, *pair) for pair in zip(batch.requests, answers, strict=True)]})
 
 
-async def _one_of_batch(retrieval: Retrieval, connection: Connection, question: RetrieveRequest) -> dict[str, Any]:
+async def _completed(request: Request, question: RetrieveRequest, answer: Answer | Problem) -> dict[str, Any]:
     try:
+        if isinstance(answer, Problem):
+            return answer.as_json()
+        ranked: Ranked = await request.app.state.ranking.complete(question, answer)
+        return ranked.as_json()
+    except Problem as problem:
+        return problem.as_json()
+
+
+def _charge(request: Request, further: int) -> None:
+    """A batch counts as many requests as it holds against the key's rate."""
+    key = getattr(request.state, "key", None)
+    if key is not None:
+        request.app.state.ring.charge(key, further)
+
+
+async def _embedded(question: RetrieveRequest, request: Request) -> ContentVector | Problem | None:
+    """What a question by content is embedded as, or the problem with it."""
+    if not question.asks_by_content:
+        return None
+    try:
+        vector: ContentVector = await request.app.state.content.embed(question)
+    except Problem as problem:
+        return problem
+    return vector
+
+
+async def _one_of_batch(
+    retrieval: Retrieval, connection: Connection, question: RetrieveRequest, content: ContentVector | Problem | None
+) -> Answer | Problem:
+    try:
+        if isinstance(content, Problem):
+            raise content
+        if content is not None and content.generation != await _live(connection):
+            raise Problem(PROBLEMS["PT013"], "another generation went live while the question was read; try again")
         async with connection.transaction():
-            return _retrieved(await retrieval.answer(connection, question), question)
-    except Problem as error:
-        return error.as_json()
+            return await retrieval.answer(connection, question, content)
+    except Problem as refusal:
+        return refusal
     except psycopg.Error as error:
         problem = from_postgres(error)
         if problem.kind.status >= 500:
             raise
-        return problem.as_json()
-
-
-def _retrieved(answer: Answer, question: RetrieveRequest) -> dict[str, Any]:
-    titled = "title" in question.fields
-    return {
-        "generation": answer.generation,
-        "interests": answer.interests,
-        "candidates": [_candidate(candidate, titled) for candidate in answer.candidates],
-        "skipped": answer.skipped,
-        "degraded": answer.degraded,
-    }
-
-
-def _candidate(candidate: Candidate, titled: bool) -> dict[str, Any]:
-    content = {
-        "item_id": candidate.item_id,
-        "score": candidate.score,
-        "rank": candidate.rank,
-        "interest": candidate.interest,
-        "interest_rank": candidate.interest_rank,
-    }
-    return {**content, "title": candidate.title} if titled else content
+        return problem
 
 
 @v1.get("/items/{item_id}/similar", response_model=SimilarAnswer, tags=["retrieval"])
@@ -137,7 +172,13 @@ async def similar(
 
 
 @v1.get("/users/{user_id}/interests", response_model=InterestsAnswer, tags=["retrieval"])
-async def interests(request: Request, user_id: Annotated[Id, Path()]) -> Response:
+async def interests(
+    request: Request,
+    user_id: Annotated[Id, Path()],
+    vectors: Annotated[
+        Literal["numbers", "base64"], Query(description="base64: little-endian float32, a fifth of the bytes")
+    ] = "numbers",
+) -> Response:
     """The interests stored with the live generation."""
     async with (
         request.app.state.database.connection() as connection,
@@ -145,10 +186,16 @@ async def interests(request: Request, user_id: Annotated[Id, Path()]) -> Respons
     ):
         found = await (await cursor.execute(queries.INTERESTS, {"user_id": user_id})).fetchall()
     rows = [
-        {"interest": i.interest, "weight": i.weight, "embedding": i.embedding.to_list(), "as_of": i.as_of}
+        {"interest": i.interest, "weight": i.weight, "embedding": _vector(i.embedding, vectors), "as_of": i.as_of}
         for i in found
     ]
     return _json({"generation": found[0].generation, "interests": rows})
+
+
+def _vector(vector: HalfVector, form: Literal["numbers", "base64"]) -> list[float] | str:
+    if form == "numbers":
+        return list(vector.to_list())
+    return b64encode(vector.to_numpy().astype("<f4").tobytes()).decode()
 
 
 @v1.post("/interactions", response_model=InteractionsAnswer, tags=["data"])
@@ -163,14 +210,28 @@ async def interact(question: InteractionsRequest, request: Request) -> Interacti
     "/features",
     response_model=FeaturesAnswer,
     tags=["data"],
-    responses={200: {"content": {ARROW: {"schema": {"type": "string", "format": "binary"}}}}},
+    responses={200: _ARROW},
 )
 async def features(question: FeaturesRequest, request: Request) -> Response:
     """Features of entities by a feature service; `Accept: application/vnd.apache.arrow.stream` for Arrow."""
-    table = await request.app.state.features.fetch(question.service, dict(question.entities))
-    if ARROW in request.headers.get("accept", ""):
+    table = await _feature_table(question, request)
+    if _wants_arrow(request):
         return Response(as_arrow(table), media_type=ARROW)
     return _json({"rows": list(json_rows(table))})
+
+
+async def _feature_table(question: FeaturesRequest, request: Request) -> "pa.Table":
+    entities, table = dict(question.entities), None
+    if question.service is not None:
+        table = await request.app.state.features.fetch(question.service, entities)
+    if question.similarity:
+        similar = await request.app.state.ranking.similarity(entities["user_id"], entities["item_id"])
+        table = with_columns(entities if table is None else table, similar)
+    return table
+
+
+def _wants_arrow(request: Request) -> bool:
+    return ARROW in request.headers.get("accept", "")
 
 
 @v1.get("/generations", response_model=GenerationsAnswer, tags=["operation"])

@@ -54,6 +54,23 @@ def test_the_item_tower_alone_answers_the_same(saved: tuple[Path, Towers, Catalo
     assert torch.equal(found.item, towers.item_embeddings().item)
 
 
+def test_the_content_tower_alone_answers_the_same(saved: tuple[Path, Towers, Catalogue]) -> None:
+    _, towers, catalogue = saved
+    stored = checkpoint.content_tower_bytes(towers)
+    assert stored is not None
+    alone = checkpoint.load_content_tower(stored[0], checkpoint.as_json(stored[1]))
+    content = {name: torch.from_numpy(rows) for name, rows in catalogue.content.items()}
+    present = {name: torch.from_numpy(rows) for name, rows in catalogue.present.items()}
+    found = towers.item_embeddings()
+    with torch.no_grad():
+        assert torch.equal(alone(content, present)[found.has_content], found.content[found.has_content])
+
+
+def test_towers_without_content_have_no_content_tower() -> None:
+    towers = Towers(TowersConfig(dim=8), Catalogue(["a"], {}, {}))
+    assert checkpoint.content_tower_bytes(towers) is None
+
+
 def test_another_catalogue_is_refused(saved: tuple[Path, Towers, Catalogue]) -> None:
     directory, _, catalogue = saved
     turned = Catalogue(catalogue.item_ids[::-1], catalogue.content, catalogue.present)

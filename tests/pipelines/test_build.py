@@ -75,6 +75,15 @@ def test_what_is_stored_is_what_the_towers_say(built: Built) -> None:
         )
 
 
+def test_both_towers_that_a_server_needs_travel_with_the_generation(built: Built) -> None:
+    rows = built.connection.execute(
+        "select part, weights, config from towers where generation = %s order by part", [built.generation]
+    ).fetchall()
+    assert [part for part, _, _ in rows] == ["content", "user_tower"]
+    (_, weights, config), _ = rows
+    assert checkpoint.load_content_tower(weights, config).projections.keys() == {"attributes"}
+
+
 def test_an_item_nobody_met_is_retrieved_from_its_content(built: Built) -> None:
     cold = {
         row[0]

@@ -1,0 +1,63 @@
+"""The OpenAPI document: what FastAPI derives from the code, and the problems and keys that lie outside of it."""
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from serving.errors import MEDIA_TYPE
+from serving.guard import scope_of
+from serving.models import ProblemModel
+
+DESCRIPTION = """
+Candidates for users, items near items, features for rankers. Candidates carry the interest that found them, and the
+generation that they come from. SQL gives the same answers: `select * from polytower.retrieve('196', 10)`.
+"""
+
+_CONTENT = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemModel"}}}
+
+# What every endpoint of /v1 can answer.
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ProblemModel, "description": description, "content": _CONTENT}
+    for status, description in {
+        404: "Unknown user, item or service",
+        413: "The body is too large",
+        422: "The request is not valid",
+        429: "Too many requests are waiting; see Retry-After",
+        503: "Postgres, a live generation or an answer in time is missing; see Retry-After",
+    }.items()
+}
+
+# What it can answer beside them where keys are required.
+REFUSALS = {
+    "401": {"description": "No key, or an unknown or revoked one", "content": _CONTENT},
+    "403": {"description": "The key lacks the scope", "content": _CONTENT},
+}
+
+
+class Api(FastAPI):
+    """guarded: whether requests need a key; the document then says so, with the scope of each operation."""
+
+    def __init__(self, *, guarded: bool, **options: Any) -> None:
+        super().__init__(title="polytower", version="1", description=DESCRIPTION, **options)
+        self.guarded = guarded
+
+    def openapi(self) -> dict[str, Any]:
+        """The document; made when it is first asked for."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            if self.guarded:
+                _add_keys(document)
+        assert self.openapi_schema is not None
+        return self.openapi_schema
+
+
+def _add_keys(document: dict[str, Any]) -> None:
+    scheme = {"type": "http", "scheme": "bearer", "description": "`polytower keys create NAME --scope read` makes one"}
+    document["components"]["securitySchemes"] = {"key": scheme}
+    for path, operations in document["paths"].items():
+        scope = scope_of(path)
+        if scope is None:
+            continue
+        for operation in operations.values():
+            operation["security"] = [{"key": [scope]}]
+            operation["responses"] |= REFUSALS

@@ -1,0 +1,129 @@
+"""Candidates and what a ranker reads of them, in one call: a feature service's values, and similarities to the user."""
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from serving.database import Database
+from serving.errors import UNUSABLE_FEATURES, Problem
+from serving.features_endpoint import Features
+from serving.metrics import Metrics
+from serving.models import RetrieveRequest
+from serving.queries import Candidate
+from serving.retrieval import Answer
+from serving.similarity import Pair, similarities
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+COLUMNS = ("item_id", "score", "rank", "interest", "interest_rank")
+FOUND = ("found_by", "found_ranks", "found_scores")
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """An answer with N candidates. features: N rows, or None where none were asked for; so similarity.
+
+    user_columns: the columns of features that say something of the user alone, and so the same in every row.
+    """
+
+    question: RetrieveRequest
+    answer: Answer
+    features: "pa.Table | None" = None
+    similarity: "pa.Table | None" = None
+    user_columns: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """The answer as JSON values; what is the user's stands once, beside the candidates."""
+        answer = self.answer
+        rows = [_candidate(each, "title" in self.question.fields) for each in answer.candidates]
+        document: dict[str, Any] = {
+            "generation": answer.generation,
+            "interests": answer.interests,
+            "candidates": rows,
+            "skipped": answer.skipped,
+            "degraded": answer.degraded,
+        }
+        if self.features is not None:
+            once = [name for name in self.features.column_names if name in self.user_columns]
+            document["user_features"] = next(iter(self.features.select(once).slice(0, 1).to_pylist()), {})
+            for row, values in zip(rows, self.features.drop_columns([*once, "item_id"]).to_pylist(), strict=True):
+                row["features"] = values
+        if self.similarity is not None:
+            for row, values in zip(rows, self.similarity.to_pylist(), strict=True):
+                row["similarity"] = values
+        return document
+
+    def as_table(self) -> "pa.Table":
+        """One row per candidate with all that was asked for; the rest of the answer is in the schema's metadata."""
+        import pyarrow as pa
+
+        answer = self.answer
+        numbers = (pa.int32(), pa.int32(), pa.int32())
+        types = (pa.string(), pa.float32(), *numbers, *map(pa.list_, (pa.int32(), pa.int32(), pa.float32())))
+        columns = {
+            name: pa.array([getattr(candidate, name) for candidate in answer.candidates], kind)
+            for name, kind in zip((*COLUMNS, *FOUND), types, strict=True)
+        }
+        if "title" in self.question.fields:
+            columns["title"] = pa.array([candidate.title for candidate in answer.candidates], pa.string())
+        for table in (self.features, self.similarity):
+            if table is not None:
+                columns |= {name: table[name] for name in table.column_names if name not in columns}
+        rest = {
+            "generation": answer.generation,
+            "interests": answer.interests,
+            "skipped": answer.skipped,
+            "degraded": answer.degraded,
+        }
+        return pa.table(columns).replace_schema_metadata({"polytower": json.dumps(rest)})
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Adds to answers what their questions ask for."""
+
+    database: Database
+    features: Features
+    metrics: Metrics
+
+    async def complete(self, question: RetrieveRequest, answer: Answer) -> Ranked:
+        """The answer with its features. Raises Problem."""
+        if question.features is None and not question.similarity:
+            return Ranked(question, answer)
+        (features, user_columns), similarity = await asyncio.gather(
+            self._features(question, answer), self._similarity(question, answer)
+        )
+        return Ranked(question, answer, features, similarity, user_columns)
+
+    async def _features(self, question: RetrieveRequest, answer: Answer) -> tuple["pa.Table | None", list[str]]:
+        if question.features is None:
+            return None, []
+        return await self.features.of_candidates(
+            question.features, question.user_id, [candidate.item_id for candidate in answer.candidates]
+        )
+
+    async def _similarity(self, question: RetrieveRequest, answer: Answer) -> "pa.Table | None":
+        if not question.similarity:
+            return None
+        if question.user_id is None:
+            raise Problem(UNUSABLE_FEATURES, "similarity is that of candidates to a user's events: ask by user_id")
+        items = [candidate.item_id for candidate in answer.candidates]
+        return await self.similarity([question.user_id] * len(items), items)
+
+    async def similarity(self, user_ids: list[str], item_ids: list[str]) -> "pa.Table":
+        """Similarity features as of now: one row per user and item."""
+        now = datetime.now(UTC)
+        pairs = [Pair(user_id, item_id, now) for user_id, item_id in zip(user_ids, item_ids, strict=True)]
+        with self.metrics.stage("similarity"):
+            async with self.database.connection() as connection:
+                return await similarities(connection, pairs)
+
+
+def _candidate(candidate: Candidate, titled: bool) -> dict[str, Any]:
+    content: dict[str, Any] = {name: getattr(candidate, name) for name in COLUMNS}
+    found = zip(candidate.found_by, candidate.found_ranks, candidate.found_scores, strict=True)
+    content["found_by"] = [{"interest": interest, "rank": rank, "score": score} for interest, rank, score in found]
+    return {**content, "title": candidate.title} if titled else content
