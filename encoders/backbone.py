@@ -29,8 +29,9 @@ class Dropout(nn.Module):
             return F.dropout(values, self.rate)
         threshold = round(256 * self.rate)
         source = np.random.Generator(np.random.SFC64(int(torch.randint(2**62, ()))))
-        drawn = torch.from_numpy(source.integers(0, 256, values.numel(), dtype=np.uint8))
-        return values * (drawn >= threshold).to(values.dtype).mul_(256 / (256 - threshold)).view_as(values)
+        kept = source.integers(0, 256, values.numel(), dtype=np.uint8) >= threshold
+        scaled = torch.from_numpy(kept.view(np.uint8)).to(values.dtype).mul_(256 / (256 - threshold))
+        return values * scaled.view_as(values)
 
 
 class Branch(nn.Module):
@@ -64,6 +65,19 @@ class Attention(Branch):
         query, key, value = projected.permute(2, 0, 3, 1, 4)
         mixed_BHTd = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed_BTT.unsqueeze(1))
         return self.add(states_BTD, self.out(mixed_BHTd.transpose(1, 2).flatten(-2)))
+
+    def at(self, query_BQD: Tensor, states_BTD: Tensor, allowed_BQT: Tensor) -> Tensor:
+        """`forward` at the query positions alone: [B, Q, D]. query_BQD: the states there."""
+        width, normed_BTD = query_BQD.shape[-1], self.norm(states_BTD)
+        weight, bias = self.project.weight, self.project.bias
+        query = self._by_head(F.linear(self.norm(query_BQD), weight[:width], bias[:width]))
+        pair_BTX = F.linear(normed_BTD, weight[width:], bias[width:])
+        key, value = (self._by_head(part) for part in pair_BTX.chunk(2, dim=-1))
+        mixed_BHQd = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed_BQT.unsqueeze(1))
+        return self.add(query_BQD, self.out(mixed_BHQd.transpose(1, 2).flatten(-2)))
+
+    def _by_head(self, values_BTD: Tensor) -> Tensor:
+        return values_BTD.view(*values_BTD.shape[:-1], self.heads, -1).transpose(1, 2)
 
 
 class FeedForward(Branch):
@@ -99,10 +113,26 @@ class Backbone(nn.Module):
         self.feed_forward = nn.ModuleList(FeedForward(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.dim)
 
-    def forward(self, items_BTD: Tensor, positions_BT: Tensor, allowed_BTT: Tensor) -> Tensor:
-        """items_BTD: unit item embeddings; positions_BT: int64, place of the event in its history. States [B, T, D]."""
+    def forward(
+        self, items_BTD: Tensor, positions_BT: Tensor, allowed_BTT: Tensor, queries_BQ: Tensor | None = None
+    ) -> Tensor:
+        """items_BTD: unit item embeddings; positions_BT: int64, place of the event in its history. States [B, T, D].
+
+        queries_BQ (int64): states at these positions alone, [B, Q, D]: the last block then does no work for the others.
+        """
         states = self.dropout(items_BTD * self.scale + self.position[positions_BT])
-        for attention, feed_forward in zip(self.attention, self.feed_forward, strict=True):
+        whole = len(self.attention) - (queries_BQ is not None)
+        for attention, feed_forward in zip(self.attention[:whole], self.feed_forward[:whole], strict=True):
             states = feed_forward(attention(states, allowed_BTT))
+        if queries_BQ is not None:
+            asked_BQD, allowed_BQT = rows_at(states, queries_BQ), rows_at(allowed_BTT, queries_BQ)
+            last = self.attention[-1]
+            assert isinstance(last, Attention)
+            states = self.feed_forward[-1](last.at(asked_BQD, states, allowed_BQT))
         normed: Tensor = self.norm(states)
         return normed
+
+
+def rows_at(values_BTX: Tensor, queries_BQ: Tensor) -> Tensor:
+    """values_BTX[b, queries_BQ[b, q]] as [B, Q, X]."""
+    return values_BTX.gather(1, queries_BQ[..., None].expand(-1, -1, values_BTX.shape[-1]))

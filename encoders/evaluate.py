@@ -47,10 +47,15 @@ class TowersScorer:
 
 def best_scores(interests: Interests, items_VD: Tensor) -> Tensor:
     """max over the interests in use of v_k·e_i, [Q, V]."""
-    best = torch.full((len(interests.vectors), len(items_VD)), float("-inf"), device=items_VD.device)
-    for k in range(interests.vectors.shape[1]):
+    closed_QK = interests.weights == 0
+    some = closed_QK.any(dim=0).tolist()  # a mask costs as much as the scores: only where one is needed
+    best = None
+    for k, masked in enumerate(some):
         scores = interests.vectors[:, k] @ items_VD.T
-        best = torch.maximum(best, scores.masked_fill(interests.weights[:, k, None] == 0, float("-inf")))
+        if masked:
+            scores.masked_fill_(closed_QK[:, k, None], float("-inf"))
+        best = scores if best is None else torch.maximum(best, scores, out=best)
+    assert best is not None
     return best
 
 

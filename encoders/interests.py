@@ -160,3 +160,6 @@ EXTRACTORS: dict[str, Callable[[TowersConfig], nn.Module]] = {
     "mind": MindRouting,
     "comirec_dr": ComirecRouting,
 }
+
+# extractors that read the states at the query positions and no others: those are all that serving has to compute
+READ_QUERY_ONLY = frozenset({"heads"})

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _UNUSED = -1e4  # finite: a row of K-1 unused interests must not make a NaN
-_CHUNK, _CHUNK_GPU = 256, 8192  # positions of the fused softmax at a time
+_CHUNK, _CHUNK_GPU = 256, 8192  # positions of the fused softmax at a time, half of them for several interests
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +115,7 @@ class _MaxSoftmax(torch.autograd.Function):
         ctx, interests_PKD, used_PK, positive_P, vectors_ND, bias_N, rows, columns, tau: float
     ) -> Tensor:
         positions, interests, _ = interests_PKD.shape
-        size = _CHUNK_GPU if interests_PKD.is_cuda else _CHUNK
+        size = (_CHUNK_GPU if interests_PKD.is_cuda else _CHUNK) // (1 if interests == 1 else 2)
         # two more dimensions carry the bias of a negative and the exclusion of an unused interest through the GEMM
         closed_PK1 = (~used_PK).to(interests_PKD.dtype).mul(_UNUSED).unsqueeze(2)
         users_KPX = torch.cat([interests_PKD / tau, torch.ones_like(closed_PK1), closed_PK1], dim=2).transpose(0, 1)
@@ -130,15 +130,14 @@ class _MaxSoftmax(torch.autograd.Function):
             part = slice(start, min(start + size, positions))
             count = part.stop - start
             energy_KCN = buffer[: interests * count * len(vectors_ND)].view(interests, count, -1)
-            for k in range(interests):
-                torch.mm(users_KPX[k, part], biased_XN, out=energy_KCN[k])
+            energy_XN = energy_KCN.view(interests * count, -1)
+            torch.mm(users_KPX[:, part].flatten(0, 1), biased_XN, out=energy_XN)
             hits = slice(edges[chunk], edges[chunk + 1])
             energy_KCN[:, rows[hits] - start, columns[hits]] = _UNUSED
             total_P[part] += _energies(energy_KCN)
             scale_C1 = (total_P[part] * (tau * positions)).reciprocal().unsqueeze(1)
-            for k in range(interests):
-                to_interests_PKD[part, k] = (energy_KCN[k] @ vectors_ND) * scale_C1
-                to_vectors_ND.addmm_(energy_KCN[k].T, interests_PKD[part, k] * scale_C1)
+            to_interests_PKD[part] = (energy_XN @ vectors_ND).view(interests, count, -1).mul_(scale_C1).transpose(0, 1)
+            to_vectors_ND.addmm_(energy_XN.T, (interests_PKD[part].transpose(0, 1) * scale_C1).flatten(0, 1))
         to_positive_P = (own_P.exp() / total_P - 1) / (tau * positions)
         ctx.save_for_backward(to_interests_PKD, to_positive_P, to_vectors_ND)
         loss: Tensor = (total_P.log() - own_P).mean()

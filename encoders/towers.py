@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from encoders.backbone import Backbone, Dropout
+from encoders.backbone import Backbone, Dropout, rows_at
 from encoders.catalogue import Catalogue
 from encoders.config import TowersConfig
 from encoders.fusion import FUSIONS
-from encoders.interests import EXTRACTORS
+from encoders.interests import EXTRACTORS, READ_QUERY_ONLY
 
 _CHUNK = 8192  # items or users embedded at once outside training
 
@@ -119,11 +119,12 @@ class UserTower(nn.Module):
         self, items_BTD: Tensor, positions_BT: Tensor, allowed_BTT: Tensor, queries: Tensor | None = None
     ) -> Interests:
         """Interests at the query positions [B, Q, K, D] and weights [B, Q, K]; queries int64 [B, Q], default all T."""
-        states_BTD = self.backbone(items_BTD, positions_BT, allowed_BTT)
+        at_queries = queries if self.config.extractor in READ_QUERY_ONLY else None
+        states_BTD = self.backbone(items_BTD, positions_BT, allowed_BTT, at_queries)
         query_BQD, allowed_BQT = states_BTD, allowed_BTT
         if queries is not None:
-            query_BQD = states_BTD.gather(1, queries[..., None].expand(-1, -1, states_BTD.shape[-1]))
-            allowed_BQT = allowed_BTT.gather(1, queries[..., None].expand(-1, -1, allowed_BTT.shape[-1]))
+            query_BQD = states_BTD if at_queries is not None else rows_at(states_BTD, queries)
+            allowed_BQT = rows_at(allowed_BTT, queries)
         vectors = F.normalize(self.extractor(query_BQD, states_BTD, allowed_BQT), dim=-1)
         # detached: the weights are a calibrated report on the interests, not a force on them
         logits = self.weigh(query_BQD.detach())
@@ -234,6 +235,9 @@ def _newest(items_BTD: Tensor, mask_BT: Tensor, history: int) -> tuple[Tensor, T
     """Packs real events to the left, in order, and keeps the newest `history` of each row."""
     lengths_B = mask_BT.sum(dim=1)
     width = int(min(history, max(1, int(lengths_B.max()) if len(lengths_B) else 1)))
+    in_place = torch.arange(width, device=mask_BT.device) < lengths_B[:, None]
+    if width == mask_BT.shape[1] and torch.equal(mask_BT, in_place):
+        return items_BTD, mask_BT
     # a stable sort brings the padding to the front: what is wanted is at the end of the row
     order_BT = mask_BT.to(torch.int8).argsort(dim=1, stable=True)[:, -width:]
     kept = mask_BT.gather(1, order_BT)

@@ -34,6 +34,7 @@ PROBLEMS = {
     "PT011": Kind(404, "no-embedding", "The item has no embedding in this space"),
     "PT012": Kind(404, "no-interests", "The user has no interests"),
     "PT013": Kind(503, "generation-gone", "The generation is no longer served"),
+    "PT014": Kind(422, "malformed-diversity", "Malformed diversity"),
 }
 
 # What only HTTP can meet.

@@ -162,6 +162,14 @@ class SimilarityModel(BaseModel):
     interest_mean: float | None
 
 
+class FoundModel(BaseModel):
+    """One interest that found a candidate."""
+
+    interest: int
+    rank: int = Field(description="the candidate's rank within that interest")
+    score: float
+
+
 class CandidateModel(BaseModel):
     """One candidate, with where it comes from."""
 
@@ -170,6 +178,7 @@ class CandidateModel(BaseModel):
     rank: int
     interest: int = Field(description="number of the interest that gave the score")
     interest_rank: int = Field(description="rank within that interest")
+    found_by: list[FoundModel] = Field(description="all interests that found it, as deep as they were searched")
     title: str | None = None
     features: dict[str, Any] | None = Field(None, description="the service's features of the item")
     similarity: SimilarityModel | None = None

@@ -20,7 +20,8 @@ Row = Mapping[str, Any]
 class Candidate:
     """One retrieved item. score: inner product, higher is better; rank and interest_rank count from 1.
 
-    interest: number of the interest that gave the score. title: only where it was asked for.
+    interest: number of the interest that gave the score. found_by: all interests that found the item, with its rank
+    and score in each of them. title: only where it was asked for.
     """
 
     item_id: str
@@ -29,6 +30,9 @@ class Candidate:
     interest: int
     interest_rank: int
     generation: int
+    found_by: Sequence[int]
+    found_ranks: Sequence[int]
+    found_scores: Sequence[float]
     title: str | None = None
 
 
@@ -55,15 +59,19 @@ class Interest:
 
 
 CANDIDATES = """
-select c.item_id, c.score, c.rank, c.interest, c.interest_rank, c.generation
-from polytower.retrieve(%(user_id)s, %(k)s, %(filter)s, %(exclude_seen)s, %(merge)s, %(exclude)s) c
+select c.item_id, c.score, c.rank, c.interest, c.interest_rank, c.generation,
+       c.found_by, c.found_ranks, c.found_scores
+from polytower.retrieve(%(user_id)s, %(k)s, %(filter)s, %(exclude_seen)s, %(merge)s, %(exclude)s, %(allow)s,
+                        %(diversity)s) c
 order by c.rank limit %(k)s
 """
 
 CANDIDATES_BY_VECTORS = """
-select c.item_id, c.score, c.rank, c.interest, c.interest_rank, c.generation
+select c.item_id, c.score, c.rank, c.interest, c.interest_rank, c.generation,
+       c.found_by, c.found_ranks, c.found_scores
 from polytower.retrieve_vectors(%(interests)b::halfvec[], %(weights)s::real[], %(k)s, %(filter)s, %(exclude)s,
-                                %(merge)s, %(space)s, %(generation)s) c
+                                %(merge)s, %(space)s, generation => %(generation)s, allow => %(allow)s,
+                                diversity => %(diversity)s, exact => %(exact)s) c
 order by c.rank limit %(k)s
 """
 
@@ -88,9 +96,19 @@ def candidate_parameters(
     filter: Mapping[str, Any] | None,  # noqa: A002 the name of the SQL argument
     exclude: Sequence[str],
     merge: str,
+    allow: Sequence[str] | None = None,
+    diversity: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Parameters that every retrieval shares."""
-    return {"k": k, "filter": Jsonb(dict(filter or {})), "exclude": list(exclude), "merge": merge}
+    return {
+        "k": k,
+        "filter": Jsonb(dict(filter or {})),
+        "exclude": list(exclude),
+        "merge": merge,
+        "allow": None if allow is None else list(allow),
+        "diversity": None if diversity is None else Jsonb(dict(diversity)),
+        "exact": False,
+    }
 
 
 def retrieve(
@@ -102,13 +120,17 @@ def retrieve(
     exclude_seen: bool = True,
     merge: str = "max",
     exclude: Sequence[str] = (),
+    allow: Sequence[str] | None = None,
+    diversity: Mapping[str, Any] | None = None,
     titles: bool = False,
 ) -> list[Candidate]:
     """Candidates for a user from the interests stored with the live generation, best first.
 
     Raises psycopg.Error with a SQLSTATE of serving.errors.PROBLEMS; errors.user_error() words it for a person.
     """
-    parameters = candidate_parameters(k=k, filter=filter, exclude=exclude, merge=merge)
+    parameters = candidate_parameters(
+        k=k, filter=filter, exclude=exclude, merge=merge, allow=allow, diversity=diversity
+    )
     parameters |= {"user_id": user_id, "exclude_seen": exclude_seen}
     with connection.cursor(row_factory=class_row(Candidate)) as cursor:
         found = cursor.execute(CANDIDATES, parameters).fetchall()

@@ -124,4 +124,8 @@ class Ranking:
 
 def _candidate(candidate: Candidate, titled: bool) -> dict[str, Any]:
     content: dict[str, Any] = {name: getattr(candidate, name) for name in COLUMNS}
+    content["found_by"] = [
+        {"interest": interest, "rank": rank, "score": score}
+        for interest, rank, score in zip(candidate.found_by, candidate.found_ranks, candidate.found_scores, strict=True)
+    ]
     return {**content, "title": candidate.title} if titled else content

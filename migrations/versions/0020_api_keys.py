@@ -6,7 +6,7 @@ Compatibility: adds one table that older code does not look at.
 from alembic import op
 
 revision = "0020"
-down_revision = "0003"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 

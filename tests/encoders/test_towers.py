@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from encoders.catalogue import Catalogue
 from encoders.config import TowersConfig
 from encoders.fusion import FUSIONS
-from encoders.interests import EXTRACTORS
+from encoders.interests import EXTRACTORS, READ_QUERY_ONLY
 from encoders.towers import Towers, UserTower, over
 from tests.encoders.data import ITEMS, tiny_catalogue
 
@@ -70,6 +70,16 @@ def test_packed_training_rows_and_serving_agree(extractor: str) -> None:
     for part, last in ((slice(0, 4), 3), (slice(4, 7), 6)):
         alone = tower.interests(items[:, part], torch.ones(1, part.stop - part.start, dtype=torch.bool))
         torch.testing.assert_close(packed.vectors[:, last], alone.vectors)
+
+
+@pytest.mark.parametrize("extractor", READ_QUERY_ONLY)
+def test_work_at_the_query_positions_alone_gives_the_same_states(extractor: str) -> None:
+    tower, items = user_tower(extractor=extractor, blocks=2), histories_of_vectors(3, 7)
+    allowed, queries = torch.ones(3, 7, 7, dtype=torch.bool).tril(), torch.tensor([[6, 2], [0, 0], [3, 5]])
+    positions = torch.arange(7).expand(3, -1)
+    every = tower.backbone(items, positions, allowed)
+    asked = tower.backbone(items, positions, allowed, queries)
+    torch.testing.assert_close(asked, torch.stack([every[user, queries[user]] for user in range(3)]))
 
 
 @pytest.mark.parametrize("extractor", EXTRACTORS)

@@ -13,7 +13,12 @@ from tests.generation_factory import Synthetic
 
 
 def _candidates(body: dict[str, Any]) -> list[Candidate]:
-    return [Candidate(**row, generation=body["generation"]) for row in body["candidates"]]
+    candidates = []
+    for row in body["candidates"]:
+        columns = {f"found_{name}s": [by[name] for by in row["found_by"]] for name in ("rank", "score")}
+        columns["found_by"] = [by["interest"] for by in row["found_by"]]
+        candidates.append(Candidate(**{**row, **columns}, generation=body["generation"]))
+    return candidates
 
 
 QUESTIONS: list[dict[str, Any]] = [
