@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from feature_repo.schema import ITEM_ID, USER_ID
 from polytower.errors import UserError
-from serving.errors import FEATURES_LOADING, UNKNOWN_SERVICE, UNUSABLE_FEATURES, Problem
+from serving.errors import FEATURES_LOADING, NO_DATABASE, UNKNOWN_SERVICE, UNUSABLE_FEATURES, Problem
 from serving.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ class Features:
     def _of_candidates(self, service: str, user_id: str | None, item_ids: list[str]) -> tuple["pa.Table", list[str]]:
         from serving.features import columns_of, fetch_features, keys_of
 
-        store = self._open()
         with _as_problems():
+            store = self._open()
             keys = keys_of(store, service)
             if USER_ID in keys and user_id is None:
                 raise UserError(f"feature service {service!r} takes a user: ask by {USER_ID}")
@@ -88,16 +88,22 @@ class Features:
         from feature_repo.store import feature_store
 
         if self._store is None:
-            self._store = feature_store(self._url)
+            store = feature_store(self._url)
+            assert store.registry  # connects: a store that cannot is not kept
+            self._store = store
         return self._store
 
 
 @contextmanager
 def _as_problems() -> Iterator[None]:
+    from sqlalchemy.exc import OperationalError
+
     from serving.features import UnknownServiceError
 
     try:
         yield
+    except OperationalError as error:  # Feast's registry has a connection of its own
+        raise Problem(NO_DATABASE, "the database does not answer; try again") from error
     except UnknownServiceError as error:
         raise Problem(UNKNOWN_SERVICE, str(error)) from error
     except UserError as error:
