@@ -77,18 +77,14 @@ def main() -> None:
 @contextmanager
 def _database() -> Iterator[str]:
     root = database_url()
-    name = sql.Identifier(NAME)
-    url = psycopg.conninfo.make_conninfo(root, dbname=NAME)
+    name, url = sql.Identifier(NAME), root.rsplit("/", 1)[0] + "/" + NAME
     with psycopg.connect(root, autocommit=True) as admin:
         admin.execute(sql.SQL("drop database if exists {} with (force)").format(name))
         admin.execute(sql.SQL("create database {}").format(name))
-    parts = psycopg.conninfo.conninfo_to_dict(url)
-    url = f"postgresql://{parts['user']}:{parts.get('password', '')}@{parts['host']}:{parts.get('port', 5432)}/{NAME}"
-    try:
-        migrations.upgrade(url)
-        yield url
-    finally:
-        with psycopg.connect(root, autocommit=True) as admin:
+        try:
+            migrations.upgrade(url)
+            yield url
+        finally:
             admin.execute(sql.SQL("drop database {} with (force)").format(name))
 
 
