@@ -93,9 +93,9 @@ class Histories:
         rows = np.repeat(self.offsets[users] - offsets[:-1], lengths) + np.arange(offsets[-1])
         return Histories([self.user_ids[u] for u in users], offsets, self.items[rows], self.times[rows])
 
-    def fingerprint(self) -> str:
-        """Hex digest of users and events: a resumed training run refuses other data."""
-        return digest(self.user_ids, self.offsets, self.items)
+    def fingerprint(self, *, times: bool = False) -> str:
+        """Hex digest of users and events (and their times): a resumed training run refuses other data."""
+        return digest(self.user_ids, self.offsets, self.items, *([self.times] if times else []))
 
 
 def histories_of(sequences: Mapping[str, Sequence[int]], times: Mapping[str, Sequence[int]] | None = None) -> Histories:

@@ -16,7 +16,10 @@ class TowersConfig:
 
     dim: D, width of the shared space. history: newest events that the user tower reads. blocks, heads: of the causal
     transformer. residual: "plain" or "gated" (a sigmoid gate on each branch, eSASRec). feed_forward: "gelu" or
-    "swiglu". dropout: on the input, attention branch and feed-forward branch.
+    "swiglu". dropout: on the input, attention branch and feed-forward branch. positions: "learned" (added to the input)
+    or "rotary" (queries and keys turned by their place). relative: what attention adds to its logits, per head and
+    log-spaced bucket: "none", "position" (T5), "time" (between two events) or "both" (HSTU).
+    recency: adds Σ λ^(events since) · item to the last state, λ learned: a straight way for the newest items.
     interests: K. extractor: a name of `interests.EXTRACTORS`. adaptive: K_u = clip(log2 |history|, 1, K) (MIND).
     fusion: a name of `fusion.FUSIONS`; content_width: hidden width of the content path; content_dropout: on its input.
     shrinkage: start of the learned number n0 of events at which an item's own ID weighs as much as its content:
@@ -31,6 +34,9 @@ class TowersConfig:
     residual: Literal["plain", "gated"] = "plain"
     feed_forward: Literal["gelu", "swiglu"] = "gelu"
     dropout: float = 0.5
+    positions: Literal["learned", "rotary"] = "learned"
+    relative: Literal["none", "position", "time", "both"] = "none"
+    recency: bool = False
     interests: int = 4
     extractor: str = "heads"
     adaptive: bool = False
@@ -40,6 +46,11 @@ class TowersConfig:
     shrinkage: float = 0.0
     modalities: tuple[tuple[str, int], ...] = ()
 
+    @property
+    def reads_time(self) -> bool:
+        """Whether the times of events change the interests."""
+        return self.relative in ("time", "both")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -48,9 +59,11 @@ class TrainConfig:
     initial: "svd" (PPMI of co-occurrence, randomised SVD) or "normal" ID embeddings. smooth_initial: number of events
     at which an item's start weighs as much as what its content predicts of it; 0 for no such smoothing.
     epochs, batch_rows: passes, and packed rows per step. negatives: shared negatives per step, 0 = softmax over the
-    whole catalogue; sampling: "uniform" or "popularity" (drawn as often as they occur); logq: subtract the log of the
-    sampling probability. temperature: τ of the scores, at least .02.
+    whole catalogue; sampling: "uniform", "popularity" (drawn as often as they occur), "in_batch" (the step's own next
+    items) or "mixed" (half in-batch, half uniform); logq: subtract the log of the sampling probability. temperature: τ
+    of the scores, at least .02.
     objective: a name of `losses.OBJECTIVES`; repel: of `losses.REPELS`, weighed by repel_weight, from repel_margin on.
+    routing_weight: of REMI's regulariser, for extractors with attention (comirec_sa, query_tokens; REMI takes 100).
     weight_loss: weight of the cross-entropy that calibrates the interest weights. content_weight, content_temperature:
     of the contrast that teaches the content embeddings; content_ranking: weight of the ranking loss beside it, in which
     a content embedding stands for the next item, at a share content_share of the positions.
@@ -68,13 +81,14 @@ class TrainConfig:
     epochs: int = 24
     batch_rows: int = 64
     negatives: int = 2048
-    sampling: Literal["uniform", "popularity"] = "uniform"
+    sampling: Literal["uniform", "popularity", "in_batch", "mixed"] = "uniform"
     logq: bool = False
     temperature: float = 0.07
     objective: str = "consistent"
     repel: str = "none"
     repel_weight: float = 0.0
     repel_margin: float = 0.3
+    routing_weight: float = 0.0
     weight_loss: float = 0.1
     content_weight: float = 1.0
     content_temperature: float = 0.07
@@ -102,6 +116,9 @@ class TrainConfig:
             "towers.interests": shape.interests < 1,
             "towers.history": shape.history < 1,
             "towers.dim (a multiple of towers.heads)": shape.dim < 1 or shape.dim % shape.heads != 0,
+            "towers.dim (a head has an even width with rotary positions)": (
+                shape.positions == "rotary" and shape.dim // shape.heads % 2 != 0
+            ),
             "towers.dropout": not 0 <= shape.dropout < 1,
         }
         found = [name for name, bad in wrong.items() if bad]

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from encoders import metrics
-from encoders.catalogue import Histories
+from encoders.catalogue import BoolArray, Histories, IntArray
 from encoders.splits import Questions
 from encoders.towers import Interests, Towers
 
@@ -28,30 +28,38 @@ class Scorer(Protocol):
 
 
 class TowersScorer:
-    """max over a user's interests of the inner product with the item embedding: what the index answers, exactly."""
+    """max over a user's interests of the inner product with the item embedding: what the index answers, exactly.
 
-    def __init__(self, towers: Towers) -> None:
-        self.towers = towers
+    weighing: see `best_scores`; τ of the training makes the score that of a mixture with these weights.
+    """
+
+    def __init__(self, towers: Towers, *, weighing: float = 0.0) -> None:
+        self.towers, self.weighing = towers, weighing
         self.items_VD = towers.item_embeddings().item
 
     def __call__(self, histories: Histories) -> Tensor:
         found = self.interests(histories)
-        return best_scores(found, self.items_VD)
+        return best_scores(found, self.items_VD, self.weighing)
 
     def interests(self, histories: Histories) -> Interests:
         """Interests [Q, K, D] and weights [Q, K] of these users."""
         rows_QT, mask_QT = padded(histories, self.towers.config.history)
         rows_QT, mask_QT = rows_QT.to(self.towers.device), mask_QT.to(self.towers.device)
-        return self.towers.user_interests(self.items_VD[rows_QT], mask_QT)
+        times_QT = None
+        if self.towers.config.reads_time:
+            times_QT = padded_times(histories, self.towers.config.history).to(self.towers.device)
+        return self.towers.user_interests(self.items_VD[rows_QT], mask_QT, times_QT)
 
 
-def best_scores(interests: Interests, items_VD: Tensor) -> Tensor:
-    """max over the interests in use of v_k·e_i, [Q, V]."""
+def best_scores(interests: Interests, items_VD: Tensor, weighing: float = 0.0) -> Tensor:
+    """max over the interests in use of v_k·e_i + weighing · log w_k, [Q, V]."""
     closed_QK = interests.weights == 0
     some = closed_QK.any(dim=0).tolist()  # a mask costs as much as the scores: only where one is needed
     best = None
     for k, masked in enumerate(some):
         scores = interests.vectors[:, k] @ items_VD.T
+        if weighing:
+            scores += weighing * interests.weights[:, k, None].clamp(min=1e-12).log()
         if masked:
             scores.masked_fill_(closed_QK[:, k, None], float("-inf"))
         best = scores if best is None else torch.maximum(best, scores, out=best)
@@ -109,7 +117,7 @@ def interests_report(scorer: TowersScorer, questions: Questions, *, chunk: int =
     owners, own, weights, cosines = [], [], [], []
     for part, targets_Q in _chunks(questions, chunk):
         found = scorer.interests(part)
-        scores_QV = best_scores(found, scorer.items_VD)
+        scores_QV = best_scores(found, scorer.items_VD, scorer.weighing)
         lists_QL = scores_QV.masked_fill(seen(part, len(scorer.items_VD)).to(scores_QV.device), float("-inf")).topk(
             min(_LIST, len(scorer.items_VD)), dim=1
         )
@@ -147,12 +155,24 @@ def _pair_cosines(vectors_QKD: Tensor) -> Tensor:
 
 def padded(histories: Histories, width: int) -> tuple[Tensor, Tensor]:
     """Newest `width` events of each user, oldest first, padded on the right: int64 [Q, T] and bool [Q, T], T >= 1."""
+    source, mask = _newest_events(histories, width)
+    return _filled(histories.items, source, mask), torch.from_numpy(mask)
+
+
+def padded_times(histories: Histories, width: int) -> Tensor:
+    """The times that belong to `padded`: int64 [Q, T], microseconds."""
+    return _filled(histories.times, *_newest_events(histories, width))
+
+
+def _newest_events(histories: Histories, width: int) -> tuple[IntArray, BoolArray]:
     lengths = np.minimum(histories.lengths, width)
     steps = np.arange(max(1, int(lengths.max(initial=1))))
     mask = steps < lengths[:, None]
-    source = np.where(mask, (histories.offsets[1:] - lengths)[:, None] + steps, 0)
-    rows = np.where(mask, histories.items[source], 0) if len(histories.items) else np.zeros(mask.shape, dtype=np.int64)
-    return torch.from_numpy(rows), torch.from_numpy(mask)
+    return np.where(mask, (histories.offsets[1:] - lengths)[:, None] + steps, 0), mask
+
+
+def _filled(values: IntArray, source: IntArray, mask: BoolArray) -> Tensor:
+    return torch.from_numpy(np.where(mask, values[source], 0) if len(values) else np.zeros(mask.shape, dtype=np.int64))
 
 
 def seen(histories: Histories, items: int) -> Tensor:

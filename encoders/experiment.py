@@ -23,6 +23,7 @@ from feature_repo.schema import Modality
 from polytower.errors import UserError
 
 SPLITS = ("leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items")
+_CHUNK = 512  # contents encoded at a time
 _NOT_ATTRIBUTES = ("item_id", "title", "description", "image", "available")
 
 
@@ -37,14 +38,18 @@ def run_experiment(
     options: Mapping[str, Any] | None = None,
     device: str = "auto",
     progress: bool = False,
+    images: Path | None = None,
+    weighing: float = 0.0,
 ) -> dict[str, Any]:
     """Trains the preset once per seed, evaluates on the split's test questions beside the baselines; JSON-able.
 
     directory: receives a checkpoint per seed (seed-N) and is resumed from. modalities: content to encode and use, none
-    by default. options: see `changed`. "refit" takes its number of epochs from a strict run of the same seed, so that
-    nothing is selected on test items. "interests" in the report is of the first seed.
+    by default; images: the folder that the items' `image` names files in. options: see `changed`. weighing: how much
+    the log of an interest's weight adds to its scores when evaluated (`evaluate.best_scores`). "refit" takes its number
+    of epochs from a strict run of the same seed, so that nothing is selected on test items. "interests" in the report
+    is of the first seed.
     """
-    item_ids, catalogue, histories = read_folder(folder, modalities, device=device)
+    item_ids, catalogue, histories = read_folder(folder, modalities, device=device, images=images)
     config = changed(replace(preset(preset_name), device=device), options or {})
     cut = make_split(split, histories, len(item_ids))
     if not len(cut.test):
@@ -53,14 +58,15 @@ def run_experiment(
     for seed in seeds:
         seeded = replace(config, seed=seed)
         results.append(_trained(catalogue, histories, seeded, cut, directory / f"seed-{seed}", progress=progress))
-    measured = [_measure(result, cut, len(item_ids)) for result in results]
-    first = interests_report(TowersScorer(results[0].evaluated), cut.test)
+    scorers = [TowersScorer(result.evaluated, weighing=weighing) for result in results]
+    measured = [evaluate(scorer, cut.test, len(item_ids), vectors_VD=scorer.items_VD) for scorer in scorers]
     points = [point for result in results for point in result.curves]
     return {
         "data": folder.name,
         "preset": preset_name,
         "split": split,
         "questions": len(cut.test),
+        "weighing": weighing,
         "seeds": list(seeds),
         "modalities": list(modalities),
         "parameters": sum(value.numel() for value in results[0].evaluated.parameters()),
@@ -69,7 +75,7 @@ def run_experiment(
         "best_epochs": [result.best_epoch for result in results],
         "seconds": [round(result.seconds, 1) for result in results],
         "metrics": {track: _spread([one[track] for one in measured]) for track in ("masked", "unmasked")},
-        "interests": first,
+        "interests": interests_report(scorers[0], cut.test),
         "baselines": {
             name: evaluate(scorer, cut.test, len(item_ids))
             for name, scorer in baselines(cut.train, len(item_ids)).items()
@@ -95,15 +101,19 @@ def changed(config: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
 
 
 def read_folder(
-    folder: Path, modalities: Sequence[Modality] = (), *, device: str = "auto"
+    folder: Path, modalities: Sequence[Modality] = (), *, device: str = "auto", images: Path | None = None
 ) -> tuple[list[str], Catalogue, Histories]:
-    """(item ids, catalogue with the content of these modalities, histories) of a contract folder."""
+    """(item ids, catalogue with the content of these modalities, histories) of a contract folder.
+
+    images: where the files lie that the items name; a picture that is absent or unreadable counts as none. Raises
+    UserError for the modality image without it.
+    """
     items = read_items(folder)
     item_ids, histories = read_interactions(folder, items["item_id"].to_pylist())
     content: dict[str, FloatArray] = {}
     present: dict[str, BoolArray] = {}
     for modality in modalities:
-        content[modality], present[modality] = _encoded(modality, items, len(item_ids), device)
+        content[modality], present[modality] = _encoded(modality, items, len(item_ids), device, images)
     return item_ids, Catalogue(item_ids, content, present), histories
 
 
@@ -131,11 +141,6 @@ def _trained(
     return train(catalogue, histories, config, directory=directory, progress=progress, split=cut)
 
 
-def _measure(result: TrainResult, cut: Split, items: int) -> dict[str, Metrics]:
-    scorer = TowersScorer(result.evaluated)
-    return evaluate(scorer, cut.test, items, vectors_VD=scorer.items_VD)
-
-
 def _spread(runs: list[Metrics]) -> dict[str, dict[str, float]]:
     """Mean and sample standard deviation of each metric over the seeds (0 for one seed)."""
     return {
@@ -147,21 +152,36 @@ def _spread(runs: list[Metrics]) -> dict[str, dict[str, float]]:
     }
 
 
-def _encoded(modality: Modality, items: pa.Table, size: int, device: str) -> tuple[FloatArray, BoolArray]:
+def _encoded(
+    modality: Modality, items: pa.Table, size: int, device: str, images: Path | None
+) -> tuple[FloatArray, BoolArray]:
     """(rows [V, dim], present [V]) of one modality; items without it, or without a description, have zero rows."""
     rows = items.to_pylist()
+    contents: list[Any]
     if modality == "image":
-        raise UserError("experiment: images are encoded by the platform (polytower load --images, then materialize)")
-    if modality == "text":
-        contents: list[Any] = [item_text(row.get("title"), row.get("description")) for row in rows]
+        contents = [_picture(images, row.get("image")) for row in rows]
+        has = [path is not None for path in contents]
+    elif modality == "text":
+        contents = [item_text(row.get("title"), row.get("description")) for row in rows]
         has = [bool(text) for text in contents]
     else:
         contents = [{name: value for name, value in row.items() if name not in _NOT_ATTRIBUTES} for row in rows]
         has = [says_something(attributes) for attributes in contents]
     encoder = CONTENT_ENCODERS[modality](device=device)
-    present = np.zeros(size, dtype=np.bool_)
-    present[: len(rows)] = has
-    embeddings = np.zeros((size, encoder.dim), dtype=np.float32)
-    chosen = [content for content, there in zip(contents, has, strict=True) if there]
-    embeddings[present] = np.concatenate(list(encoder.encode(chosen)) or [embeddings[:0]])
+    there = np.flatnonzero(has)
+    embeddings, present = np.zeros((size, encoder.dim), dtype=np.float32), np.zeros(size, dtype=np.bool_)
+    chunks = [there[start : start + _CHUNK] for start in range(0, len(there), _CHUNK)]
+    encoded = encoder.encode_chunks([contents[row] for row in chunk] for chunk in chunks)
+    for chunk, found in zip(chunks, encoded, strict=True):
+        embeddings[chunk] = found.embeddings
+        present[chunk] = True
+        present[chunk[list(found.failures)]] = False
     return embeddings, present
+
+
+def _picture(images: Path | None, name: str | None) -> Path | None:
+    """The file of an item's image; None where there is none inside the folder."""
+    if images is None or not images.is_dir():
+        raise UserError(f"experiment: images need the folder that holds them (--images DIR); {images} is none")
+    path = (images / name).resolve() if name else None
+    return path if path is not None and path.is_relative_to(images.resolve()) and path.is_file() else None

@@ -37,7 +37,22 @@ class Heads(nn.Module):
         return query_BQD.unsqueeze(2) + change
 
 
-class SelfAttentive(nn.Module):
+class Attentive(nn.Module, ABC):
+    """Interests that are sums over the history by attention weights, which a loss may look at."""
+
+    @abstractmethod
+    def attention(self, query_BQD: Tensor, states_BTD: Tensor, allowed_BQT: Tensor) -> Tensor:
+        """How much of each position goes into each interest, [B, Q, K, T]: sum 1, zero where it may not read."""
+
+    @abstractmethod
+    def read(self, attention_BQKT: Tensor, query_BQD: Tensor, states_BTD: Tensor) -> Tensor:
+        """The interests of these weights, [B, Q, K, D]."""
+
+    def forward(self, query_BQD: Tensor, states_BTD: Tensor, allowed_BQT: Tensor) -> Tensor:
+        return self.read(self.attention(query_BQD, states_BTD, allowed_BQT), query_BQD, states_BTD)
+
+
+class SelfAttentive(Attentive):
     """ComiRec-SA: A = softmax_T(W2ᵀ tanh(W1 H)), V = A H (Cen et al., KDD 2020, §3.2; W1 is 4D×D, W2 is 4D×K).
 
     Deviation: positions are already in H, and the softmax runs over each query's prefix.
@@ -48,12 +63,15 @@ class SelfAttentive(nn.Module):
         self.hidden = nn.Linear(config.dim, 4 * config.dim, bias=False)
         self.score = nn.Linear(4 * config.dim, config.interests, bias=False)
 
-    def forward(self, query_BQD: Tensor, states_BTD: Tensor, allowed_BQT: Tensor) -> Tensor:  # noqa: ARG002
+    def attention(self, query_BQD: Tensor, states_BTD: Tensor, allowed_BQT: Tensor) -> Tensor:  # noqa: ARG002
         logits_BTK = self.score(torch.tanh(self.hidden(states_BTD)))
-        return attended(logits_BTK.transpose(1, 2).unsqueeze(1), states_BTD, allowed_BQT)
+        return attention_weights(logits_BTK.transpose(1, 2).unsqueeze(1), allowed_BQT)
+
+    def read(self, attention_BQKT: Tensor, query_BQD: Tensor, states_BTD: Tensor) -> Tensor:  # noqa: ARG002
+        return torch.einsum("bqkt,btd->bqkd", attention_BQKT, states_BTD)
 
 
-class QueryTokens(nn.Module):
+class QueryTokens(Attentive):
     """K learned query tokens attend to the prefix (one head), added to the query position's state."""
 
     def __init__(self, config: TowersConfig) -> None:
@@ -62,10 +80,13 @@ class QueryTokens(nn.Module):
         self.key = nn.Linear(config.dim, config.dim, bias=False)
         self.value = nn.Linear(config.dim, config.dim, bias=False)
 
-    def forward(self, query_BQD: Tensor, states_BTD: Tensor, allowed_BQT: Tensor) -> Tensor:
+    def attention(self, query_BQD: Tensor, states_BTD: Tensor, allowed_BQT: Tensor) -> Tensor:
         asked_BQKD = self.tokens + query_BQD.unsqueeze(2)
         logits = torch.einsum("bqkd,btd->bqkt", asked_BQKD, self.key(states_BTD)) * self.tokens.shape[-1] ** -0.5
-        return query_BQD.unsqueeze(2) + attended(logits, self.value(states_BTD), allowed_BQT)
+        return attention_weights(logits, allowed_BQT)
+
+    def read(self, attention_BQKT: Tensor, query_BQD: Tensor, states_BTD: Tensor) -> Tensor:
+        return query_BQD.unsqueeze(2) + torch.einsum("bqkt,btd->bqkd", attention_BQKT, self.value(states_BTD))
 
 
 class Routing(nn.Module, ABC):
@@ -134,11 +155,11 @@ class ComirecRouting(Routing):
         return torch.zeros_like(states_BTD[..., :1]).expand(-1, -1, self.interests)
 
 
-def attended(logits_BQKT: Tensor, values_BTD: Tensor, allowed_BQT: Tensor) -> Tensor:
-    """Softmax over the allowed positions, then the weighted sum of the values: [B, Q, K, D]."""
+def attention_weights(logits_BQKT: Tensor, allowed_BQT: Tensor) -> Tensor:
+    """Softmax over the allowed positions, zero elsewhere: [B, Q, K, T]."""
     closed = ~allowed_BQT.unsqueeze(2)
     weights = logits_BQKT.masked_fill(closed, torch.finfo(logits_BQKT.dtype).min).softmax(dim=-1)
-    return torch.einsum("bqkt,btd->bqkd", weights.masked_fill(closed, 0.0), values_BTD)
+    return weights.masked_fill(closed, 0.0)
 
 
 def routed(logits_BQTK: Tensor, capsules_BTKD: Tensor, allowed_BQT: Tensor) -> Tensor:

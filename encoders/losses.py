@@ -175,6 +175,18 @@ def weight_loss(interests_PKD: Tensor, weights_PK: Tensor, positives_PD: Tensor)
     return -chosen.clamp(min=1e-8).log().mean()
 
 
+def attention_variance(attention_PKT: Tensor, width: int) -> Tensor:
+    """REMI's routing regulariser ‖diag((A − Ā)(A − Ā)ᵀ / D)‖²: interests shall not each hang on one event. Scalar.
+
+    attention_PKT: rows of sum 1 over the events read, 0 elsewhere; Ā is the mean over those; width: D. Deviation: the
+    mean over positions instead of the sum over the batch, as for every other loss here (Xie et al., RecSys 2023, §3.3).
+    """
+    read_PKT = attention_PKT > 0
+    mean_PK1 = attention_PKT.sum(dim=-1, keepdim=True) / read_PKT.sum(dim=-1, keepdim=True).clamp(min=1)
+    variance_PK = ((attention_PKT - mean_PK1) * read_PKT).square().sum(dim=-1) / width
+    return variance_PK.square().sum(dim=-1).mean()
+
+
 def content_contrast(content_ND: Tensor, items_ND: Tensor, tau: float) -> Tensor:
     """Content-ID contrast (EM3, arXiv 2404.06078), symmetric InfoNCE within the sampled items: scalar.
 

@@ -18,11 +18,12 @@ def batch_loss(
     towers: Towers, batch: Batch, config: TrainConfig, warm: Tensor, frequency: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(ranking loss, detached; total loss) of one step. warm: indices of the trained items; frequency: their shares."""
-    drawn, bias = draw_negatives(config, warm, frequency)
+    drawn, bias = draw_negatives(config, warm, frequency, batch.targets)
     used, place = torch.unique(torch.cat([batch.inputs.flatten(), batch.targets, drawn]), return_inverse=True)
     item_UD = towers.embed_warm(used)
     inputs, targets, others = place.split([batch.inputs.numel(), len(batch.targets), len(drawn)])
-    found = towers.user_tower(item_UD[inputs].view(*batch.inputs.shape, -1), batch.positions, batch.allowed)
+    history_BTD = item_UD[inputs].view(*batch.inputs.shape, -1)
+    found = towers.user_tower(history_BTD, batch.positions, batch.allowed, times_BT=batch.times)
     interests_PKD, weights_PK = found.vectors[batch.valid], found.weights[batch.valid]
     column_U = torch.full((len(used),), -1, device=used.device)
     column_U[others] = torch.arange(len(drawn), device=used.device)
@@ -38,19 +39,26 @@ def batch_loss(
         total = total + config.weight_loss * losses.weight_loss(interests_PKD, weights_PK, positives_PD)
         if config.repel_weight > 0:
             total = total + config.repel_weight * losses.REPELS[config.repel](interests_PKD, config.repel_margin)
+        if config.routing_weight > 0 and found.attention is not None:
+            spread = losses.attention_variance(found.attention[batch.valid], interests_PKD.shape[-1])
+            total = total + config.routing_weight * spread
     if towers.item_tower.content is not None and config.content_weight > 0:
         asked = (interests_PKD, weights_PK > 0, batch.targets)
         total = total + config.content_weight * content_loss(towers, config, asked, drawn, item_UD[others])
     return ranking.detach(), total
 
 
-def draw_negatives(config: TrainConfig, warm: Tensor, frequency: Tensor) -> tuple[Tensor, Tensor]:
+def draw_negatives(config: TrainConfig, warm: Tensor, frequency: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """(distinct items int64 [N], bias float [N]) shared by the step's positions; the whole trained catalogue for 0.
 
-    With logq the bias is −log(N q), which makes the sampled sum an unbiased estimate of the full one.
+    With logq the bias is −log of how often an item is expected among them, which makes the sampled sum an unbiased
+    estimate of the full one (Bengio and Senécal 2008; Yi et al. 2019 for in-batch, Yang et al. 2020 for mixed).
+    targets: the step's next items; frequency: the share of each warm item among all.
     """
     if config.negatives == 0 or config.negatives >= len(warm):
         return warm, torch.zeros(len(warm), device=warm.device)
+    if config.sampling in ("in_batch", "mixed"):
+        return _in_batch(config, warm, frequency, targets)
     if config.sampling == "popularity":
         rows = torch.multinomial(frequency, config.negatives)
         share = frequency[rows]
@@ -59,6 +67,21 @@ def draw_negatives(config: TrainConfig, warm: Tensor, frequency: Tensor) -> tupl
         share = torch.full_like(frequency[rows], 1 / len(warm))
     bias = -(config.negatives * share).log() if config.logq else torch.zeros_like(share)
     return warm[rows], bias
+
+
+def _in_batch(config: TrainConfig, warm: Tensor, frequency: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """At most `negatives` of the step's next items; for "mixed" half as many, and uniform ones beside them."""
+    uniform = config.negatives // 2 if config.sampling == "mixed" else 0
+    found = torch.unique(targets)
+    kept = found[torch.randperm(len(found), device=found.device)[: config.negatives - uniform]]
+    more = torch.randperm(len(warm), device=warm.device)[:uniform]
+    rows = torch.unique(torch.cat([torch.searchsorted(warm, kept), more]))
+    if not config.logq:
+        return warm[rows], torch.zeros(len(rows), device=warm.device)
+    # the chance to be among the step's P next items, and kept; to be drawn uniformly; to be either
+    in_batch = -torch.expm1(len(targets) * torch.log1p(-frequency[rows].clamp(max=0.99))) * (len(kept) / len(found))
+    either = 1 - (1 - in_batch) * (1 - uniform / len(warm))
+    return warm[rows], -either.log()
 
 
 def content_loss(

@@ -17,7 +17,7 @@ from encoders.catalogue import Histories, IntArray
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Packed rows, all int64 [R, T]: inputs and targets (catalogue indices), segment (0 = padding), position.
+    """Packed rows, all int64 [R, T]: inputs and targets (catalogue indices), segment (0 = padding), position, time.
 
     users[r]: the users (indices) packed into row r, for messages.
     """
@@ -26,6 +26,7 @@ class Rows:
     targets: IntArray
     segments: IntArray
     positions: IntArray
+    times: IntArray
     users: list[list[int]]
 
     def __len__(self) -> int:
@@ -34,12 +35,13 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Rows of one step as tensors: inputs, positions int64 [B, T]; allowed bool [B, T, T]; valid bool [B, T];
-    targets int64 [P], those of the valid tokens in row order.
+    """Rows of one step as tensors: inputs, positions, times (microseconds) int64 [B, T]; allowed bool [B, T, T];
+    valid bool [B, T]; targets int64 [P], those of the valid tokens in row order.
     """
 
     inputs: Tensor
     positions: Tensor
+    times: Tensor
     allowed: Tensor
     valid: Tensor
     targets: Tensor
@@ -60,16 +62,16 @@ def pack(histories: Histories, width: int, rng: np.random.Generator) -> Rows:
     shuffled = rng.permutation(total)
     rows = shuffled[rows]
 
-    inputs, targets, segments, positions = (np.zeros((total, width), dtype=np.int64) for _ in range(4))
+    inputs, targets, segments, positions, times = (np.zeros((total, width), dtype=np.int64) for _ in range(5))
     step = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     place = (np.repeat(rows, lengths), np.repeat(offsets, lengths) + step)
     source = np.repeat(starts, lengths) + step
     inputs[place], targets[place] = histories.items[source], histories.items[source + 1]
-    segments[place], positions[place] = np.repeat(counts, lengths) + 1, step
+    segments[place], positions[place], times[place] = np.repeat(counts, lengths) + 1, step, histories.times[source]
     users: list[list[int]] = [[] for _ in range(total)]
     for row, owner in zip(rows.tolist(), owners.tolist(), strict=True):
         users[row].append(owner)
-    return Rows(inputs, targets, segments, positions, users)
+    return Rows(inputs, targets, segments, positions, times, users)
 
 
 def batches(rows: Rows, size: int, device: torch.device) -> Iterator[Batch]:
@@ -83,6 +85,7 @@ def batches(rows: Rows, size: int, device: torch.device) -> Iterator[Batch]:
         yield Batch(
             inputs=torch.from_numpy(rows.inputs[part]).to(device),
             positions=torch.from_numpy(rows.positions[part]).to(device),
+            times=torch.from_numpy(rows.times[part]).to(device),
             allowed=causal & (segments[:, :, None] == segments[:, None, :]),
             valid=valid,
             targets=torch.from_numpy(rows.targets[part]).to(device)[valid],

@@ -20,7 +20,7 @@ from encoders.backbone import Backbone, Dropout, rows_at
 from encoders.catalogue import Catalogue
 from encoders.config import TowersConfig
 from encoders.fusion import FUSIONS
-from encoders.interests import EXTRACTORS, READ_QUERY_ONLY
+from encoders.interests import EXTRACTORS, READ_QUERY_ONLY, Attentive
 
 _CHUNK = 8192  # items or users embedded at once outside training
 
@@ -39,10 +39,14 @@ class ItemEmbeddings(NamedTuple):
 
 
 class Interests(NamedTuple):
-    """vectors [B, K, D], unit length; weights [B, K], non-negative, sum 1. Weight 0 marks an interest not in use."""
+    """vectors [B, K, D], unit length; weights [B, K], non-negative, sum 1. Weight 0 marks an interest not in use.
+
+    attention: [B, K, T], of extractors that have one.
+    """
 
     vectors: Tensor
     weights: Tensor
+    attention: Tensor | None = None
 
 
 class Content(nn.Module):
@@ -116,37 +120,53 @@ class UserTower(nn.Module):
         nn.init.zeros_(self.weigh.bias)
 
     def forward(
-        self, items_BTD: Tensor, positions_BT: Tensor, allowed_BTT: Tensor, queries: Tensor | None = None
+        self,
+        items_BTD: Tensor,
+        positions_BT: Tensor,
+        allowed_BTT: Tensor,
+        queries: Tensor | None = None,
+        times_BT: Tensor | None = None,
     ) -> Interests:
-        """Interests at the query positions [B, Q, K, D] and weights [B, Q, K]; queries int64 [B, Q], default all T."""
+        """Interests at the query positions [B, Q, K, D] and weights [B, Q, K]; queries int64 [B, Q], default all T.
+
+        times_BT: int64, microseconds; read by towers with relative time alone (`TowersConfig.reads_time`).
+        """
         at_queries = queries if self.config.extractor in READ_QUERY_ONLY else None
-        states_BTD = self.backbone(items_BTD, positions_BT, allowed_BTT, at_queries)
+        states_BTD = self.backbone(items_BTD, positions_BT, allowed_BTT, at_queries, times_BT)
         query_BQD, allowed_BQT = states_BTD, allowed_BTT
         if queries is not None:
             query_BQD = states_BTD if at_queries is not None else rows_at(states_BTD, queries)
             allowed_BQT = rows_at(allowed_BTT, queries)
-        vectors = F.normalize(self.extractor(query_BQD, states_BTD, allowed_BQT), dim=-1)
+        attention_BQKT = None
+        if isinstance(self.extractor, Attentive):
+            attention_BQKT = self.extractor.attention(query_BQD, states_BTD, allowed_BQT)
+            drawn_BQKD = self.extractor.read(attention_BQKT, query_BQD, states_BTD)
+        else:
+            drawn_BQKD = self.extractor(query_BQD, states_BTD, allowed_BQT)
+        vectors = F.normalize(drawn_BQKD, dim=-1)
         # detached: the weights are a calibrated report on the interests, not a force on them
         logits = self.weigh(query_BQD.detach())
         if self.config.adaptive:
             logits = logits.masked_fill(~_in_use(allowed_BQT.sum(dim=-1), self.config.interests), float("-inf"))
-        return Interests(vectors, logits.softmax(dim=-1))
+        return Interests(vectors, logits.softmax(dim=-1), attention_BQKT)
 
-    def interests(self, items_BTD: Tensor, mask_BT: Tensor) -> Interests:
+    def interests(self, items_BTD: Tensor, mask_BT: Tensor, times_BT: Tensor | None = None) -> Interests:
         """The interests of users. items_BTD: item embeddings, oldest first; mask_BT bool: True on real events.
 
         Padding may stand anywhere and changes nothing; of more than `config.history` events the newest count. A row
-        without any event gets finite interests that say nothing: callers fall back on popularity.
+        without any event gets finite interests that say nothing: callers fall back on popularity. times_BT: when the
+        events happened (int64, microseconds); a tower that reads time does without, less well.
         """
-        items_BTD, mask_BT = _newest(items_BTD, mask_BT, self.config.history)
+        items_BTD, mask_BT, times_BT = _newest(items_BTD, mask_BT, times_BT, self.config.history)
         steps = items_BTD.shape[1]
         causal = torch.ones(steps, steps, dtype=torch.bool, device=mask_BT.device).tril()
         own = torch.eye(steps, dtype=torch.bool, device=mask_BT.device)
         allowed_BTT = (causal & mask_BT[:, None, :]) | own
         last_B = (mask_BT.sum(dim=1) - 1).clamp(min=0)
         positions_BT = torch.arange(steps, device=mask_BT.device).expand(len(items_BTD), -1)
-        found = self(items_BTD, positions_BT, allowed_BTT, last_B[:, None])
-        return Interests(found.vectors[:, 0], found.weights[:, 0])
+        found = self(items_BTD, positions_BT, allowed_BTT, last_B[:, None], times_BT)
+        attention_BKT = None if found.attention is None else found.attention[:, 0]
+        return Interests(found.vectors[:, 0], found.weights[:, 0], attention_BKT)
 
 
 class Towers(nn.Module):
@@ -188,10 +208,10 @@ class Towers(nn.Module):
             chunks = [self.embed(rows) for rows in torch.split(torch.arange(size, device=self.device), _CHUNK)]
         return ItemEmbeddings(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
 
-    def user_interests(self, items_BTD: Tensor, mask_BT: Tensor) -> Interests:
+    def user_interests(self, items_BTD: Tensor, mask_BT: Tensor, times_BT: Tensor | None = None) -> Interests:
         """`UserTower.interests` without gradients, in evaluation mode."""
         with torch.no_grad(), evaluating(self):
-            return self.user_tower.interests(items_BTD, mask_BT)
+            return self.user_tower.interests(items_BTD, mask_BT, times_BT)
 
 
 def over(towers: Towers, item_ids: Sequence[str], catalogue: Catalogue) -> Towers:
@@ -231,16 +251,18 @@ def _in_use(lengths: Tensor, interests: int) -> Tensor:
     return torch.arange(interests, device=lengths.device) < used[..., None]
 
 
-def _newest(items_BTD: Tensor, mask_BT: Tensor, history: int) -> tuple[Tensor, Tensor]:
+def _newest(
+    items_BTD: Tensor, mask_BT: Tensor, times_BT: Tensor | None, history: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Packs real events to the left, in order, and keeps the newest `history` of each row."""
     lengths_B = mask_BT.sum(dim=1)
     width = int(min(history, max(1, int(lengths_B.max()) if len(lengths_B) else 1)))
     in_place = torch.arange(width, device=mask_BT.device) < lengths_B[:, None]
     if width == mask_BT.shape[1] and torch.equal(mask_BT, in_place):
-        return items_BTD, mask_BT
+        return items_BTD, mask_BT, times_BT
     # a stable sort brings the padding to the front: what is wanted is at the end of the row
     order_BT = mask_BT.to(torch.int8).argsort(dim=1, stable=True)[:, -width:]
     kept = mask_BT.gather(1, order_BT)
     left_BT = kept.logical_not().to(torch.int8).argsort(dim=1, stable=True)
     order_BT, kept = order_BT.gather(1, left_BT), kept.gather(1, left_BT)
-    return items_BTD.gather(1, order_BT[..., None].expand(-1, -1, items_BTD.shape[-1])), kept
+    return rows_at(items_BTD, order_BT), kept, None if times_BT is None else times_BT.gather(1, order_BT)

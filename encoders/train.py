@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from encoders import checkpoint, losses
 from encoders.catalogue import Catalogue, Histories
-from encoders.config import TrainConfig
+from encoders.config import TrainConfig, config_from_json
 from encoders.cooccurrence import ppmi_vectors, smoothed
 from encoders.device import autocast, resolve_device
 from encoders.evaluate import TowersScorer, validation_ndcg
@@ -246,7 +246,10 @@ class _Run:
         document = asdict(self.config) | {"threads": None, "device": None}
         return {
             "config": document,
-            "data": [self.catalogue.fingerprint(), self.split.train.fingerprint()],
+            "data": [
+                self.catalogue.fingerprint(),
+                self.split.train.fingerprint(times=self.config.towers.reads_time),
+            ],
         }
 
     def _save_state(self) -> None:
@@ -264,6 +267,8 @@ class _Run:
             return
         document = checkpoint.read_json(self.directory / "state.json")
         wanted = checkpoint.as_json(self._identity())
+        begun = asdict(config_from_json(document["config"])) | {"threads": None, "device": None}
+        document["config"] = checkpoint.as_json(begun)  # options that are younger than the run have their defaults
         if any(document[name] != wanted[name] for name in wanted):
             raise UserError(
                 f"{self.directory}: holds an unfinished training of another configuration or other data; "

@@ -13,7 +13,8 @@ from feast.protos.feast.types.Value_pb2 import FloatList, Int64List, StringList
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 
 # What a feature's column looks like on the wire: as the driver reads it, or packed bytes that numpy reads.
-Kind = Literal["text", "integer", "number", "flag", "texts", "reals", "halves", "moments"]
+# "moment" and "moments" are microseconds since 1970 for Feast and timestamptz in the tables, "json" text and jsonb.
+Kind = Literal["text", "json", "integer", "moment", "number", "flag", "texts", "reals", "halves", "moments"]
 
 # Postgres counts microseconds from 2000-01-01, Feast's users from 1970-01-01.
 POSTGRES_EPOCH_MICROS = 946_684_800_000_000
@@ -53,7 +54,9 @@ def _split(
 
 _PROTO: dict[Kind, Callable[[Any], ValueProto]] = {
     "text": lambda value: ValueProto(string_val=value),
+    "json": lambda value: ValueProto(string_val=value),
     "integer": lambda value: ValueProto(int64_val=value),
+    "moment": lambda value: ValueProto(int64_val=value),
     "number": lambda value: ValueProto(double_val=value),
     "flag": lambda value: ValueProto(bool_val=value),
     "texts": lambda value: ValueProto(string_list_val=StringList(val=value)),

@@ -85,7 +85,7 @@ ONLINE_VIEWS: dict[str, OnlineView] = {
             "user_interactions": ("interactions", "integer"),
             "user_distinct_items": ("distinct_items", "integer"),
             "user_mean_value": ("mean_value", "number"),
-            "user_first_at": ("feast.epoch_micros(first_at)", "integer"),
+            "user_first_at": ("feast.epoch_micros(first_at)", "moment"),
         },
     ),
     ITEM_STATS_VIEW: OnlineView(
@@ -98,7 +98,7 @@ ONLINE_VIEWS: dict[str, OnlineView] = {
             "item_interactions": ("interactions", "integer"),
             "item_distinct_users": ("distinct_users", "integer"),
             "item_mean_value": ("mean_value", "number"),
-            "item_first_at": ("feast.epoch_micros(first_at)", "integer"),
+            "item_first_at": ("feast.epoch_micros(first_at)", "moment"),
         },
     ),
     ITEM_ATTRIBUTES_VIEW: OnlineView(
@@ -109,7 +109,7 @@ ONLINE_VIEWS: dict[str, OnlineView] = {
             "title": ("title", "text"),
             "description": ("description", "text"),
             "available": ("available", "flag"),
-            "attributes": ("attributes::text", "text"),
+            "attributes": ("attributes::text", "json"),
         },
     ),
     ITEM_CONTENT_VIEW: OnlineView(

@@ -16,7 +16,9 @@ from feature_repo.columns import Kind, as_proto
 
 ARROW_TYPES: dict[Kind, pa.DataType] = {
     "text": pa.string(),
+    "json": pa.string(),
     "integer": pa.int64(),
+    "moment": pa.int64(),
     "number": pa.float64(),
     "flag": pa.bool_(),
     "texts": pa.list_(pa.string()),

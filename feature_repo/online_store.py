@@ -130,7 +130,7 @@ class PolytowerOnlineStore(OnlineStore):  # type: ignore[misc]
         """
         _online_view(table.name)
         rows = [Row(key.entity_values[0].string_val, make_tzaware(as_of), values) for key, values, as_of, _ in data]
-        with self._connection(config) as connection:
+        with self.connection(config) as connection:
             write_rows(connection, table.name, rows)
         if progress is not None:
             progress(len(rows))
@@ -168,7 +168,7 @@ class PolytowerOnlineStore(OnlineStore):  # type: ignore[misc]
     @contextmanager
     def _snapshot(self, config: RepoConfig) -> Iterator[psycopg.Connection[Any]]:
         """A connection whose statements all see the same moment: a promotion never falls between two views."""
-        with self._connection(config) as connection:
+        with self.connection(config) as connection:
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             try:
                 yield connection
@@ -177,7 +177,8 @@ class PolytowerOnlineStore(OnlineStore):  # type: ignore[misc]
                 connection.isolation_level = None
 
     @contextmanager
-    def _connection(self, config: RepoConfig) -> Iterator[psycopg.Connection[Any]]:
+    def connection(self, config: RepoConfig) -> Iterator[psycopg.Connection[Any]]:
+        """A connection of the pool; commits on a clean exit, rolls back otherwise."""
         with self._lock:
             if self._pool is None:
                 self._pool = _open_pool(config.online_store)

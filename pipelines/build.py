@@ -12,6 +12,7 @@ import psycopg
 from encoders.catalogue import Catalogue, Histories
 from pipelines import generations, quality
 from pipelines.partitions import fill, halfvecs, store_tower
+from pipelines.recall import tune
 from pipelines.training import Checkpoint, aligned, read_checkpoint, read_snapshot
 from pipelines.training_set import TrainingSet, read_training_set
 
@@ -73,10 +74,10 @@ def _kept(connection: psycopg.Connection[Any], identity: Mapping[str, Any]) -> i
 
 
 def _quality(connection: psycopg.Connection[Any], generation: int) -> dict[str, Any]:
-    """The report that promotion looks at: every gate's value beside its threshold, and whether the hard ones hold."""
+    """What promotion looks at (every gate's value beside its threshold, whether the hard ones hold), and serving."""
     gates = quality.generation_gates(connection, generation)
     passed = all(gate.passed for gate in gates if gate.severity == "error")
-    return {"passed": passed, "gates": [asdict(gate) for gate in gates]}
+    return {"passed": passed, "gates": [asdict(gate) for gate in gates], "index": tune(connection, generation)}
 
 
 def _towers(checkpoint: Checkpoint, catalogue: Catalogue) -> "Towers":
@@ -118,14 +119,16 @@ def user_rows(towers: "Towers", items_VD: Any, histories: Histories, *, progress
     """(user_id, interest, embedding, weight, as_of) of every user, interests that are not in use left out."""
     from tqdm import tqdm
 
-    from encoders.evaluate import padded
+    from encoders.evaluate import padded, padded_times
 
     order = np.argsort(histories.lengths, kind="stable")  # users of like length together: little padding
     with tqdm(total=len(order), desc="interests", unit="user", disable=None if progress else True) as bar:
         for start in range(0, len(order), USER_CHUNK):
             users = order[start : start + USER_CHUNK]
-            rows, mask = padded(histories.select(users), towers.config.history)
-            found = towers.user_interests(items_VD[rows], mask)
+            chosen = histories.select(users)
+            rows, mask = padded(chosen, towers.config.history)
+            times = padded_times(chosen, towers.config.history) if towers.config.reads_time else None
+            found = towers.user_interests(items_VD[rows], mask, times)
             for user, vectors, weights in zip(users, found.vectors.numpy(), found.weights.numpy(), strict=True):
                 as_of = EPOCH + timedelta(microseconds=int(histories.times[histories.offsets[user + 1] - 1]))
                 embeddings = halfvecs(vectors, weights > 0)

@@ -122,7 +122,7 @@ def _read(directory: Path, *, reused: bool) -> Checkpoint:
 def _key(training_set: TrainingSet, config: TrainConfig) -> str:
     digest = hashlib.sha256()
     digest.update(training_set.catalogue.fingerprint().encode())
-    digest.update(training_set.histories.fingerprint().encode())
+    digest.update(training_set.histories.fingerprint(times=config.towers.reads_time).encode())
     # An item whose content changed has new vectors under the old revision.
     for name, vectors in sorted(training_set.catalogue.content.items()):
         digest.update(name.encode() + vectors.tobytes())

@@ -243,16 +243,27 @@ def demo(images: Path | None, preset: str, as_json: bool) -> None:
 )
 @click.option(
     "--content",
+    "--modalities",
+    "content",
     multiple=True,
-    type=click.Choice(["text", "attributes"]),
+    type=click.Choice(["text", "image", "attributes"]),
     help="Content to encode and learn from (repeatable); none by default.",
 )
+@click.option("--images", type=FOLDER, help="Folder of the pictures that the items name, for --content image.")
 @click.option(
     "--set",
+    "--option",
     "options",
     multiple=True,
     metavar="NAME=JSON",
     help="Change one option of the preset, such as epochs=40 or towers.interests=1 (repeatable).",
+)
+@click.option(
+    "--weighing",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Evaluate with max of score + WEIGHING · log of the interest's weight; the temperature is a natural choice.",
 )
 @click.option(
     "--into",
@@ -266,7 +277,9 @@ def experiment(
     seeds: int,
     split: str,
     content: tuple[Any, ...],
+    images: Path | None,
     options: tuple[str, ...],
+    weighing: float,
     into: Path | None,
     as_json: bool,
 ) -> None:
@@ -280,6 +293,7 @@ def experiment(
     report = run_experiment(
         folder, preset, range(seeds), directory=into or config.home / "experiments" / name,
         modalities=content, split=split, options=_options(options), device=config.device, progress=True,
+        images=images, weighing=weighing,
     )  # fmt: skip
     answer(report, as_json=as_json, text=experiment_table(report))
 

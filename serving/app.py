@@ -20,12 +20,14 @@ from serving.database import Database
 from serving.errors import INTERNAL, INVALID, MEDIA_TYPE, Kind, Problem, from_postgres
 from serving.features_endpoint import Features
 from serving.guard import Guard, KeyRing
+from serving.indexes import Indexes
 from serving.limits import Limits
 from serving.metrics import CONTENT_TYPE, Metrics
 from serving.online import UserTowers
 from serving.openapi import METRICS, PROBLEMS, Api
 from serving.ranking import Ranking
 from serving.retrieval import Retrieval
+from serving.shadow import Shadow
 
 LOG = logging.getLogger(__name__)
 
@@ -55,13 +57,18 @@ def create_app(url: str | None = None, *, caps: Caps | None = None, require_keys
     features = Features(where, metrics)
     ring = KeyRing(database)
     content = ContentQueries(database, metrics, patience=caps.deadline * 0.7)
+    indexes = Indexes(where, metrics, limit=settings().index_mb << 20)
+    shadow = Shadow(database, metrics)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await database.open()
+        indexes.refresh()
         yield
         if guarded:
             await _note_use(ring)
+        await shadow.settled()
+        await indexes.close()
         await database.close()
         towers.close()
         content.close()
@@ -69,10 +76,11 @@ def create_app(url: str | None = None, *, caps: Caps | None = None, require_keys
 
     app = Api(guarded=guarded, lifespan=lifespan)
     app.state.database = database
-    app.state.retrieval = Retrieval(towers, metrics)
+    app.state.retrieval = Retrieval(towers, metrics, indexes, shadow)
     app.state.content = content
     app.state.features = features
     app.state.ranking = Ranking(database, features, metrics, patience=caps.deadline * 0.7)
+    app.state.indexes = indexes
     app.state.metrics = metrics
     app.state.ring = ring
     app.include_router(routes.probes)

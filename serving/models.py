@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-Merge = Literal["max", "quota", "rrf"]
+Merge = Literal["max", "quota", "rrf", "diverse"]
 Space = Literal["item", "content", "id"]
 MAX_K = 1000
 
@@ -76,6 +76,15 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Diversity(Strict):
+    """What the merge `diverse` weighs against scores."""
+
+    attribute: Annotated[Text, Field(max_length=1024)] = Field(description="of the items; scalars or lists")
+    weight: Annotated[FiniteFloat, Field(ge=0, le=1000)] = Field(
+        description="worth of each candidate already picked that shares no value of the attribute"
+    )
+
+
 class RetrieveRequest(Strict):
     """Candidates for one of: a user, a raw history, given vectors, a text or picture (or both as one question)."""
 
@@ -94,7 +103,9 @@ class RetrieveRequest(Strict):
     filter: dict[str, Any] = Field(default_factory=dict, description="conditions on attributes, all of which must hold")
     exclude_seen: bool = Field(True, description="leave out what the user (or the history) has already seen")
     exclude: list[Id] = Field(default_factory=list, max_length=10_000, description="item ids to leave out")
+    allow: list[Id] | None = Field(None, max_length=10_000, description="only these item ids; default all")
     merge: Merge = "max"
+    diversity: Diversity | None = Field(None, description="goes with merge = diverse, and only with it")
     fields: list[Literal["title"]] = Field(
         default_factory=list, max_length=1, description="further fields of candidates"
     )

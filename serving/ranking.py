@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 COLUMNS = ("item_id", "score", "rank", "interest", "interest_rank")
+FOUND = ("found_by", "found_ranks", "found_scores")
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,11 @@ class Ranked:
         import pyarrow as pa
 
         answer = self.answer
-        types = (pa.string(), pa.float32(), pa.int32(), pa.int32(), pa.int32())
+        numbers = (pa.int32(), pa.int32(), pa.int32())
+        types = (pa.string(), pa.float32(), *numbers, *map(pa.list_, (pa.int32(), pa.int32(), pa.float32())))
         columns = {
             name: pa.array([getattr(candidate, name) for candidate in answer.candidates], kind)
-            for name, kind in zip(COLUMNS, types, strict=True)
+            for name, kind in zip((*COLUMNS, *FOUND), types, strict=True)
         }
         if "title" in self.question.fields:
             columns["title"] = pa.array([candidate.title for candidate in answer.candidates], pa.string())
@@ -124,8 +126,6 @@ class Ranking:
 
 def _candidate(candidate: Candidate, titled: bool) -> dict[str, Any]:
     content: dict[str, Any] = {name: getattr(candidate, name) for name in COLUMNS}
-    content["found_by"] = [
-        {"interest": interest, "rank": rank, "score": score}
-        for interest, rank, score in zip(candidate.found_by, candidate.found_ranks, candidate.found_scores, strict=True)
-    ]
+    found = zip(candidate.found_by, candidate.found_ranks, candidate.found_scores, strict=True)
+    content["found_by"] = [{"interest": interest, "rank": rank, "score": score} for interest, rank, score in found]
     return {**content, "title": candidate.title} if titled else content

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -27,6 +28,24 @@ def test_an_experiment_reports_mean_and_spread_beside_the_baselines(tmp_path: Pa
     assert set(report["baselines"]) == {"popularity", "item_knn"}
     assert report["seeds"] == [0, 1]
     assert report["epochs"] == [2, 2]
+
+
+def test_pictures_are_read_from_their_folder_and_bad_ones_count_as_none(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "data", items=6, images=True)
+    (folder / "images" / "i1.jpg").write_bytes(b"no picture")
+    (folder / "images" / "i2.jpg").unlink()
+    _, catalogue, _ = read_folder(folder, ["image"], images=folder / "images", device="cpu")
+    assert catalogue.present["image"].tolist() == [True, False, False, True, False, True]
+    assert (np.linalg.norm(catalogue.content["image"], axis=1) > 0.99).tolist() == [
+        True,
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
+    with pytest.raises(UserError, match="--images DIR"):
+        read_folder(folder, ["image"])
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -54,6 +54,22 @@ def test_remi_with_equal_weights_is_comirec() -> None:
     )
 
 
+def test_label_aware_is_minds_attention_over_the_interests() -> None:
+    vectors, used, positives, negatives = case()
+    scores = torch.einsum("pkd,pd->pk", vectors, positives).masked_fill(~used, -9)
+    user = F.normalize(((2 * scores / TAU).softmax(dim=1)[..., None] * vectors).sum(dim=1), dim=-1)
+    expected = softmax_reference((user * positives).sum(dim=1), user @ negatives.vectors.T, negatives)
+    torch.testing.assert_close(losses.label_aware(vectors, used, positives, negatives, TAU), expected)
+
+
+def test_attention_variance_by_hand() -> None:
+    """Three events, of which the second query reads two: variances .06 / 4 and 0, .5 / 4 and .02 / 4."""
+    attention = torch.tensor([[[0.5, 0.3, 0.2], [1 / 3, 1 / 3, 1 / 3]], [[1.0, 1e-9, 0.0], [0.6, 0.4, 0.0]]])
+    spread = ((0.5 - 1 / 3) ** 2 + (0.3 - 1 / 3) ** 2 + (0.2 - 1 / 3) ** 2) / 4
+    expected = (spread**2 + (0.5 / 4) ** 2 + (0.02 / 4) ** 2) / 2
+    assert losses.attention_variance(attention, 4).item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_soft_consistent_is_consistent_for_one_interest() -> None:
     given = case(1)
     torch.testing.assert_close(losses.soft_consistent(*given, TAU), losses.consistent(*given, TAU))

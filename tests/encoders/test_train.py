@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from encoders import checkpoint
 from encoders.baselines import Popularity
 from encoders.catalogue import Catalogue, histories_of
 from encoders.config import TowersConfig, TrainConfig, config_from_json
-from encoders.evaluate import TowersScorer, evaluate
+from encoders.evaluate import TowersScorer, evaluate, padded
 from encoders.interests import EXTRACTORS
-from encoders.losses import OBJECTIVES
+from encoders.losses import OBJECTIVES, attention_variance
 from encoders.objective import batch_loss, draw_negatives
 from encoders.packing import batches, pack
 from encoders.splits import leave_one_out, production
@@ -77,6 +78,23 @@ def test_an_unfinished_run_of_another_configuration_is_refused(tmp_path: Path) -
     assert len(anew.curves) == CONFIG.epochs
 
 
+def test_a_run_that_an_earlier_version_began_is_gone_on_with(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(tiny_catalogue(), tiny_histories(), CONFIG, directory=tmp_path, on_epoch=kill_after(2))
+    document = checkpoint.read_json(tmp_path / "state.json")
+    del document["config"]["towers"]["relative"], document["config"]["logq"]
+    checkpoint.write_json(tmp_path / "state.json", document)
+    epochs: list[int] = []
+    train(
+        tiny_catalogue(),
+        tiny_histories(),
+        CONFIG,
+        directory=tmp_path,
+        on_epoch=lambda point: epochs.append(point.epoch),
+    )
+    assert epochs == [3, 4]
+
+
 def test_training_leaves_the_callers_randomness_and_threads_alone(tmp_path: Path) -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
@@ -128,6 +146,9 @@ def test_gradients_reach_every_trainable_part(extractor: str, objective: str) ->
     [
         {"negatives": 8},
         {"negatives": 8, "sampling": "popularity", "logq": True},
+        {"negatives": 8, "sampling": "in_batch", "logq": True},
+        {"negatives": 8, "sampling": "mixed", "logq": True},
+        {"towers": replace(SHAPE, extractor="comirec_sa"), "objective": "remi", "routing_weight": 100.0},
         {"initial": "normal"},
         {"smooth_initial": 5.0},
         {"towers": replace(SHAPE, interests=1, shrinkage=0.0)},
@@ -145,10 +166,41 @@ def test_every_option_trains(tmp_path: Path, changes: dict[str, object]) -> None
 def test_sampled_negatives_are_distinct_and_logq_corrects_their_number() -> None:
     warm = torch.arange(10, 20)
     config = replace(CONFIG, negatives=4, logq=True)
-    drawn, bias = draw_negatives(config, warm, torch.full((10,), 0.1))
+    drawn, bias = draw_negatives(config, warm, torch.full((10,), 0.1), warm[:3])
     assert len(set(drawn.tolist())) == 4
     assert set(drawn.tolist()) <= set(warm.tolist())
     torch.testing.assert_close(bias.exp().sum(), torch.tensor(10.0))
+
+
+@pytest.mark.parametrize("sampling", ["in_batch", "mixed"])
+def test_in_batch_negatives_are_distinct_next_items_and_logq_makes_them_unbiased(sampling: Any) -> None:
+    """Over many steps the corrected sum over the drawn is the sum over the catalogue."""
+    warm, frequency = torch.arange(5, 25), torch.arange(1.0, 21).div(210)
+    config = replace(CONFIG, negatives=10, sampling=sampling, logq=True)
+    values, sums = torch.linspace(1, 3, 30), []
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for _ in range(600):
+            targets = warm[torch.multinomial(frequency, 8, replacement=True)]
+            drawn, bias = draw_negatives(config, warm, frequency, targets)
+            assert len(set(drawn.tolist())) == len(drawn) <= 10
+            assert sampling == "mixed" or set(drawn.tolist()) <= set(targets.tolist())
+            sums.append((bias.exp() * values[drawn]).sum())
+    assert torch.stack(sums).mean().item() == pytest.approx(values[warm].sum().item(), rel=0.05)
+
+
+def test_the_routing_regulariser_spreads_the_attention(tmp_path: Path) -> None:
+    shape = replace(SHAPE, extractor="comirec_sa", dropout=0.0)
+    histories = tiny_histories()
+    spreads = []
+    for weight in (0.0, 1000.0):
+        config = replace(CONFIG, towers=shape, routing_weight=weight, learning_rate=2e-2)
+        towers = train(tiny_catalogue(), histories, config, directory=tmp_path / str(weight)).towers
+        inputs, mask = padded(histories, 8)
+        attention = towers.user_interests(towers.item_embeddings().item[inputs], mask).attention
+        assert attention is not None
+        spreads.append(attention_variance(attention, 16).item())
+    assert spreads[1] < 0.5 * spreads[0]
 
 
 def test_a_loss_that_is_no_number_names_the_batch_and_keeps_the_state(tmp_path: Path) -> None:

@@ -119,18 +119,40 @@ def test_materialising_our_own_history_rewrites_no_row(writable: Filled) -> None
     assert {view.most_recent_end_time for view in views.values()} == {rows.day(101)}
 
 
-def test_materialise_brings_a_lost_row_back(writable: Filled) -> None:
+def test_materialise_brings_lost_rows_back(writable: Filled) -> None:
+    tables = {"user_stats": "user_stats", "user_sequence": "user_sequences", "item_attributes": "items"}
     with connect(writable.url) as connection:
-        kept = connection.execute("select * from user_stats order by user_id, day").fetchall()
-        connection.execute("create table feast.lost as select * from feast.user_stats")
-        connection.execute("drop view feast.user_stats")
-        connection.execute("alter table feast.lost rename to user_stats")
-        connection.execute("delete from user_stats")
-    writable.store.materialize(rows.day(-1), rows.day(100), feature_views=["user_stats"])
+        kept = {view: connection.execute(f"select * from {tables[view]}").fetchall() for view in tables}
+        for view, table in tables.items():
+            connection.execute(f"create table feast.lost as select * from feast.{view}")
+            connection.execute(f"drop view feast.{view}")
+            connection.execute(f"alter table feast.lost rename to {view}")
+            connection.execute(f"delete from {table}")
+    writable.store.materialize(rows.day(-1), rows.day(100), feature_views=list(tables))
     with connect(writable.url) as connection:
-        written = connection.execute("select * from user_stats order by user_id, day").fetchall()
-    newest = {row[0]: row for row in kept}
-    assert written == [newest[user] for user in sorted(newest)]
+        written = {view: connection.execute(f"select * from {tables[view]}").fetchall() for view in tables}
+        # Feast has nothing about an item's image.
+        image = connection.execute("select array_position(array_agg(attname), 'image') - 1 from pg_attribute "
+                                   "where attrelid = 'items'::regclass and attnum > 0").fetchone()  # fmt: skip
+    assert image is not None
+    kept["item_attributes"] = [(*row[: image[0]], None, *row[image[0] + 1 :]) for row in kept["item_attributes"]]
+    for view in tables:
+        newest: dict[str, Any] = {}
+        for row in sorted(kept[view], key=lambda row: row[1] if view.startswith("user") else ""):
+            newest[row[0]] = row
+        assert sorted(map(str, written[view])) == sorted(map(str, newest.values())), view
+
+
+def test_materialise_refuses_what_a_write_refuses(writable: Filled) -> None:
+    with connect(writable.url) as connection:
+        connection.execute("create table feast.other as select * from feast.user_sequence")
+        connection.execute("drop view feast.user_sequence")
+        connection.execute("alter table feast.other rename to user_sequence")
+        connection.execute("update feast.user_sequence set kinds = '{one}' || kinds where user_id = 'u0'")
+    before = _versions(writable.url)
+    with pytest.raises(UserError, match="the sequence of user 'u0' has lists of unequal lengths"):
+        writable.store.materialize(rows.day(-1), rows.day(100), feature_views=["user_sequence"])
+    assert _versions(writable.url) == before
 
 
 def test_a_written_sequence_is_read_back(writable: Filled) -> None:

@@ -98,7 +98,8 @@ def test_probes_and_metrics(client: TestClient) -> None:
     assert told >= {
         'polytower_request_seconds_count{route="/v1/retrieve",status="200"} 1.0',
         'polytower_request_seconds_count{route="/v1/retrieve",status="404"} 1.0',
-        'polytower_stage_seconds_count{stage="search"} 2.0',
+        'polytower_stage_seconds_count{stage="state"} 2.0',
+        'polytower_stage_seconds_count{stage="search"} 1.0',
         'polytower_candidates_sum{interests="stored"} 56.0',
         'polytower_problems_total{type="unknown-user"} 1.0',
         "polytower_requests_in_flight 0.0",

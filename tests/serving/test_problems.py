@@ -148,7 +148,7 @@ def test_unmigrated_database(server: str) -> None:
 
 
 def test_without_postgres() -> None:
-    caps = Caps(deadline=1.0)
+    caps = Caps(deadline=3.0)
     with TestClient(
         create_app("postgresql://nobody@127.0.0.1:1/nothing", caps=caps), raise_server_exceptions=False
     ) as client:
