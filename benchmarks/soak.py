@@ -117,7 +117,7 @@ def _server(url: str) -> Iterator[tuple[str, psutil.Process]]:
     started = subprocess.Popen([sys.executable, "-m", "polytower.cli", "serve", "--port", str(port)], env=environment)
     address = f"http://127.0.0.1:{port}"
     try:
-        with Client(address, retries=100, wait=0.2) as client:
+        with Client(address, retries=3000, wait=0.2) as client:
             client.ready()
         yield address, psutil.Process(started.pid)
     finally:
