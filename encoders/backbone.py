@@ -105,6 +105,26 @@ class FeedForward(Branch):
         return self.add(states_BTD, self.outer(F.gelu(inner)))
 
 
+class Recency(nn.Module):
+    """A straight way from the newest items to the state: gain · Σ_t λ^(q − t) e_t over what a position may read.
+
+    It is how item-kNN weighs a history, from the same λ = .8 on; λ and the gain (one per dimension) are learned. It
+    takes fewer epochs, and finds more at depth (docs/LOG.md).
+    """
+
+    def __init__(self, config: TowersConfig) -> None:
+        super().__init__()
+        self.log_rate = nn.Parameter(torch.tensor(0.8).log().neg().log())
+        self.gain = nn.Parameter(torch.ones(config.dim))
+
+    def forward(self, items_BTD: Tensor, places: tuple[Tensor, Tensor], allowed_BQT: Tensor) -> Tensor:
+        """places: int64 [B, Q] and [B, T], positions of the queries and of the items. [B, Q, D]."""
+        since_BQT = (places[0][:, :, None] - places[1][:, None]).clamp(min=0)
+        weights_BQT = torch.exp(-since_BQT * self.log_rate.exp()) * allowed_BQT
+        pooled_BQD: Tensor = (weights_BQT @ items_BTD) * self.gain
+        return pooled_BQD
+
+
 class Backbone(nn.Module):
     """Scaled item embeddings + learned position of the event in its history, L blocks, final LayerNorm.
 
@@ -117,6 +137,7 @@ class Backbone(nn.Module):
         learned = config.positions == "learned"
         self.position = nn.Parameter(torch.randn(config.history, config.dim) * 0.02) if learned else None
         self.relative = RelativeBias(config) if config.relative != "none" else None
+        self.recency = Recency(config) if config.recency else None
         self.dropout = Dropout(config.dropout)
         self.attention = nn.ModuleList(Attention(config) for _ in range(config.blocks))
         self.feed_forward = nn.ModuleList(FeedForward(config) for _ in range(config.blocks))
@@ -138,17 +159,20 @@ class Backbone(nn.Module):
         inputs = items_BTD * self.scale
         states = self.dropout(inputs if self.position is None else inputs + self.position[positions_BT])
         whole = len(self.attention) - (queries_BQ is not None)
+        places, allowed_BQT = (positions_BT, positions_BT), allowed_BTT
         if whole:
-            mask = self._mask(allowed_BTT, (positions_BT, positions_BT), times_BT, times_BT)
+            mask = self._mask(allowed_BTT, places, times_BT, times_BT)
             for attention, feed_forward in zip(self.attention[:whole], self.feed_forward[:whole], strict=True):
                 states = feed_forward(attention(states, mask, positions_BT))
         if queries_BQ is not None:
-            places = (positions_BT.gather(1, queries_BQ), positions_BT)
+            places, allowed_BQT = (positions_BT.gather(1, queries_BQ), positions_BT), rows_at(allowed_BTT, queries_BQ)
             asked_at = None if times_BT is None else times_BT.gather(1, queries_BQ)
-            mask = self._mask(rows_at(allowed_BTT, queries_BQ), places, asked_at, times_BT)
+            mask = self._mask(allowed_BQT, places, asked_at, times_BT)
             last = self.attention[-1]
             assert isinstance(last, Attention)
             states = self.feed_forward[-1](last.at(rows_at(states, queries_BQ), states, mask, places))
+        if self.recency is not None:
+            states = states + self.dropout(self.recency(inputs, places, allowed_BQT))
         normed: Tensor = self.norm(states)
         return normed
 

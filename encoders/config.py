@@ -19,6 +19,7 @@ class TowersConfig:
     "swiglu". dropout: on the input, attention branch and feed-forward branch. positions: "learned" (added to the input)
     or "rotary" (queries and keys turned by their place). relative: what attention adds to its logits, per head and
     log-spaced bucket: "none", "position" (T5), "time" (between two events) or "both" (HSTU).
+    recency: adds Σ λ^(events since) · item to the last state, λ learned: a straight way for the newest items.
     interests: K. extractor: a name of `interests.EXTRACTORS`. adaptive: K_u = clip(log2 |history|, 1, K) (MIND).
     fusion: a name of `fusion.FUSIONS`; content_width: hidden width of the content path; content_dropout: on its input.
     shrinkage: start of the learned number n0 of events at which an item's own ID weighs as much as its content:
@@ -37,6 +38,7 @@ class TowersConfig:
     dropout: float = 0.5
     positions: Literal["learned", "rotary"] = "learned"
     relative: Literal["none", "position", "time", "both"] = "none"
+    recency: bool = False
     interests: int = 4
     extractor: str = "heads"
     adaptive: bool = False

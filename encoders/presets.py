@@ -10,18 +10,18 @@ from polytower.errors import UserError
 
 _SHORT = TrainConfig(
     preset="short",
-    towers=TowersConfig(history=50, dropout=0.5, interests=1),
-    negatives=4096,
+    towers=TowersConfig(dim=256, heads=4, history=50, dropout=0.5, recency=True, interests=1),
+    negatives=2048,
     batch_rows=32,
-    epochs=20,
-    validate_every=5,
+    epochs=9,
+    validate_every=3,
 )
 _LONG = TrainConfig(
     preset="long",
-    towers=TowersConfig(history=200, dropout=0.3, interests=4),
+    towers=TowersConfig(dim=128, blocks=2, history=200, dropout=0.2, interests=1),
     negatives=1024,
-    batch_rows=16,
-    epochs=20,
+    batch_rows=8,
+    epochs=12,
     validate_every=2,
 )
 _FOUR = replace(_SHORT, towers=replace(_SHORT.towers, interests=4))
@@ -29,16 +29,17 @@ _FOUR = replace(_SHORT, towers=replace(_SHORT.towers, interests=4))
 PRESETS: dict[str, TrainConfig] = {
     # movielens-100k in two minutes on one core, and the default everywhere: long histories; the softmax runs over the
     # whole catalogue while it has at most 4,096 items. Two interests hold what one reaches, four lose (docs/LOG.md)
-    "demo": replace(
-        _LONG,
+    "demo": TrainConfig(
         preset="demo",
         towers=TowersConfig(history=100, dropout=0.4, interests=2),
         negatives=4096,
+        batch_rows=16,
+        epochs=20,
         validate_every=5,
     ),
-    # short histories, a large catalogue (the Amazon sets): one interest
+    # short histories, a large catalogue (the Amazon sets): what the model lacks is room to remember, so it is wide
     "short": _SHORT,
-    # histories of hundreds (movielens-1m)
+    # histories of hundreds (movielens-1m): deeper, little dropout, and many small steps
     "long": _LONG,
     # a few seconds on a few hundred users: tests and first looks
     "tiny": TrainConfig(
@@ -50,11 +51,11 @@ PRESETS: dict[str, TrainConfig] = {
     ),
     # peers
     "short-k4": replace(_FOUR, preset="short-k4"),
-    "long-k1": replace(_LONG, preset="long-k1", towers=replace(_LONG.towers, interests=1)),
+    "long-k4": replace(_LONG, preset="long-k4", towers=replace(_LONG.towers, interests=4)),
     "sasrec": replace(
         _SHORT,
         preset="sasrec",
-        towers=replace(_SHORT.towers, dropout=0.2),
+        towers=replace(_SHORT.towers, dim=64, heads=2, dropout=0.2, recency=False),
         initial="normal",
         negatives=256,
         learning_rate=1e-3,

@@ -12,6 +12,7 @@ import psycopg
 from encoders.catalogue import Catalogue, Histories
 from pipelines import generations, quality
 from pipelines.partitions import fill, halfvecs, store_tower
+from pipelines.recall import tune
 from pipelines.training import Checkpoint, aligned, read_checkpoint, read_snapshot
 from pipelines.training_set import TrainingSet, read_training_set
 
@@ -73,10 +74,10 @@ def _kept(connection: psycopg.Connection[Any], identity: Mapping[str, Any]) -> i
 
 
 def _quality(connection: psycopg.Connection[Any], generation: int) -> dict[str, Any]:
-    """The report that promotion looks at: every gate's value beside its threshold, and whether the hard ones hold."""
+    """What promotion looks at (every gate's value beside its threshold, whether the hard ones hold), and serving."""
     gates = quality.generation_gates(connection, generation)
     passed = all(gate.passed for gate in gates if gate.severity == "error")
-    return {"passed": passed, "gates": [asdict(gate) for gate in gates]}
+    return {"passed": passed, "gates": [asdict(gate) for gate in gates], "index": tune(connection, generation)}
 
 
 def _towers(checkpoint: Checkpoint, catalogue: Catalogue) -> "Towers":

@@ -18,6 +18,7 @@ class Settings:
     home: folder of the embedded Postgres, downloads, checkpoints and Dagster's own files.
     database_url: an external Postgres (>= 16 with pgvector >= 0.8.4); None means the embedded one.
     device: "auto", "cpu", "cuda", "cuda:1" ...; auto takes CUDA where there is one.
+    index_mb: mebibytes that a server's index in memory may take; 0 for none (SQL answers then).
     text_encoder, image_encoder: "default" for the bundled weights, else any transformers checkpoint by name or path.
     require_keys: whether the HTTP API asks for API keys; None: undecided (`polytower serve` decides by the address).
     """
@@ -25,6 +26,7 @@ class Settings:
     home: Path
     database_url: str | None
     device: str
+    index_mb: int
     text_encoder: str
     image_encoder: str
     require_keys: bool | None = None
@@ -52,6 +54,7 @@ def settings() -> Settings:
         home=Path(environ.get("POLYTOWER_HOME", ".polytower")).resolve(),
         database_url=environ.get("POLYTOWER_DATABASE_URL") or None,
         device=environ.get("POLYTOWER_DEVICE", "auto"),
+        index_mb=int(environ.get("POLYTOWER_INDEX_MB", "1024")),
         text_encoder=environ.get("POLYTOWER_TEXT_ENCODER", "default"),
         image_encoder=environ.get("POLYTOWER_IMAGE_ENCODER", "default"),
         require_keys=_flag("POLYTOWER_REQUIRE_KEYS"),

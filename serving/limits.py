@@ -46,7 +46,7 @@ class Limits:
         try:
             await self._limited(scope, receive, answer, self.patience.get(scope["path"], self.deadline))
         finally:
-            route = getattr(scope.get("route"), "path", "none")
+            route = getattr(scope.get("route"), "path_format", "none")
             self.metrics.request(route, answer.status, perf_counter() - started)
 
     async def _limited(self, scope: Scope, receive: Receive, answer: "_Answer", deadline: float) -> None:

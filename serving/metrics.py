@@ -38,6 +38,17 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
         self._problems = Counter("polytower_problems", "Problem responses", ["type"], registry=self.registry)
+        self._searches = Counter(
+            "polytower_searches", "Searches, by what answered them", ["by"], registry=self.registry
+        )
+        self._index = Gauge(
+            "polytower_index", "The index in memory: generation, items, bytes, load_seconds", ["what"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._recall = Histogram(
+            "polytower_shadow_recall", "Share of the exact answer that a sampled answer had", ["by"],
+            buckets=(0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.999, 1), registry=self.registry,
+        )  # fmt: skip
         self.in_flight = Gauge("polytower_requests_in_flight", "Requests being answered", registry=self.registry)
 
     @contextmanager
@@ -60,6 +71,19 @@ class Metrics:
     def batch(self, model: str, size: int) -> None:
         """Counts one forward pass that answered `size` questions at once."""
         self._batches.labels(model).observe(size)
+
+    def searched(self, by: str) -> None:
+        """Counts one search: by memory or by sql."""
+        self._searches.labels(by).inc()
+
+    def recall(self, by: str, share: float) -> None:
+        """Takes the recall of one sampled answer, found by memory or by sql."""
+        self._recall.labels(by).observe(share)
+
+    def index(self, *, generation: int, items: int, size: int, seconds: float) -> None:
+        """Describes the index in memory (all 0: there is none). size: bytes; seconds: that the last load took."""
+        for what, value in {"generation": generation, "items": items, "bytes": size, "load_seconds": seconds}.items():
+            self._index.labels(what).set(value)
 
     def problem(self, slug: str) -> None:
         """Counts one problem."""

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-Merge = Literal["max", "quota", "rrf"]
+Merge = Literal["max", "quota", "rrf", "diverse"]
 Space = Literal["item", "content", "id"]
 MAX_K = 1000
 
@@ -76,6 +76,15 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Diversity(Strict):
+    """What the merge `diverse` weighs against scores."""
+
+    attribute: Annotated[Text, Field(max_length=1024)] = Field(description="of the items; scalars or lists")
+    weight: Annotated[FiniteFloat, Field(ge=0, le=1000)] = Field(
+        description="worth of each candidate already picked that shares no value of the attribute"
+    )
+
+
 class RetrieveRequest(Strict):
     """Candidates for one of: a user, a raw history, given vectors, a text or picture (or both as one question)."""
 
@@ -94,7 +103,9 @@ class RetrieveRequest(Strict):
     filter: dict[str, Any] = Field(default_factory=dict, description="conditions on attributes, all of which must hold")
     exclude_seen: bool = Field(True, description="leave out what the user (or the history) has already seen")
     exclude: list[Id] = Field(default_factory=list, max_length=10_000, description="item ids to leave out")
+    allow: list[Id] | None = Field(None, max_length=10_000, description="only these item ids; default all")
     merge: Merge = "max"
+    diversity: Diversity | None = Field(None, description="goes with merge = diverse, and only with it")
     fields: list[Literal["title"]] = Field(
         default_factory=list, max_length=1, description="further fields of candidates"
     )
@@ -162,6 +173,14 @@ class SimilarityModel(BaseModel):
     interest_mean: float | None
 
 
+class FoundModel(BaseModel):
+    """One interest that found a candidate."""
+
+    interest: int
+    rank: int = Field(description="the candidate's rank within that interest")
+    score: float
+
+
 class CandidateModel(BaseModel):
     """One candidate, with where it comes from."""
 
@@ -170,9 +189,7 @@ class CandidateModel(BaseModel):
     rank: int
     interest: int = Field(description="number of the interest that gave the score")
     interest_rank: int = Field(description="rank within that interest")
-    found_by: list[int] = Field(description="all interests that found the item")
-    found_ranks: list[int] = Field(description="its rank in each of them")
-    found_scores: list[float] = Field(description="its score in each of them")
+    found_by: list[FoundModel] = Field(description="all interests that found it, as deep as they were searched")
     title: str | None = None
     features: dict[str, Any] | None = Field(None, description="the service's features of the item")
     similarity: SimilarityModel | None = None
@@ -180,6 +197,29 @@ class CandidateModel(BaseModel):
 
 class RetrieveAnswer(BaseModel):
     """Candidates of one generation, best first."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "generation": 1,
+                    "interests": "stored",
+                    "candidates": [
+                        {
+                            "item_id": "50",
+                            "score": 0.54,
+                            "rank": 1,
+                            "interest": 1,
+                            "interest_rank": 1,
+                            "found_by": [{"interest": 1, "rank": 1, "score": 0.54}],
+                        }
+                    ],
+                    "skipped": [],
+                    "degraded": None,
+                }
+            ]
+        }
+    )
 
     generation: int
     interests: Literal["stored", "online", "given", "content"] = Field(
@@ -197,6 +237,19 @@ class RetrieveAnswer(BaseModel):
 class ProblemModel(BaseModel):
     """RFC 9457."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "/problems/unknown-user",
+                    "title": "Unknown user",
+                    "status": 404,
+                    "detail": 'there is no user "nobody"',
+                }
+            ]
+        }
+    )
+
     type: str = Field(examples=["/problems/unknown-user"])
     title: str = Field(examples=["Unknown user"])
     status: int = Field(examples=[404])
@@ -205,6 +258,39 @@ class ProblemModel(BaseModel):
 
 class BatchAnswer(BaseModel):
     """One answer or problem for each request, in the order of the requests."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "answers": [
+                        {
+                            "generation": 1,
+                            "interests": "stored",
+                            "candidates": [
+                                {
+                                    "item_id": "50",
+                                    "score": 0.54,
+                                    "rank": 1,
+                                    "interest": 1,
+                                    "interest_rank": 1,
+                                    "found_by": [{"interest": 1, "rank": 1, "score": 0.54}],
+                                }
+                            ],
+                            "skipped": [],
+                            "degraded": None,
+                        },
+                        {
+                            "type": "/problems/unknown-user",
+                            "title": "Unknown user",
+                            "status": 404,
+                            "detail": 'there is no user "186"',
+                        },
+                    ]
+                }
+            ]
+        }
+    )
 
     answers: list[RetrieveAnswer | ProblemModel]
 
@@ -220,6 +306,12 @@ class NeighbourModel(BaseModel):
 
 class SimilarAnswer(BaseModel):
     """Items near another in one space, best first."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"generation": 1, "space": "content", "items": [{"item_id": "51", "score": 0.93, "rank": 1}]}]
+        }
+    )
 
     generation: int
     space: Space
@@ -237,6 +329,19 @@ class InterestModel(BaseModel):
 
 class InterestsAnswer(BaseModel):
     """A user's interests in the live generation."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "generation": 1,
+                    "interests": [
+                        {"interest": 0, "weight": 1.0, "embedding": [0.6, 0.8], "as_of": "2026-01-01T00:00:00Z"}
+                    ],
+                }
+            ]
+        }
+    )
 
     generation: int
     interests: list[InterestModel]
@@ -268,6 +373,8 @@ class InteractionsRequest(Strict):
 
 class InteractionsAnswer(BaseModel):
     """How many events were new, and how many had been taken before."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"accepted": 1, "duplicates": 0}]})
 
     accepted: int
     duplicates: int
@@ -302,6 +409,12 @@ class FeaturesRequest(Strict):
 class FeaturesAnswer(BaseModel):
     """One row per entity row, one member per feature."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"rows": [{"user_id": "196", "item_id": "50", "item_interactions": 583, "title": "A title"}]}]
+        }
+    )
+
     rows: list[Mapping[str, Any]]
 
 
@@ -320,17 +433,41 @@ class GenerationModel(BaseModel):
 class GenerationsAnswer(BaseModel):
     """Generations, newest first."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "generations": [
+                        {
+                            "generation": 1,
+                            "state": "live",
+                            "dim": 64,
+                            "interests": 2,
+                            "created_at": "2026-01-01T00:00:00Z",
+                            "live_at": "2026-01-01T00:10:00Z",
+                            "metrics": {},
+                        }
+                    ]
+                }
+            ]
+        }
+    )
+
     generations: list[GenerationModel]
 
 
 class Health(BaseModel):
     """The process answers."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ok"}]})
+
     status: Literal["ok"]
 
 
 class Ready(BaseModel):
     """Postgres answers, and a generation is live."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ready", "generation": 1}]})
 
     status: Literal["ready"]
     generation: int

@@ -8,6 +8,7 @@ from polytower.errors import UserError
 from serving.content import ContentQueries
 from serving.database import Database
 from serving.errors import Problem, user_error
+from serving.indexes import Indexes
 from serving.metrics import Metrics
 from serving.models import RetrieveRequest
 from serving.online import UserTowers
@@ -31,12 +32,15 @@ async def _ask(url: str, question: RetrieveRequest) -> Answer:
     towers = UserTowers(metrics, window=0)
     database = Database(url, metrics, size=1, timeout=PATIENCE)
     content = ContentQueries(database, metrics, patience=PATIENCE)
+    # one question is not worth an index
+    indexes = Indexes(url, metrics, limit=0)
     await database.open()
     try:
         vector = await content.embed(question) if question.asks_by_content else None
         async with database.connection() as connection:
-            return await Retrieval(towers, metrics).answer(connection, question, vector)
+            return await Retrieval(towers, metrics, indexes).answer(connection, question, vector)
     finally:
         await database.close()
         towers.close()
         content.close()
+        await indexes.close()

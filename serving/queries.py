@@ -133,7 +133,7 @@ def retrieve(
         k=k, filter=filter, exclude=exclude, merge=merge, allow=allow, diversity=diversity
     )
     parameters |= {"user_id": user_id, "exclude_seen": exclude_seen}
-    with connection.cursor(row_factory=class_row(Candidate)) as cursor:
+    with connection.cursor(binary=True, row_factory=class_row(Candidate)) as cursor:
         found = cursor.execute(CANDIDATES, parameters).fetchall()
     if not titles:
         return found
@@ -164,31 +164,51 @@ def _titles(connection: psycopg.Connection[Any], item_ids: Sequence[str]) -> dic
     return dict(connection.execute(TITLES, {"item_ids": list(item_ids)}).fetchall())
 
 
-# What a request for a user starts from: the live generation, and how new the user's interests and events are.
+# What every question starts from: the live generation, and what tells a server whether its index is of this state.
 # No row: no generation is live.
 STATE = """
-select g.generation,
-       (select max(u.as_of) from user_interests u
-        where u.generation = g.generation and u.user_id = %(user_id)s) as as_of,
-       (select max(i.occurred_at) from interactions i where i.user_id = %(user_id)s) as newest_at
-from generations g where g.state = 'live' limit 1
+select g.generation, g.dim, v.version
+from generations g cross join item_version v where g.state = 'live' limit 1
 """
 
-# The newest events that the generation knows, oldest first.
-USER_HISTORY = """
-select item_id, embedding, (extract(epoch from occurred_at) * 1000000)::bigint as microseconds from (
-    select i.item_id, e.embedding, i.occurred_at, i.position
-    from interactions i join item_embeddings e on e.generation = %(generation)s and e.item_id = i.item_id
-    where i.user_id = %(user_id)s order by i.occurred_at desc, i.position desc limit %(length)s
-) newest order by occurred_at, position limit %(length)s
+# The same with all that a user's question needs, in one round trip: stored interests (values of 16 bits, high byte
+# first, interest after interest), what was seen, and, where it holds events that the interests do not know, the newest
+# part of the history that the generation knows, oldest first, with its times.
+USER_STATE = """
+select g.generation, g.dim, v.version, u.vectors, u.weights, u.numbers, u.as_of, h.newest_at, h.seen,
+       n.history, n.microseconds
+from generations g
+cross join item_version v
+cross join lateral (
+    select string_agg(substr(halfvec_send(i.embedding), 5), '' order by i.interest) as vectors,
+           array_agg(i.weight order by i.interest) as weights, array_agg(i.interest order by i.interest) as numbers,
+           max(i.as_of) as as_of
+    from user_interests i where i.generation = g.generation and i.user_id = %(user_id)s
+) u
+cross join lateral (
+    select max(i.occurred_at) as newest_at, array_agg(i.item_id) filter (where %(exclude_seen)s) as seen
+    from interactions i where i.user_id = %(user_id)s
+) h
+cross join lateral (
+    select array_agg(e.item_id order by e.occurred_at, e.position) as history,
+           array_agg((extract(epoch from e.occurred_at) * 1000000)::bigint order by e.occurred_at, e.position)
+               as microseconds
+    from (
+        select i.item_id, i.occurred_at, i.position
+        from interactions i join item_embeddings e on e.generation = g.generation and e.item_id = i.item_id
+        where i.user_id = %(user_id)s and (u.as_of is null or h.newest_at > u.as_of)
+        order by i.occurred_at desc, i.position desc limit %(length)s
+    ) e
+) n
+where g.state = 'live' limit 1
 """
+
+UNKNOWN_USER = "select polytower.raise_unknown_user(%(user_id)s, %(generation)s) limit 1"
 
 ITEM_VECTORS = """
 select item_id, embedding from item_embeddings
 where generation = %(generation)s and item_id = any (%(item_ids)s) limit 10000
 """
-
-SEEN_ITEMS = "select polytower.seen_items(%(user_id)s) as item_ids limit 1"
 
 USER_TOWER = """
 select weights, config from towers where generation = %(generation)s and part = 'user_tower' limit 1

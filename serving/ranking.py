@@ -18,7 +18,8 @@ from serving.similarity import Pair, similarities
 if TYPE_CHECKING:
     import pyarrow as pa
 
-COLUMNS = ("item_id", "score", "rank", "interest", "interest_rank", "found_by", "found_ranks", "found_scores")
+COLUMNS = ("item_id", "score", "rank", "interest", "interest_rank")
+FOUND = ("found_by", "found_ranks", "found_scores")
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Ranked:
         types = (pa.string(), pa.float32(), *numbers, *map(pa.list_, (pa.int32(), pa.int32(), pa.float32())))
         columns = {
             name: pa.array([getattr(candidate, name) for candidate in answer.candidates], kind)
-            for name, kind in zip(COLUMNS, types, strict=True)
+            for name, kind in zip((*COLUMNS, *FOUND), types, strict=True)
         }
         if "title" in self.question.fields:
             columns["title"] = pa.array([candidate.title for candidate in answer.candidates], pa.string())
@@ -82,12 +83,11 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Adds to answers what their questions ask for. patience: seconds to wait for Feast's import."""
+    """Adds to answers what their questions ask for."""
 
     database: Database
     features: Features
     metrics: Metrics
-    patience: float
 
     async def complete(self, question: RetrieveRequest, answer: Answer) -> Ranked:
         """The answer with its features. Raises Problem."""
@@ -101,7 +101,6 @@ class Ranking:
     async def _features(self, question: RetrieveRequest, answer: Answer) -> tuple["pa.Table | None", list[str]]:
         if question.features is None:
             return None, []
-        await self.features.ready(self.patience)
         return await self.features.of_candidates(
             question.features, question.user_id, [candidate.item_id for candidate in answer.candidates]
         )
@@ -125,4 +124,6 @@ class Ranking:
 
 def _candidate(candidate: Candidate, titled: bool) -> dict[str, Any]:
     content: dict[str, Any] = {name: getattr(candidate, name) for name in COLUMNS}
+    found = zip(candidate.found_by, candidate.found_ranks, candidate.found_scores, strict=True)
+    content["found_by"] = [{"interest": interest, "rank": rank, "score": score} for interest, rank, score in found]
     return {**content, "title": candidate.title} if titled else content

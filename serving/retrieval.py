@@ -1,6 +1,8 @@
-"""One question, one answer: where the interests come from, then the one SQL retrieval.
+"""One question, one answer: where the interests come from, then one search.
 
 A user's stored interests serve as long as they know the user's newest event; else the user tower computes them now.
+The index in memory answers where it is of the very state that the question sees, else SQL does: same question, same
+answer. A question to a warm server is one statement.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,13 +20,19 @@ from polytower.errors import UserError
 from serving import queries
 from serving.content import ContentVector
 from serving.errors import NO_TOWER, PROBLEMS, UNKNOWN_HISTORY, UNREADABLE, Problem
+from serving.index import Asked, ItemIndex
+from serving.indexes import Indexes
 from serving.metrics import Metrics
 from serving.models import RetrieveRequest
 from serving.online import UserTowers
 from serving.queries import Candidate
+from serving.shadow import Shadow
 
 Connection = psycopg.AsyncConnection[Any]
 Source = Literal["stored", "online", "given", "content"]
+State = Mapping[str, Any]
+# Merges whose answer is a prefix by score: the others may rightly prefer a lower score.
+SHADOWED = ("max",)
 STALE = "interests are older than the user's newest events: "
 
 
@@ -40,11 +48,29 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Interests:
+    """What is searched for. vectors: K of D 16-bit values; numbers: what candidates call them; weights: None for equal.
+
+    banned: items to leave out, beside those that the question names.
+    """
+
+    source: Source
+    vectors: Sequence[HalfVector]
+    weights: Sequence[float] | None
+    numbers: Sequence[int]
+    banned: Sequence[str] = ()
+    skipped: list[str] = field(default_factory=list)
+    degraded: str | None = None
+
+
+@dataclass(frozen=True)
 class Retrieval:
     """Answers questions over connections that the caller lends."""
 
     towers: UserTowers
     metrics: Metrics
+    indexes: Indexes
+    shadow: Shadow | None = None
 
     async def answer(
         self, connection: Connection, question: RetrieveRequest, content: ContentVector | None = None
@@ -53,99 +79,100 @@ class Retrieval:
 
         content: what a question by text or picture was embedded as (ContentQueries.embed).
         """
+        state = await self._state(connection, question)
+        # a text or picture was embedded before this snapshot was taken: it stays with the generation that embedded it
+        generation = state["generation"] if content is None else content.generation
+        index = self.indexes.current(generation, state["version"])
         if content is not None:
-            answer = await self._by_content(connection, question, content)
+            interests = Interests("content", [HalfVector(content.vector)], None, [0])
         elif question.vectors is not None:
-            answer = await self._by_vectors(connection, question)
+            interests = _given(question)
         elif question.history is not None:
-            answer = await self._by_history(connection, question)
+            interests = await self._of_history(connection, question, state, index)
         else:
-            answer = await self._by_user(connection, question)
-        self.metrics.candidates(answer.interests, len(answer.candidates))
-        if "title" in question.fields:
-            answer = replace(answer, candidates=await self._titled(connection, answer.candidates))
-        return answer
+            interests = await self._of_user(connection, question, state, index)
+        candidates = await self._search(connection, question, generation, index, interests)
+        self.metrics.candidates(interests.source, len(candidates))
+        return Answer(generation, interests.source, candidates, interests.skipped, interests.degraded)
 
-    async def _by_vectors(self, connection: Connection, question: RetrieveRequest) -> Answer:
-        generation = (await self._state(connection, ""))["generation"]
-        vectors = [_half(vector) for vector in question.vectors or []]
-        candidates = await self._search(connection, question, generation, vectors, question.weights, question.exclude)
-        return Answer(generation, "given", candidates)
-
-    async def _by_content(self, connection: Connection, question: RetrieveRequest, content: ContentVector) -> Answer:
-        vectors = [HalfVector(content.vector)]
-        candidates = await self._search(connection, question, content.generation, vectors, None, question.exclude)
-        return Answer(content.generation, "content", candidates)
-
-    async def _by_history(self, connection: Connection, question: RetrieveRequest) -> Answer:
-        history = question.history or []
-        generation = (await self._state(connection, ""))["generation"]
-        parameters = {"generation": generation, "item_ids": sorted({*history})}
-        with self.metrics.stage("history"):
-            rows = await _fetch(connection, queries.ITEM_VECTORS, parameters)
-        known = {row["item_id"]: row["embedding"] for row in rows}
-        if not known:
-            raise Problem(
-                UNKNOWN_HISTORY, f"generation {generation} knows none of the {len(history)} items of the history"
-            )
-        vectors = [known[item_id] for item_id in history if item_id in known][-SEQUENCE_LENGTH:]
-        banned = [*question.exclude, *history] if question.exclude_seen else question.exclude
-        candidates = await self._online(connection, question, generation, vectors, banned)
-        skipped = [item_id for item_id in dict.fromkeys(history) if item_id not in known]
-        return Answer(generation, "online", candidates, skipped)
-
-    async def _by_user(self, connection: Connection, question: RetrieveRequest) -> Answer:
-        state = await self._state(connection, question.user_id or "")
-        as_of, newest_at = state["as_of"], state["newest_at"]
-        if newest_at is None or (as_of is not None and newest_at <= as_of):
-            return await self._stored(connection, question)
-        parameters = {"user_id": question.user_id, "generation": state["generation"], "length": SEQUENCE_LENGTH}
-        with self.metrics.stage("history"):
-            rows = await _fetch(connection, queries.USER_HISTORY, parameters)
-        if not rows:  # events of items that came after the generation, and nothing else
-            reason = "the generation knows none of the items"
-            return await self._stored(connection, question, STALE + reason if as_of else None)
-        banned = question.exclude
-        if question.exclude_seen:
-            seen = await _fetch(connection, queries.SEEN_ITEMS, {"user_id": question.user_id})
-            banned = [*banned, *seen[0]["item_ids"]]
-        vectors, times = [row["embedding"] for row in rows], [row["microseconds"] for row in rows]
-        try:
-            candidates = await self._online(connection, question, state["generation"], vectors, banned, times)
-        except Problem as problem:
-            if problem.kind is not NO_TOWER or as_of is None:
-                raise
-            return await self._stored(connection, question, STALE + problem.detail)
-        return Answer(state["generation"], "online", candidates)
-
-    async def _state(self, connection: Connection, user_id: str) -> Mapping[str, Any]:
+    async def _state(self, connection: Connection, question: RetrieveRequest) -> State:
+        parameters = {"user_id": question.user_id, "exclude_seen": question.exclude_seen, "length": SEQUENCE_LENGTH}
         with self.metrics.stage("state"):
-            rows = await _fetch(connection, queries.STATE, {"user_id": user_id})
+            rows = await _fetch(connection, queries.USER_STATE if question.user_id else queries.STATE, parameters)
         if not rows:
             raise Problem(PROBLEMS["PT001"], "no generation is live; build one and promote it")
         return rows[0]
 
-    async def _stored(self, connection: Connection, question: RetrieveRequest, degraded: str | None = None) -> Answer:
-        parameters = _parameters(question, question.exclude)
-        parameters |= {"user_id": question.user_id, "exclude_seen": question.exclude_seen}
-        candidates = await self._candidates(connection, queries.CANDIDATES, parameters)
-        generation = candidates[0].generation if candidates else (await self._state(connection, ""))["generation"]
-        return Answer(generation, "stored", candidates, degraded=degraded)
+    async def _of_history(
+        self, connection: Connection, question: RetrieveRequest, state: State, index: ItemIndex | None
+    ) -> Interests:
+        history = question.history or []
+        known = await self._vectors(connection, state["generation"], index, history)
+        if not known:
+            raise Problem(
+                UNKNOWN_HISTORY,
+                f"generation {state['generation']} knows none of the {len(history)} items of the history",
+            )
+        vectors = [known[item_id] for item_id in history if item_id in known][-SEQUENCE_LENGTH:]
+        interests = await self._computed(connection, state["generation"], vectors)
+        skipped = [item_id for item_id in dict.fromkeys(history) if item_id not in known]
+        return replace(interests, banned=history if question.exclude_seen else (), skipped=skipped)
 
-    async def _online(
+    async def _of_user(
+        self, connection: Connection, question: RetrieveRequest, state: State, index: ItemIndex | None
+    ) -> Interests:
+        as_of, newest_at, seen = state["as_of"], state["newest_at"], state["seen"] or ()
+        if newest_at is None or (as_of is not None and newest_at <= as_of):
+            return await self._stored(connection, question, state)
+        if not state["history"]:  # events of items that came after the generation, and nothing else
+            reason = "the generation knows none of the items"
+            return await self._stored(connection, question, state, STALE + reason)
+        known = await self._vectors(connection, state["generation"], index, state["history"])
+        try:
+            vectors = [known[item_id] for item_id in state["history"]]
+            found = await self._computed(connection, state["generation"], vectors, state["microseconds"])
+            return replace(found, banned=seen)
+        except Problem as problem:
+            if problem.kind is not NO_TOWER or as_of is None:
+                raise
+            return await self._stored(connection, question, state, STALE + problem.detail)
+
+    async def _stored(
+        self, connection: Connection, question: RetrieveRequest, state: State, degraded: str | None = None
+    ) -> Interests:
+        if state["vectors"] is None:
+            await _fetch(
+                connection, queries.UNKNOWN_USER, {"user_id": question.user_id, "generation": state["generation"]}
+            )
+        rows = np.frombuffer(state["vectors"], ">f2").reshape(-1, state["dim"])
+        vectors = [HalfVector(row) for row in rows]
+        return Interests("stored", vectors, state["weights"], state["numbers"], state["seen"] or (), degraded=degraded)
+
+    async def _vectors(
+        self, connection: Connection, generation: int, index: ItemIndex | None, item_ids: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        """The embeddings of those items that the generation knows."""
+        wanted = sorted({*item_ids})
+        with self.metrics.stage("history"):
+            if index is not None:
+                found = zip(wanted, index.vectors(wanted), strict=True)
+                return {item_id: vector for item_id, vector in found if vector is not None}
+            parameters = {"generation": generation, "item_ids": wanted}
+            rows = await _fetch(connection, queries.ITEM_VECTORS, parameters)
+        return {row["item_id"]: row["embedding"].to_numpy() for row in rows}
+
+    async def _computed(
         self,
         connection: Connection,
-        question: RetrieveRequest,
         generation: int,
-        history: Sequence[HalfVector],
-        banned: Sequence[str],
-        times: Sequence[int] | None = None,
-    ) -> list[Candidate]:
+        history: Sequence[NDArray[Any]],
+        microseconds: Sequence[int] | None = None,
+    ) -> Interests:
         with self.metrics.stage("tower"):
             await self._load_tower(connection, generation)
-            found = await self.towers.interests(generation, [vector.to_numpy() for vector in history], times)
+            found = await self.towers.interests(generation, history, microseconds)
         vectors = [HalfVector(vector) for vector in found.vectors]
-        return await self._search(connection, question, generation, vectors, found.weights, banned)
+        return Interests("online", vectors, found.weights, range(len(vectors)))
 
     async def _load_tower(self, connection: Connection, generation: int) -> None:
         if generation in self.towers:
@@ -163,32 +190,77 @@ class Retrieval:
         connection: Connection,
         question: RetrieveRequest,
         generation: int,
-        vectors: Sequence[HalfVector],
-        weights: Sequence[float] | None,
-        banned: Sequence[str],
-    ) -> list[Candidate]:
-        parameters = _parameters(question, banned)
-        parameters |= {"interests": list(vectors), "weights": weights and list(weights), "generation": generation}
-        parameters["space"] = question.searched_space
-        return await self._candidates(connection, queries.CANDIDATES_BY_VECTORS, parameters)
-
-    async def _candidates(
-        self, connection: Connection, statement: str, parameters: Mapping[str, Any]
+        index: ItemIndex | None,
+        interests: Interests,
     ) -> list[Candidate]:
         with self.metrics.stage("search"):
-            async with connection.cursor(row_factory=class_row(Candidate)) as cursor:
-                await cursor.execute(statement, parameters)
-                return await cursor.fetchall()
+            found = None if index is None else await self._in_memory(index, question, interests)
+            by = "sql" if found is None else "memory"
+            parameters = _parameters(question, generation, interests)
+            if found is None:
+                found = await _by_sql(connection, question, parameters, interests.numbers)
+        self.metrics.searched(by)
+        if self.shadow is not None and question.merge in SHADOWED:
+            self.shadow.sample(by, parameters, found)
+        return found
 
-    async def _titled(self, connection: Connection, candidates: list[Candidate]) -> list[Candidate]:
-        with self.metrics.stage("titles"):
-            rows = await _fetch(connection, queries.TITLES, {"item_ids": [c.item_id for c in candidates]})
+    async def _in_memory(
+        self, index: ItemIndex, question: RetrieveRequest, interests: Interests
+    ) -> list[Candidate] | None:
+        if question.searched_space != "item" or len({vector.dimensions() for vector in interests.vectors}) > 1:
+            return None
+        asked = Asked(
+            np.stack([vector.to_numpy() for vector in interests.vectors]).astype(np.float32),
+            interests.numbers,
+            interests.weights,
+            question.k,
+            question.filter,
+            [*question.exclude, *interests.banned],
+            question.merge,
+            question.allow,
+            None if question.diversity is None else question.diversity.model_dump(),
+        )
+        return await self.indexes.answer(index, asked)
+
+
+def _given(question: RetrieveRequest) -> Interests:
+    vectors = [_half(vector) for vector in question.vectors or []]
+    return Interests("given", vectors, question.weights, range(len(vectors)))
+
+
+def _parameters(question: RetrieveRequest, generation: int, interests: Interests) -> dict[str, Any]:
+    parameters = queries.candidate_parameters(
+        k=question.k,
+        filter=question.filter,
+        exclude=[*question.exclude, *interests.banned],
+        merge=question.merge,
+        allow=question.allow,
+        diversity=None if question.diversity is None else question.diversity.model_dump(),
+    )
+    weights = None if interests.weights is None else list(interests.weights)
+    searched = {"interests": list(interests.vectors), "weights": weights, "generation": generation}
+    return parameters | searched | {"space": question.searched_space}
+
+
+async def _by_sql(
+    connection: Connection, question: RetrieveRequest, parameters: Mapping[str, Any], numbers: Sequence[int]
+) -> list[Candidate]:
+    async with connection.cursor(binary=True, row_factory=class_row(Candidate)) as cursor:
+        await cursor.execute(queries.CANDIDATES_BY_VECTORS, parameters)
+        found = await cursor.fetchall()
+    titles: dict[str, str | None] = {}
+    if "title" in question.fields:
+        rows = await _fetch(connection, queries.TITLES, {"item_ids": [row.item_id for row in found]})
         titles = {row["item_id"]: row["title"] for row in rows}
-        return [replace(candidate, title=titles.get(candidate.item_id)) for candidate in candidates]
-
-
-def _parameters(question: RetrieveRequest, exclude: Sequence[str]) -> dict[str, Any]:
-    return queries.candidate_parameters(k=question.k, filter=question.filter, exclude=exclude, merge=question.merge)
+    return [
+        replace(
+            row,
+            interest=numbers[row.interest],
+            found_by=[numbers[n] for n in row.found_by],
+            title=titles.get(row.item_id),
+        )
+        for row in found
+    ]
 
 
 def _half(vector: Sequence[float]) -> HalfVector:

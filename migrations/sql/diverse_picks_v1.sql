@@ -8,13 +8,14 @@ as $$
 declare
     attribute text := diversity ->> 'attribute';
     weight float8 := (diversity ->> 'weight')::float8;
-    -- The values as JSON texts, so that 1 and "1" are two.
+    -- The values as JSON texts, so that 1 and "1" are two, and 1 and 1.0 one.
     categories jsonb[];
     -- How many picked ones share a value; null once an item is picked itself.
     shared int[] := array_fill(0, array[coalesce(cardinality(item_ids), 0)]);
     pick int;
 begin
-    select array_agg(coalesce((select jsonb_agg(value::text) from jsonb_array_elements(
+    select array_agg(coalesce((select jsonb_agg(case jsonb_typeof(value) when 'number' then trim_scale(value::numeric)::text
+                                                 else value::text end) from jsonb_array_elements(
                case jsonb_typeof(i.attributes -> attribute) when 'array' then i.attributes -> attribute
                     else jsonb_build_array(i.attributes -> attribute) end) value where value <> 'null'), '[]') order by l.n)
     into categories from unnest(item_ids) with ordinality l (id, n) left join items i on i.item_id = l.id;

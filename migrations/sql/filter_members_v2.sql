@@ -12,8 +12,9 @@ declare
     members text[];
 begin
     if allow is not null then
-        select coalesce(array_agg(distinct item_id), '{}') into members from items
-        where item_id = any (allow) and available and (path is null or attributes @@ path);
+        -- As without a list: an item that is only in the generation is available, and has no attributes.
+        select coalesce(array_agg(distinct id), '{}') into members from unnest(allow) id left join items i on i.item_id = id
+        where i.available is not false and (path is null or i.attributes @@ path);
         if members = '{}' and path is not null then
             perform raise_unknown_attribute(filter);
         end if;

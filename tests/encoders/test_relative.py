@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from encoders import checkpoint
+from encoders.backbone import Recency
 from encoders.catalogue import Catalogue, Histories
 from encoders.config import TowersConfig, TrainConfig
 from encoders.evaluate import TowersScorer, padded, padded_times
@@ -64,8 +66,10 @@ def test_rotary_products_depend_on_the_distance_alone() -> None:
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
-@pytest.mark.parametrize("options", [{"relative": "both"}, {"relative": "position"}, {"positions": "rotary"}], ids=str)
-def test_packing_and_padding_change_nothing(options: dict[str, str], blocks: int) -> None:
+@pytest.mark.parametrize(
+    "options", [{"relative": "both"}, {"relative": "position"}, {"positions": "rotary"}, {"recency": True}], ids=str
+)
+def test_packing_and_padding_change_nothing(options: dict[str, Any], blocks: int) -> None:
     tower, items = tower_of(blocks=blocks, **options), vectors(7)
     times = torch.tensor([[5, 9, 9, 40, 2, 700, 900]]) * DAY
     segments = torch.tensor([[1, 1, 1, 1, 2, 2, 2]])
@@ -77,6 +81,14 @@ def test_packing_and_padding_change_nothing(options: dict[str, str], blocks: int
         mask[:, spots] = True
         found = tower.interests(wide, mask, when)
         torch.testing.assert_close(found.vectors, packed.vectors[:, last])
+
+
+def test_recency_weighs_the_newest_items_as_item_knn_does() -> None:
+    items, allowed = vectors(4), torch.tensor([[[True, True, False, True]]])
+    places = torch.tensor([[3]]), torch.arange(4)[None]
+    found = Recency(TowersConfig(dim=items.shape[-1]))(items, places, allowed)
+    expected = 0.8**3 * items[:, 0] + 0.8**2 * items[:, 1] + items[:, 3]
+    torch.testing.assert_close(found[:, 0], expected)
 
 
 def test_only_differences_of_time_count_and_only_where_they_are_read() -> None:
@@ -103,11 +115,13 @@ def test_rows_and_questions_carry_the_times_of_their_events() -> None:
     assert set(asked) <= at
 
 
-@pytest.mark.parametrize("options", [{"relative": "both"}, {"relative": "time"}, {"positions": "rotary"}], ids=str)
-def test_it_trains_and_serves_from_its_bytes(tmp_path: Path, options: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "options", [{"relative": "both"}, {"relative": "time"}, {"positions": "rotary"}, {"recency": True}], ids=str
+)
+def test_it_trains_and_serves_from_its_bytes(tmp_path: Path, options: dict[str, Any]) -> None:
     catalogue: Catalogue = tiny_catalogue(content=False)
     histories = spread(tiny_histories(users=60))
-    shape = replace(SHAPE, **{"relative": "none", **options})  # type: ignore[arg-type]
+    shape = replace(SHAPE, **{"relative": "none", **options})
     config = TrainConfig(towers=shape, epochs=4, batch_rows=4, negatives=0, threads=1, device="cpu", learning_rate=1e-2)
     result = train(catalogue, histories, config, directory=tmp_path)
     assert result.curves[-1].loss < result.curves[0].loss

@@ -13,13 +13,17 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Found:
-    """One candidate, as every interface answers it. interest counts from 0, ranks from 1."""
+    """One candidate, as every interface answers it. interest counts from 0, ranks from 1.
+
+    found_by: (interest, rank, score) of all interests that found it.
+    """
 
     item_id: str
     score: float
     rank: int
     interest: int
     interest_rank: int
+    found_by: tuple[tuple[int, int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,26 @@ def merge_rrf(lists: list[list[Listed]], weights: Sequence[float], k: int) -> li
     }
     fused = [replace(row, score=scores[row.item_id]) for row in _best(lists)]
     return _numbered(sorted(fused, key=_by_score)[:k])
+
+
+def merge_diverse(lists: list[list[Listed]], k: int, weight: float, categories: Mapping[str, set[Any]]) -> list[Found]:
+    """One by one the item of largest score + weight × (picked ones that share no category with it)."""
+    pool, picked = _best(lists), list[Listed]()
+    while pool and len(picked) < k:
+        worth = [
+            row.score - weight * sum(bool(categories[row.item_id] & categories[p.item_id]) for p in picked)
+            for row in pool
+        ]
+        picked.append(pool.pop(worth.index(max(worth))))
+    return _numbered(picked)
+
+
+def with_provenance(found: Sequence[Found], lists: list[list[Listed]]) -> list[Found]:
+    """The same, with all interests that found each item."""
+    by: dict[str, list[tuple[int, int, float]]] = {}
+    for row in (row for rows in lists for row in rows):
+        by.setdefault(row.item_id, []).append((row.interest, row.rank, row.score))
+    return [replace(row, found_by=tuple(by[row.item_id])) for row in found]
 
 
 MERGES: Mapping[str, Callable[[list[list[Listed]], Sequence[float], int], list[Found]]] = {

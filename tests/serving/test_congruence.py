@@ -1,16 +1,17 @@
-"""SQL = HTTP = plain Python, rank for rank, on drawn generations."""
+"""SQL = the index in memory = plain Python, rank for rank, on drawn generations. test_http.py adds HTTP."""
 
 from typing import Any
 
 import numpy as np
 import psycopg
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from serving.index import Asked, ItemIndex
+from serving.index_load import read
 from serving.queries import Candidate, retrieve
 from tests.generation_factory import Synthetic, write_generation
-from tests.serving.reference import MERGES, Found, eighths, interest_lists, matches
+from tests.serving.reference import MERGES, Found, eighths, interest_lists, matches, merge_diverse, with_provenance
 
 GENRES = ["Comedy", "Drama", "Horror", 'It\'s "odd"']
 FILTERS: list[dict[str, Any]] = [
@@ -58,35 +59,94 @@ def generations(draw: st.DrawFn) -> tuple[Synthetic, int]:
     return data, draw(st.sampled_from([1, 2, 7, 100, 1000]))
 
 
-def expected(data: Synthetic, k: int, wanted: dict[str, Any], exclude_seen: bool, merge: str) -> list[Found]:
+Question = dict[str, Any]
+
+
+@st.composite
+def questions(draw: st.DrawFn) -> Question:
+    """Everything that retrieve() takes beside user and k."""
+    merge = draw(st.sampled_from([*MERGES, "diverse"]))
+    ids = [f"{'Éabß'[n % 4]}-{n}" for n in range(0, 200, draw(st.sampled_from([1, 2, 5])))]
+    return {
+        "filter": draw(st.sampled_from(FILTERS)),
+        "exclude_seen": draw(st.booleans()),
+        "merge": merge,
+        "exclude": draw(st.sampled_from([[], ids[::3], ["nobody's", ids[0], ids[0]]])),
+        "allow": draw(st.sampled_from([None, None, [], ids, [*ids[::-2], ids[0]]])),
+        "diversity": {
+            "attribute": draw(st.sampled_from(["genres", "year", "flag"])),
+            "weight": draw(st.sampled_from([0.0, 0.125, 0.5, 100.0])),
+        }
+        if merge == "diverse"
+        else None,
+    }
+
+
+def expected(data: Synthetic, k: int, question: Question) -> list[Found]:
     """The reference's answer for user u."""
     assert data.attributes is not None
+    allow, merge = question["allow"], question["merge"]
     qualifies = [
         item_id not in data.unavailable
-        and not (exclude_seen and item_id in data.seen["u"])
-        and matches(attributes, wanted)
+        and not (question["exclude_seen"] and item_id in data.seen["u"])
+        and item_id not in question["exclude"]
+        and (allow is None or item_id in allow)
+        and matches(attributes, question["filter"])
         for item_id, attributes in zip(data.item_ids, data.attributes, strict=True)
     ]
     lists = interest_lists(data.item_ids, data.embedding, data.interests["u"], qualifies, k)
-    return MERGES[merge](lists, data.weights["u"], k)
+    if merge == "diverse":
+        values = {
+            i: row[question["diversity"]["attribute"]] for i, row in zip(data.item_ids, data.attributes, strict=True)
+        }
+        categories = {i: set(v if isinstance(v, list) else [v]) - {None} for i, v in values.items()}
+        return with_provenance(merge_diverse(lists, k, question["diversity"]["weight"], categories), lists)
+    return with_provenance(MERGES[merge](lists, data.weights["u"], k), lists)
 
 
 def plain(candidates: list[Candidate]) -> list[Found]:
-    return [Found(c.item_id, float(np.float32(c.score)), c.rank, c.interest, c.interest_rank) for c in candidates]
+    return [
+        Found(
+            c.item_id,
+            float(np.float32(c.score)),
+            c.rank,
+            c.interest,
+            c.interest_rank,
+            tuple(zip(c.found_by, c.found_ranks, c.found_scores, strict=True)),
+        )
+        for c in candidates
+    ]
 
 
-@pytest.mark.parametrize("merge", MERGES)
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
-@given(drawn=generations(), wanted=st.sampled_from(FILTERS), exclude_seen=st.booleans())
-def test_sql_agrees_with_the_reference(
-    connection: psycopg.Connection[Any],
-    merge: str,
-    drawn: tuple[Synthetic, int],
-    wanted: dict[str, Any],
-    exclude_seen: bool,
+def in_memory(index: ItemIndex | None, data: Synthetic, k: int, question: Question) -> list[Candidate]:
+    assert index is not None
+    seen = data.seen["u"] if question["exclude_seen"] else ()
+    interests = data.interests["u"]
+    asked = Asked(
+        interests,
+        range(len(interests)),
+        data.weights["u"],
+        k,
+        question["filter"],
+        [*question["exclude"], *seen],
+        question["merge"],
+        question["allow"],
+        question["diversity"],
+    )
+    found = index.answer(asked)
+    assert found is not None
+    return found
+
+
+@settings(max_examples=36, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(drawn=generations(), question=questions())
+def test_sql_and_memory_agree_with_the_reference(
+    connection: psycopg.Connection[Any], drawn: tuple[Synthetic, int], question: Question
 ) -> None:
     data, k = drawn
     with connection.transaction(force_rollback=True):
         write_generation(connection, data, index=False)
-        found = retrieve(connection, "u", k=k, filter=wanted, exclude_seen=exclude_seen, merge=merge)
-        assert plain(found) == expected(data, k, wanted, exclude_seen, merge)
+        found = retrieve(connection, "u", k=k, **question, titles=True)
+        index = read(connection, 1 << 30)
+        assert plain(found) == expected(data, k, question)
+        assert in_memory(index, data, k, question) == found

@@ -13,7 +13,12 @@ from tests.generation_factory import Synthetic
 
 
 def _candidates(body: dict[str, Any]) -> list[Candidate]:
-    return [Candidate(**row, generation=body["generation"]) for row in body["candidates"]]
+    candidates = []
+    for row in body["candidates"]:
+        columns = {f"found_{name}s": [by[name] for by in row["found_by"]] for name in ("rank", "score")}
+        columns["found_by"] = [by["interest"] for by in row["found_by"]]
+        candidates.append(Candidate(**{**row, **columns}, generation=body["generation"]))
+    return candidates
 
 
 QUESTIONS: list[dict[str, Any]] = [
@@ -93,7 +98,8 @@ def test_probes_and_metrics(client: TestClient) -> None:
     assert told >= {
         'polytower_request_seconds_count{route="/v1/retrieve",status="200"} 1.0',
         'polytower_request_seconds_count{route="/v1/retrieve",status="404"} 1.0',
-        'polytower_stage_seconds_count{stage="search"} 2.0',
+        'polytower_stage_seconds_count{stage="state"} 2.0',
+        'polytower_stage_seconds_count{stage="search"} 1.0',
         'polytower_candidates_sum{interests="stored"} 56.0',
         'polytower_problems_total{type="unknown-user"} 1.0',
         "polytower_requests_in_flight 0.0",

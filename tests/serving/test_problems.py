@@ -87,6 +87,7 @@ def test_unreadable_bodies(client: TestClient, body: bytes) -> None:
     ("path", "status", "slug"),
     [
         ("/v1/items/nothing/similar", 404, "unknown-item"),
+        ("/v1/items/https%3A%2F%2Fshop%2F1/similar", 404, "unknown-item"),
         ("/v1/items/i01/similar?k=0", 422, "invalid-request"),
         ("/v1/items/i01/similar?space=taste", 422, "invalid-request"),
         ("/v1/items/i01/similar?filter={", 422, "malformed-filter"),
@@ -147,7 +148,7 @@ def test_unmigrated_database(server: str) -> None:
 
 
 def test_without_postgres() -> None:
-    caps = Caps(deadline=1.0)
+    caps = Caps(deadline=3.0)
     with TestClient(
         create_app("postgresql://nobody@127.0.0.1:1/nothing", caps=caps), raise_server_exceptions=False
     ) as client:

@@ -1,0 +1,158 @@
+"""Merges of per-interest lists in numpy: the same rules, ties included, as migrations/sql/merge_lists_v2.sql.
+
+Items are positions in ascending order of their id's bytes, so a tie on the score goes to the lower position.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+# Reciprocal rank fusion's constant (Cormack et al., SIGIR 2009).
+FUSION = 60
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Rows of all per-interest lists, R of them: interest, position of the item, score, rank in the interest (from 1).
+
+    A pair of interest and position comes once.
+    """
+
+    interest: Ints
+    position: Ints
+    score: Floats
+    rank: Ints
+
+    @staticmethod
+    def of(found: Sequence[tuple[Ints, Floats]]) -> "Lists":
+        """From one (positions, scores) pair per interest, each sorted by score, then position."""
+        lengths = [len(positions) for positions, _ in found]
+        return Lists(
+            np.repeat(np.arange(len(found)), lengths),
+            np.concatenate([positions for positions, _ in found]),
+            np.concatenate([scores for _, scores in found]),
+            np.concatenate([np.arange(1, length + 1) for length in lengths]),
+        )
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The answer, best first: rows of Lists, each item's best one, and the score that the merge gave it."""
+
+    row: Ints
+    score: Floats
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a merge may look at. weights: one per interest; categories: of rows given by number, for `diverse` only."""
+
+    k: int
+    weights: Sequence[float]
+    diversity: float = 0.0
+    categories: Callable[[Ints], NDArray[np.bool_]] | None = None
+
+
+def best_rows(lists: Lists) -> Ints:
+    """One row per item, its best-scored (of equals the lowest interest's), by score, then position."""
+    order = np.lexsort((lists.interest, -lists.score, lists.position))
+    positions = lists.position[order]
+    rows = order[np.flatnonzero(np.diff(positions, prepend=-1))]
+    return rows[np.argsort(-lists.score[rows], kind="stable")]
+
+
+def merge_max(lists: Lists, question: Question) -> Merged:
+    """By the best score of any interest."""
+    rows = best_rows(lists)[: question.k]
+    return Merged(rows, lists.score[rows])
+
+
+def merge_quota(lists: Lists, question: Question) -> Merged:
+    """Each interest places its share of k by weight (largest remainder), what is left goes by score."""
+    rows = best_rows(lists)
+    quotas = shares(question.weights, question.k)
+    interests = lists.interest[rows]
+    over = np.zeros(len(rows), bool)
+    for interest, quota in enumerate(quotas):
+        over[np.flatnonzero(interests == interest)[quota:]] = True
+    rows = rows[np.sort(np.argsort(over, kind="stable")[: question.k])]
+    return Merged(rows, lists.score[rows])
+
+
+def shares(weights: Sequence[float], k: int) -> list[int]:
+    """k places by weight, by largest remainder; of equal remainders the first interest's is rounded up."""
+    exact = [float(np.float32(weight)) for weight in weights]
+    parts = [k * weight / sum(exact) for weight in exact]
+    places = [int(part) for part in parts]
+    for number in sorted(range(len(parts)), key=lambda n: (places[n] - parts[n], n))[: k - sum(places)]:
+        places[number] += 1
+    return places
+
+
+def merge_rrf(lists: Lists, question: Question) -> Merged:
+    """Reciprocal rank fusion: the sum of 1 / (60 + rank) over the interests that found the item."""
+    rows = best_rows(lists)
+    order = np.lexsort((lists.rank, lists.position))  # summed from the best rank on, as SQL does
+    _, starts = np.unique(lists.position[order], return_index=True)
+    sums = _sums(1.0 / (FUSION + lists.rank[order]), starts).astype(np.float32)
+    fused = sums[np.searchsorted(lists.position[order][starts], lists.position[rows])]
+    best = np.lexsort((lists.position[rows], -fused))[: question.k]
+    return Merged(rows[best], fused[best])
+
+
+def _sums(values: NDArray[np.float64], starts: Ints) -> NDArray[np.float64]:
+    """Sums of the runs of `values` that begin at `starts`, each added from left to right (reduceat adds in pairs)."""
+    lengths = np.diff(starts, append=len(values))
+    sums = np.zeros(len(starts))
+    for step in range(int(lengths.max(initial=0))):
+        longer = lengths > step
+        sums[longer] += values[starts[longer] + step]
+    return sums
+
+
+def merge_diverse(lists: Lists, question: Question) -> Merged:
+    """One by one the item of largest score + weight × (number of picked ones that share no category with it).
+
+    ComiRec's greedy inference (KDD 2020, section 3.4), for items of any number of categories.
+    """
+    assert question.categories is not None
+    rows = best_rows(lists)
+    scores = lists.score[rows].astype(np.float64)
+    categories = question.categories(lists.position[rows])
+    shared = np.zeros(len(rows))
+    free = np.ones(len(rows), bool)
+    picks = []
+    for _ in range(min(question.k, len(rows))):
+        pick = int(np.argmax(np.where(free, scores - question.diversity * shared, -np.inf)))
+        free[pick] = False
+        shared += categories[:, categories[pick]].any(axis=1)
+        picks.append(pick)
+    rows = rows[np.array(picks, dtype=np.int64)]
+    return Merged(rows, lists.score[rows])
+
+
+MERGES: Mapping[str, Callable[[Lists, Question], Merged]] = {
+    "max": merge_max,
+    "quota": merge_quota,
+    "rrf": merge_rrf,
+    "diverse": merge_diverse,
+}
+
+
+def provenance(lists: Lists, rows: Ints, numbers: Sequence[int]) -> list[tuple[list[int], list[int], list[float]]]:
+    """Of each given row's item: numbers of the interests that found it, its rank and its score in each of them."""
+    order = np.lexsort((lists.interest, lists.position))
+    positions = lists.position[order]
+    wanted = lists.position[rows]
+    first, last = np.searchsorted(positions, wanted), np.searchsorted(positions, wanted, side="right")
+    interests = [numbers[n] for n in lists.interest[order].tolist()]
+    ranks, scores = lists.rank[order].tolist(), lists.score[order].tolist()
+    return [
+        (interests[start:end], ranks[start:end], scores[start:end])
+        for start, end in zip(first.tolist(), last.tolist(), strict=True)
+    ]
