@@ -274,7 +274,7 @@ Table(
 Table(
     "item_version",
     metadata,
-    Column("only_row", Boolean, primary_key=True, server_default=text("true")),
+    Column("only_row", Boolean, CheckConstraint("only_row"), primary_key=True, server_default=text("true")),
     Column("version", BigInteger, nullable=False),
 )
 

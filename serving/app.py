@@ -46,7 +46,7 @@ def create_app(url: str | None = None, *, caps: Caps | None = None, require_keys
     """The application over a migrated database; url None means the platform's own.
 
     require_keys: whether requests need an API key; None: what POLYTOWER_REQUIRE_KEYS says, else no. Starts (and answers
-    /healthz) without Postgres; torch and Feast are imported when a request first needs them.
+    /healthz) without Postgres; torch is imported when a request first needs it, Feast never.
     """
     caps = caps or Caps()
     guarded = bool(settings().require_keys) if require_keys is None else require_keys
@@ -54,7 +54,7 @@ def create_app(url: str | None = None, *, caps: Caps | None = None, require_keys
     where = url or database_url()
     towers = UserTowers(metrics)
     database = Database(where, metrics, size=caps.pool, timeout=caps.deadline * 0.8)
-    features = Features(where, metrics)
+    features = Features(where, metrics, timeout=caps.deadline * 0.8)
     ring = KeyRing(database)
     content = ContentQueries(database, metrics, patience=caps.deadline * 0.7)
     indexes = Indexes(where, metrics, limit=settings().index_mb << 20)
@@ -63,6 +63,7 @@ def create_app(url: str | None = None, *, caps: Caps | None = None, require_keys
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await database.open()
+        features.open()
         indexes.refresh()
         yield
         if guarded:
@@ -79,7 +80,7 @@ def create_app(url: str | None = None, *, caps: Caps | None = None, require_keys
     app.state.retrieval = Retrieval(towers, metrics, indexes, shadow)
     app.state.content = content
     app.state.features = features
-    app.state.ranking = Ranking(database, features, metrics, patience=caps.deadline * 0.7)
+    app.state.ranking = Ranking(database, features, metrics)
     app.state.indexes = indexes
     app.state.metrics = metrics
     app.state.ring = ring
@@ -98,8 +99,6 @@ def create_app(url: str | None = None, *, caps: Caps | None = None, require_keys
         body=caps.body,
         concurrency=caps.concurrency,
         deadline=caps.deadline,
-        # The first of these imports Feast, which takes a busy machine more than a deadline.
-        patience={"/v1/features": 6 * caps.deadline},
     )
     if guarded:
         # Outermost: who has no key takes no place in the queue.

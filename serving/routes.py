@@ -96,7 +96,7 @@ async def retrieve_batch(batch: BatchRequest, request: Request) -> Response:
         finally:
             if not connection.closed:
                 await connection.set_isolation_level(None)
-    # After the snapshot: what Feast and the similarities read is theirs to choose, and no connection waits for it.
+    # After the snapshot: what features and similarities read is theirs to choose, and no connection waits for it.
     return _json({"answers": [await _completed(request, *pair) for pair in zip(batch.requests, answers, strict=True)]})
 
 
