@@ -264,7 +264,8 @@ def slope(seconds: dict[int, float]) -> float | None:
 def interests_rate(histories: Histories, items: int, config: TrainConfig) -> dict[str, float]:
     """Users per second of the whole path (histories to interests), and of the bare forward pass."""
     scorer = TowersScorer(Towers(config.towers, Catalogue([str(item) for item in range(items)])))
-    order = np.argsort(histories.lengths, kind="stable")[:8192]
+    order = np.argsort(histories.lengths, kind="stable")
+    order = order[:: -(-len(order) // 8192)]  # users of all lengths, like ones together as in a generation's build
     parts = [histories.select(order[start : start + 256]) for start in range(0, len(order), 256)]
     questions = [padded(part, config.towers.history) for part in parts]
     vectors = [scorer.items_VD[rows] for rows, _ in questions]
@@ -273,19 +274,20 @@ def interests_rate(histories: Histories, items: int, config: TrainConfig) -> dic
         for items_BTD, (_, mask) in zip(vectors, questions, strict=True):
             scorer.towers.user_interests(items_BTD, mask)
 
-    whole = len(order) / timed(lambda: [scorer.interests(part) for part in parts])
-    forward = len(order) / timed(bare)
+    seconds = timed(lambda: [scorer.interests(part) for part in parts], bare)
+    whole, forward = (len(order) / each for each in seconds)
     return {"users_per_second": round(whole), "bare": round(forward), "share": round(whole / forward, 3)}
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Seconds of the faster of two runs."""
-    seconds = []
-    for _ in range(2):
-        started = time.process_time()
-        work()
-        seconds.append(time.process_time() - started)
-    return min(seconds)
+def timed(*works: Callable[[], object], rounds: int = 9) -> list[float]:
+    """Seconds of each in its fastest of some rounds, turn by turn."""
+    seconds = [float("inf")] * len(works)
+    for _ in range(rounds):
+        for place, work in enumerate(works):
+            started = time.process_time()
+            work()
+            seconds[place] = min(seconds[place], time.process_time() - started)
+    return seconds
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from encoders import metrics
@@ -48,7 +49,7 @@ class TowersScorer:
         times_QT = None
         if self.towers.config.reads_time:
             times_QT = padded_times(histories, self.towers.config.history).to(self.towers.device)
-        return self.towers.user_interests(self.items_VD[rows_QT], mask_QT, times_QT)
+        return self.towers.user_interests(F.embedding(rows_QT, self.items_VD), mask_QT, times_QT)
 
 
 def best_scores(interests: Interests, items_VD: Tensor, weighing: float = 0.0) -> Tensor:

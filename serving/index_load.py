@@ -81,7 +81,7 @@ SAMPLE = """
 select string_agg(substr(halfvec_send(embedding), 5), '') from (
     select embedding from (
         select user_id, interest, embedding from user_interests where generation = %(generation)s limit 100000
-    ) drawn order by md5(user_id), interest limit 128
+    ) users order by md5(user_id), interest limit 128
 ) sample
 """
 

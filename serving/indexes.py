@@ -79,7 +79,7 @@ class Indexes:
         except (psycopg.Error, ValueError, MemoryError) as error:
             # The index that was there stays: where its state is still the live one, it is right.
             self._not_before = monotonic() + PATIENCE
-            LOG.warning("the index in memory could not be loaded (%s); SQL answers", type(error).__name__)
+            LOG.warning("the index in memory could not be loaded; SQL answers: %s", error)
         index, seconds = self._index, monotonic() - started
         if index is None:
             self._metrics.index(generation=0, items=0, size=0, seconds=seconds)
