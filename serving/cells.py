@@ -59,10 +59,16 @@ class Cells:
             rows = self._small[start:end] if self._small is not None and allowed is None else None
             rows = self.vectors(positions[start:end]) if rows is None else rows
             np.matmul(interests, rows.T, out=scores[:, start:end])
-        return [
-            self._best(interest, positions[_nearly_first(row, k)], k)
-            for interest, row in zip(interests, scores, strict=True)
-        ]
+        return self._best(interests, [positions[_nearly_first(row, k)] for row in scores], k)
+
+    def scan_members(
+        self, interests: Floats, k: int, members: Ints, rows: Floats, allowed: NDArray[np.bool_]
+    ) -> list[tuple[Ints, Floats]]:
+        """As scan(), over members whose rows [M, D] are at hand; of them those that are allowed."""
+        scores = interests @ rows.T
+        scores[:, ~allowed[members]] = -np.inf
+        near = [_nearly_first(row, k) for row in scores]
+        return self._best(interests, [members[n[row[n] > -np.inf]] for n, row in zip(near, scores, strict=True)], k)
 
     def tune(self, interests: Floats) -> float:
         """Sets how many cells are probed so that these interests [Q, D] are answered well; returns their recall then.
@@ -103,21 +109,29 @@ class Cells:
             if probes == self.count or (positions[:, -1] >= 0).all():
                 break
             probes = min(self.count, 4 * probes)
-        return [self._best(interest, row[row >= 0], k) for interest, row in zip(interests, positions, strict=True)]
+        return self._best(interests, [row[row >= 0] for row in positions], k)
 
-    def _best(self, interest: Floats, positions: Ints, k: int) -> tuple[Ints, Floats]:
-        scores = inner_products(self.vectors(positions), interest)
-        order = np.lexsort((positions, -scores))[:k]
-        return positions[order], scores[order]
+    def _best(self, interests: Floats, found: list[Ints], k: int) -> list[tuple[Ints, Floats]]:
+        """The k best of what was found for each interest, by scores that are the same whoever computes them."""
+        lengths = [len(positions) for positions in found]
+        rows = self.vectors(np.concatenate(found))
+        scores = inner_products(rows, np.repeat(interests, lengths, axis=0))
+        best = []
+        for positions, each in zip(found, np.split(scores, np.cumsum(lengths)[:-1]), strict=True):
+            order = np.lexsort((positions, -each))[:k]
+            best.append((positions[order], each[order]))
+        return best
 
 
-def inner_products(rows: Floats, vector: Floats) -> Floats:
-    """Scores [P] of rows [P, D], to the last bit as pgvector computes them for halfvec on x86: eight sums side by side.
+def inner_products(rows: Floats, vectors: Floats) -> Floats:
+    """Scores [P] of rows [P, D] with vectors [P, D] or [D], to the last bit as pgvector computes them on x86.
+
+    That is, for halfvec: eight sums side by side.
 
     Matrix products add in another order, and a score should not depend on who computed it. Products of 16-bit floats
     are exact in 32 bits, so that fused and separate additions are the same. (Elsewhere the last bit may differ.)
     """
-    products = rows * vector
+    products = rows * vectors
     whole = products.shape[1] // 8 * 8
     lanes = np.zeros((len(rows), 8), np.float32)
     for start in range(0, whole, 8):
@@ -135,7 +149,8 @@ def _nearly_first(scores: Floats, k: int) -> Ints:
     if len(scores) <= k:
         return np.arange(len(scores))
     bar = np.partition(scores, len(scores) - k)[len(scores) - k]
-    return np.flatnonzero(scores >= bar - np.float32(1e-5) * max(np.float32(1), abs(bar)))
+    margin = np.float32(1e-5) * max(np.float32(1), abs(bar)) if np.isfinite(bar) else np.float32(0)
+    return np.flatnonzero(scores >= bar - margin)
 
 
 def _inverted_file(vectors: NDArray[np.float16], cells: int) -> Any:

@@ -6,8 +6,10 @@ catalogues and selective filters are scanned, exactly; large ones are searched i
 docs/adr/0007 has the measurements. Nothing here writes: a new generation, or new attributes, make a new index.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,9 @@ from serving.merges import MERGES, Floats, Ints, Lists, Question, provenance
 from serving.postings import Mask, Postings
 from serving.queries import Candidate
 from serving.texts import Ids, Texts
+
+# Selective filters whose items are kept at hand, at most EXACT_ITEMS each.
+FILTERS = 4
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class ItemIndex:
         self._available = available
         self._postings = postings
         self._all_available = bool(available.all())
+        self._lock = Lock()
+        self._filtered: dict[str, tuple[Ints, Floats]] = {}
         self.cells = Cells(vectors)
         self.recall = 1.0 if sample is None else self.cells.tune(sample)
 
@@ -140,9 +147,29 @@ class ItemIndex:
         restricted = bool(asked.filter) or asked.allow is not None
         free = not restricted and not asked.exclude and self._all_available
         count = int(np.count_nonzero(allowed)) if restricted else len(self) - len(asked.exclude)
+        if asked.filter and asked.allow is None and count <= EXACT_ITEMS < len(self):
+            return self.cells.scan_members(asked.interests, asked.k, *self._members(asked.filter), allowed)
         if exact or count <= EXACT_ITEMS or len(self) <= EXACT_ITEMS:
             return self.cells.scan(asked.interests, asked.k, None if free else allowed)
         return self.cells.probe(asked.interests, asked.k, None if free else allowed, len(self) / count)
+
+    def _members(self, wanted: Mapping[str, Any]) -> tuple[Ints, Floats]:
+        """What a selective filter leaves, with its vectors: the same few filters come again and again."""
+        key = json.dumps(wanted, sort_keys=True)
+        with self._lock:
+            kept = self._filtered.pop(key, None)
+            if kept is not None:
+                self._filtered[key] = kept  # the newest use last
+                return kept
+        mask = self._postings.mask(wanted)
+        assert mask is not None
+        positions = np.flatnonzero(mask & self._available)
+        made = positions, self.cells.vectors(positions)
+        with self._lock:
+            self._filtered[key] = made
+            while len(self._filtered) > FILTERS:
+                self._filtered.pop(next(iter(self._filtered)))
+        return made
 
     def _written(self, lists: Lists, rows: Ints, scores: Floats, numbers: Sequence[int]) -> list[Candidate]:
         positions = lists.position[rows]

@@ -216,14 +216,6 @@ def test_bounded_concurrency() -> None:
     assert arrived == 2
 
 
-def test_a_path_may_have_a_deadline_of_its_own() -> None:
-    async def slow() -> None:
-        await asyncio.sleep(0.1)
-
-    limits = Limits(_app(slow), Metrics(), body=100, concurrency=2, deadline=0.01, patience={"/v1/wait": 10})
-    assert _ask(limits, 1)[0].status_code == 200
-
-
 def test_deadline() -> None:
     limits = Limits(_app(asyncio.Event().wait), Metrics(), body=100, concurrency=2, deadline=0.05)
     _problem(_ask(limits, 1)[0], 503, "deadline-exceeded")
