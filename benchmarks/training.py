@@ -1,18 +1,25 @@
-"""Training speed: packed rows and the fused softmax against a plain padded SASRec, cost by data size, interests rate.
+"""Training speed: packed rows and the fused softmax against padded SASRecs, time to quality, cost by data size.
 
     python -m benchmarks.training                     # synthetic, short histories → benchmarks/results/training.json
-    python -m benchmarks.training --sizes 100000 1000000 10000000 --data ../shared/data/amazon-beauty
+    python -m benchmarks.training --data ../shared/data/amazon-beauty --quality 10 --recbole /tmp/recbole/bin/python
 
-Everything is measured in the same process, one thread, same width, layers, negatives and data: positions (training
-pairs) per second of one epoch for both; seconds per epoch for growing data with the log-log slope; users per second
-of `TowersScorer.interests` beside the bare forward pass on the same, already padded batches.
+Everything is measured on one thread, same width, layers and data, in seconds of CPU time, which other jobs on the
+machine disturb least. Positions (training pairs) a second: ours, a plain SASRec padded to 50 with the same number of
+shared negatives, and RecBole's model (`recbole_sasrec.py`; full softmax, one padded row a pair), where --recbole names
+an interpreter that has it. Time to quality (--quality N): the plain SASRec trains N epochs; ours, preset "short",
+stops at the first epoch whose validation NDCG@10 is as good. Cost for growing data as a log-log slope, packing
+and a few steps each. Users a second of `TowersScorer.interests` beside the bare forward pass on the same, padded
+batches.
 """
 
 import argparse
 import json
 import platform
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,19 +32,24 @@ from torch.nn import functional as F
 
 from encoders.catalogue import Catalogue, Histories
 from encoders.config import TowersConfig, TrainConfig
-from encoders.evaluate import TowersScorer, padded
+from encoders.evaluate import TowersScorer, padded, validation_ndcg
 from encoders.folder import read_interactions
-from encoders.splits import production
+from encoders.packing import Rows, batches, pack
+from encoders.presets import preset
+from encoders.splits import leave_one_out, production
 from encoders.towers import Towers
-from encoders.train import train
+from encoders.train import Epoch, Run, train
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
+_USERS = 128  # of a step of the padded model
 CONFIG = TrainConfig(towers=TowersConfig(interests=1), epochs=1, ema=0.99, threads=1, device="cpu", patience=99)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 300_000, 1_000_000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
+    parser.add_argument("--quality", type=int, default=0, metavar="EPOCHS", help="of the plain SASRec, on --data")
+    parser.add_argument("--recbole", type=Path, metavar="PYTHON", help="an interpreter that can import recbole")
     parser.add_argument("--data", type=Path, help="contract folder for the speed table; synthetic if left out")
     parser.add_argument("--negatives", type=int, default=2048)
     options = parser.parse_args()
@@ -52,11 +64,19 @@ def main() -> None:
         "padded_positions_per_second": round(padded_speed(histories, items, config)),
     }
     report["times_faster"] = round(report["packed_positions_per_second"] / report["padded_positions_per_second"], 1)
+    if options.recbole:
+        report["recbole_positions_per_second"] = round(recbole_speed(options.recbole, histories, items, config))
+    else:
+        report["recbole_positions_per_second"] = "skipped: no --recbole interpreter"
+    if options.quality:
+        report["quality"] = time_to_quality(histories, items, config, options.quality)
     report["seconds_per_epoch"] = {size: round(epoch_seconds(size, config), 2) for size in options.sizes}
     report["log_log_slope"] = slope(report["seconds_per_epoch"])
     report["interests"] = interests_rate(histories, items, config)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    for name, value in report.items():
+        print(f"{name:32} {value}")
     print(json.dumps(report))
 
 
@@ -76,24 +96,96 @@ def folder(path: Path) -> tuple[Histories, int]:
     return histories, len(item_ids)
 
 
-def epoch_seconds(interactions: int, config: TrainConfig) -> float:
-    """Seconds of one epoch of training on that many synthetic interactions."""
+def epoch_seconds(interactions: int, config: TrainConfig, *, steps: int = 20) -> float:
+    """Seconds of one epoch on that many synthetic interactions: packing them all, and `steps` steps scaled up."""
     histories, items = synthetic(interactions)
-    return len(histories.items) / packed_speed(histories, items, config)
+    run, rows, packing = prepared(histories, items, config)
+    return packing + step_seconds(run, rows, steps) * len(rows) / config.batch_rows
 
 
 def packed_speed(histories: Histories, items: int, config: TrainConfig) -> float:
-    """Positions per second of `encoders.train`, packing included; the second epoch counts."""
+    """Positions per second of `encoders.train`, packing included."""
+    run, rows, packing = prepared(histories, items, config)
+    seconds = packing + step_seconds(run, rows, 40) * len(rows) / config.batch_rows
+    return int((rows.segments > 0).sum()) / seconds
+
+
+def prepared(histories: Histories, items: int, config: TrainConfig) -> tuple[Run, Rows, float]:
+    """A training run, the rows of an epoch, and the seconds that packing took."""
     catalogue = Catalogue([str(item) for item in range(items)])
+    run = Run(catalogue, production(histories), replace(config, initial="normal"), Path("unused"))
+    started = time.process_time()
+    rows = pack(histories, config.towers.history, np.random.default_rng(0))
+    return run, rows, time.process_time() - started
+
+
+def step_seconds(run: Run, rows: Rows, steps: int) -> float:
+    """Mean seconds of a training step, batches made on the way."""
+    run.towers.train()
+    started = 0.0
+    for step, batch in zip(range(steps + 2), batches(rows, run.config.batch_rows, run.device), strict=False):
+        if step == 2:  # the first steps import and allocate
+            started = time.process_time()
+        run.step(batch, 1e-3, f"step {step}")
+    return (time.process_time() - started) / steps
+
+
+def recbole_speed(python: Path, histories: Histories, items: int, config: TrainConfig, *, steps: int = 4) -> float:
+    """Positions per second of RecBole's SASRec, one left-aligned padded row for each training pair."""
+    rng, width, shape = np.random.default_rng(0), config.towers.history, config.towers
+    able = np.flatnonzero(histories.lengths >= 2)
+    users = rng.choice(able, (steps, 512), p=(histories.lengths[able] - 1) / (histories.lengths[able] - 1).sum())
+    rows, lengths = np.zeros((steps, 512, width), dtype=np.int64), np.zeros((steps, 512), dtype=np.int64)
+    targets = np.zeros((steps, 512), dtype=np.int64)
+    for place, user in np.ndenumerate(users):
+        events = histories.of(int(user))
+        end = int(rng.integers(1, len(events)))
+        prefix = events[max(0, end - width) : end]
+        rows[place][: len(prefix)], lengths[place], targets[place] = prefix + 1, len(prefix), events[end] + 1
     with TemporaryDirectory() as directory:
-        result = train(
-            catalogue, histories, replace(config, epochs=2), directory=Path(directory), split=production(histories)
-        )
-    return result.curves[-1].positions / result.curves[-1].seconds
+        stored = Path(directory) / "batches.npz"
+        np.savez(stored, rows=rows, lengths=lengths, targets=targets)
+        sizes = (items, shape.dim, width, shape.blocks, shape.heads, shape.dropout)
+        command = [str(python), "-m", "benchmarks.recbole_sasrec", str(stored), *map(str, sizes)]
+        found = subprocess.run(command, check=False, capture_output=True, text=True)
+    if found.returncode:
+        sys.exit(f"RecBole's SASRec did not run: {found.stderr.strip().splitlines()[-1]}")
+    return float(found.stdout.splitlines()[-1])
+
+
+def time_to_quality(histories: Histories, items: int, config: TrainConfig, epochs: int) -> dict[str, float]:
+    """Seconds of the plain SASRec for `epochs` epochs, and of ours to the same validation NDCG@10 or a better one."""
+    split = leave_one_out(histories)
+    model, started = PaddedSasrec(items, config.towers), time.process_time()
+    for _ in padded_steps(model, split.train, config, steps=epochs * -(-len(split.train) // _USERS), users=_USERS):
+        pass
+    padded_seconds = time.process_time() - started
+    wanted, _ = validation_ndcg(PaddedScorer(model.eval(), config.towers.history), split.validation, items)
+    reached: list[tuple[int, float, float]] = []
+    started = time.process_time()
+
+    class Reached(Exception):  # noqa: N818 (no error: the run may stop)
+        pass
+
+    def look(point: Epoch) -> None:
+        reached.append((point.epoch, point.ndcg_10 or 0.0, time.process_time() - started))
+        if reached[-1][1] >= wanted:
+            raise Reached
+
+    ours = replace(preset("short"), validate_every=1, patience=99, threads=1, device="cpu")
+    with TemporaryDirectory() as directory, suppress(Reached):
+        catalogue = Catalogue([str(item) for item in range(items)])
+        train(catalogue, histories, ours, directory=Path(directory), on_epoch=look)
+    epoch, ndcg, seconds = reached[-1]
+    return {
+        "padded_ndcg@10": round(wanted, 4), "padded_seconds": round(padded_seconds, 1), "padded_epochs": epochs,
+        "ndcg@10": round(ndcg, 4), "seconds": round(seconds, 1), "epochs": epoch,
+        "times_shorter": round(padded_seconds / seconds, 1),
+    }  # fmt: skip
 
 
 class PaddedSasrec(nn.Module):
-    """The plain thing: histories padded on the left to 50, dot products, torch's own dropout, loss and Adam."""
+    """The plain thing: histories padded to 50, dot products, torch's own dropout, loss and Adam."""
 
     def __init__(self, items: int, config: TowersConfig) -> None:
         super().__init__()
@@ -112,19 +204,42 @@ class PaddedSasrec(nn.Module):
         return normed
 
 
-def padded_speed(histories: Histories, items: int, config: TrainConfig, *, steps: int = 12, batch: int = 128) -> float:
+class PaddedScorer:
+    """Ranks by the plain SASRec's inner products."""
+
+    def __init__(self, model: PaddedSasrec, width: int) -> None:
+        self.model, self.width = model, width
+
+    def __call__(self, histories: Histories) -> Tensor:
+        rows, mask = padded(histories, self.width)
+        last = mask.sum(dim=1) - 1  # padded on the right here: causal, so what follows the last event is not read
+        with torch.no_grad():
+            states = self.model(rows)[torch.arange(len(rows)), last]
+            scores: Tensor = states @ self.model.items.weight.T
+        return scores
+
+
+def padded_speed(histories: Histories, items: int, config: TrainConfig, *, steps: int = 12) -> float:
     """Positions per second of the padded model on a few batches of users, shared negatives as one GEMM."""
-    width = config.towers.history
-    model = PaddedSasrec(items, config.towers)
+    positions, started = 0, 0.0
+    found = padded_steps(PaddedSasrec(items, config.towers), histories, config, steps=steps + 2, users=_USERS)
+    for step, count in enumerate(found):
+        positions += count
+        if step == 1:  # the first steps import and allocate
+            positions, started = 0, time.process_time()
+    return positions / (time.process_time() - started)
+
+
+def padded_steps(
+    model: PaddedSasrec, histories: Histories, config: TrainConfig, *, steps: int, users: int
+) -> Iterator[int]:
+    """Trains on `users` random users a step; yields how many positions each step had."""
+    width, items = config.towers.history, model.items.num_embeddings
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
     rng = np.random.default_rng(0)
-    positions, started = 0, 0.0
-    for step in range(steps + 2):
-        if step == 2:  # the first steps import and allocate
-            positions, started = 0, time.perf_counter()
-        rows, mask = padded(histories.select(rng.integers(len(histories), size=batch)), width + 1)
-        rows = F.pad(rows, (width + 1 - rows.shape[1], 0))
-        mask = F.pad(mask, (width + 1 - mask.shape[1], 0))
+    for _ in range(steps):
+        rows, mask = padded(histories.select(rng.integers(len(histories), size=users)), width + 1)
+        rows, mask = (F.pad(part, (0, width + 1 - part.shape[1])) for part in (rows, mask))
         states = model(rows[:, :-1])
         positive = (states * model.items(rows[:, 1:])).sum(dim=-1, keepdim=True)
         negative = states @ model.items(torch.randint(items, (config.negatives,))).T
@@ -132,11 +247,10 @@ def padded_speed(histories: Histories, items: int, config: TrainConfig, *, steps
         losses = F.cross_entropy(logits.flatten(0, 1), torch.zeros(logits.shape[:2].numel(), dtype=torch.int64),
                                  reduction="none")  # fmt: skip
         valid = mask[:, 1:].flatten()
-        (losses * valid).sum().div(valid.sum()).backward()
+        (losses * valid).sum().div(valid.sum().clamp(min=1)).backward()
         optimiser.step()
         optimiser.zero_grad()
-        positions += int(valid.sum())
-    return positions / (time.perf_counter() - started)
+        yield int(valid.sum())
 
 
 def slope(seconds: dict[int, float]) -> float | None:
@@ -150,28 +264,30 @@ def slope(seconds: dict[int, float]) -> float | None:
 def interests_rate(histories: Histories, items: int, config: TrainConfig) -> dict[str, float]:
     """Users per second of the whole path (histories to interests), and of the bare forward pass."""
     scorer = TowersScorer(Towers(config.towers, Catalogue([str(item) for item in range(items)])))
-    order = np.argsort(histories.lengths, kind="stable")[:8192]
+    order = np.argsort(histories.lengths, kind="stable")
+    order = order[:: -(-len(order) // 8192)]  # users of all lengths, like ones together as in a generation's build
     parts = [histories.select(order[start : start + 256]) for start in range(0, len(order), 256)]
-    batches = [padded(part, config.towers.history) for part in parts]
-    vectors = [scorer.items_VD[rows] for rows, _ in batches]
+    questions = [padded(part, config.towers.history) for part in parts]
+    vectors = [scorer.items_VD[rows] for rows, _ in questions]
 
     def bare() -> None:
-        for items_BTD, (_, mask) in zip(vectors, batches, strict=True):
+        for items_BTD, (_, mask) in zip(vectors, questions, strict=True):
             scorer.towers.user_interests(items_BTD, mask)
 
-    whole = len(order) / timed(lambda: [scorer.interests(part) for part in parts])
-    forward = len(order) / timed(bare)
+    seconds = timed(lambda: [scorer.interests(part) for part in parts], bare)
+    whole, forward = (len(order) / each for each in seconds)
     return {"users_per_second": round(whole), "bare": round(forward), "share": round(whole / forward, 3)}
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Seconds of the faster of two runs."""
-    seconds = []
-    for _ in range(2):
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+def timed(*works: Callable[[], object], rounds: int = 9) -> list[float]:
+    """Seconds of each in its fastest of some rounds, turn by turn."""
+    seconds = [float("inf")] * len(works)
+    for _ in range(rounds):
+        for place, work in enumerate(works):
+            started = time.process_time()
+            work()
+            seconds[place] = min(seconds[place], time.process_time() - started)
+    return seconds
 
 
 if __name__ == "__main__":

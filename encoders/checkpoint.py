@@ -82,7 +82,7 @@ def load_user_tower(weights: bytes, config: Mapping[str, Any]) -> UserTower:
 
 def item_tower_bytes(towers: Towers) -> tuple[bytes, dict[str, Any]]:
     """The item tower alone, ID table included: (safetensors bytes, JSON-able configuration with `items`)."""
-    document = _plain(towers.config) | {"items": len(towers.item_tower.table)}
+    document = _plain(towers.config) | {"items": len(towers.item_tower.counts)}
     return safetensors.torch.save(_contiguous(towers.item_tower.state_dict())), document
 
 

@@ -23,7 +23,9 @@ class TowersConfig:
     interests: K. extractor: a name of `interests.EXTRACTORS`. adaptive: K_u = clip(log2 |history|, 1, K) (MIND).
     fusion: a name of `fusion.FUSIONS`; content_width: hidden width of the content path; content_dropout: on its input.
     shrinkage: start of the learned number n0 of events at which an item's own ID weighs as much as its content:
-    item = normalise(ID + n0/(n + n0)·content); 0 leaves content out of warm items. modalities: (name, width) of each,
+    item = normalise(ID + n0/(n + n0)·content); 0 leaves content out of warm items. tail_buckets: rows of the ID table
+    that items with fewer than tail_below training events share, two hashed ones each; 0 gives every item its own row;
+    own_rows: how many have their own then, filled in from the counts. modalities: (name, width) of each,
     by name; filled in from the catalogue.
     """
 
@@ -44,6 +46,9 @@ class TowersConfig:
     content_width: int = 128
     content_dropout: float = 0.2
     shrinkage: float = 0.0
+    tail_buckets: int = 0
+    tail_below: int = 5
+    own_rows: int = 0
     modalities: tuple[tuple[str, int], ...] = ()
 
     @property
@@ -67,9 +72,10 @@ class TrainConfig:
     weight_loss: weight of the cross-entropy that calibrates the interest weights. content_weight, content_temperature:
     of the contrast that teaches the content embeddings; content_ranking: weight of the ranking loss beside it, in which
     a content embedding stands for the next item, at a share content_share of the positions.
-    learning_rate decays linearly to final_rate of itself. ema: decay of the weights' running mean, which is what is
-    evaluated and kept. validate_every: epochs between validations; patience: validations without a better NDCG@10
-    before it stops. threads: torch's own, None decides by size.
+    table_optimiser: "dense" (Adam over the whole ID table in every step) or "rowwise" (only the rows that a step
+    touches, 8 bytes of state each: for millions of items). learning_rate decays linearly to final_rate of itself. ema:
+    decay of the weights' running mean, which is what is evaluated and kept. validate_every: epochs between validations;
+    patience: validations without a better NDCG@10 before it stops. threads: torch's own, None decides by size.
     refit: train again on all events, for as many epochs as the best one, after the selection; the metrics stay those
     of the strict model.
     """
@@ -94,6 +100,7 @@ class TrainConfig:
     content_temperature: float = 0.07
     content_ranking: float = 1.0
     content_share: float = 0.3
+    table_optimiser: Literal["dense", "rowwise"] = "dense"
     learning_rate: float = 2e-3
     final_rate: float = 0.02
     weight_decay: float = 0.0
@@ -114,6 +121,7 @@ class TrainConfig:
             "negatives": self.negatives < 0,
             "ema": not 0 <= self.ema < 1,
             "towers.interests": shape.interests < 1,
+            "towers.tail_buckets (0, or at least 2)": shape.tail_buckets < 0 or shape.tail_buckets == 1,
             "towers.history": shape.history < 1,
             "towers.dim (a multiple of towers.heads)": shape.dim < 1 or shape.dim % shape.heads != 0,
             "towers.dim (a head has an even width with rotary positions)": (

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from encoders import metrics
@@ -48,7 +49,7 @@ class TowersScorer:
         times_QT = None
         if self.towers.config.reads_time:
             times_QT = padded_times(histories, self.towers.config.history).to(self.towers.device)
-        return self.towers.user_interests(self.items_VD[rows_QT], mask_QT, times_QT)
+        return self.towers.user_interests(F.embedding(rows_QT, self.items_VD), mask_QT, times_QT)
 
 
 def best_scores(interests: Interests, items_VD: Tensor, weighing: float = 0.0) -> Tensor:
@@ -74,7 +75,7 @@ def evaluate(
     *,
     depths: Sequence[int] = DEPTHS,
     vectors_VD: Tensor | None = None,
-    chunk: int = 256,
+    chunk: int | None = None,
     progress: bool = False,
 ) -> dict[str, Metrics]:
     """{"masked": metrics, "unmasked": metrics}: recall@d and ndcg@d for each depth, mrr, coverage@10, diversity@10.
@@ -84,7 +85,8 @@ def evaluate(
     """
     tracks: dict[str, list[Tensor]] = {"masked": [], "unmasked": []}
     lists: dict[str, list[Tensor]] = {"masked": [], "unmasked": []}
-    for part, targets_Q in tqdm(list(_chunks(questions, chunk)), desc="evaluate", disable=None if progress else True):
+    chunks = list(_chunks(questions, chunk or _chunk(items)))
+    for part, targets_Q in tqdm(chunks, desc="evaluate", disable=None if progress else True):
         scores_QV = scorer(part)
         hidden_QV = seen(part, items).to(scores_QV.device)
         targets_Q = targets_Q.to(scores_QV.device)
@@ -96,10 +98,12 @@ def evaluate(
     return {name: _summary(tracks[name], lists[name], items, depths, vectors_VD) for name in tracks}
 
 
-def validation_ndcg(scorer: Scorer, questions: Questions, items: int, *, chunk: int = 256) -> tuple[float, float]:
+def validation_ndcg(
+    scorer: Scorer, questions: Questions, items: int, *, chunk: int | None = None
+) -> tuple[float, float]:
     """(NDCG@10, Recall@50), seen items masked: the cheap part of `evaluate`, for model selection."""
     found = []
-    for part, targets_Q in _chunks(questions, chunk):
+    for part, targets_Q in _chunks(questions, chunk or _chunk(items)):
         scores_QV = scorer(part)
         found.append(metrics.ranks(scores_QV, targets_Q.to(scores_QV.device), seen(part, items).to(scores_QV.device)))
     ranks_Q = torch.cat(found) if found else torch.zeros(0, dtype=torch.int64)
@@ -181,6 +185,11 @@ def seen(histories: Histories, items: int) -> Tensor:
     owner = np.repeat(np.arange(len(histories)), histories.lengths)
     hidden[torch.from_numpy(owner), torch.from_numpy(histories.items)] = True
     return hidden
+
+
+def _chunk(items: int) -> int:
+    """Questions at a time: their scores stay below 64 million numbers (256 MB)."""
+    return max(1, min(256, (64 << 20) // max(items, 1)))
 
 
 def _chunks(questions: Questions, size: int) -> Iterator[tuple[Histories, Tensor]]:

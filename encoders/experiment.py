@@ -14,6 +14,7 @@ from encoders.catalogue import BoolArray, Catalogue, FloatArray, Histories
 from encoders.config import TrainConfig, config_from_json
 from encoders.content import item_text, says_something
 from encoders.content_encoders import CONTENT_ENCODERS
+from encoders.distributed import ALONE, World
 from encoders.evaluate import Metrics, TowersScorer, evaluate, interests_report
 from encoders.folder import read_interactions, read_items
 from encoders.presets import preset
@@ -40,14 +41,15 @@ def run_experiment(
     progress: bool = False,
     images: Path | None = None,
     weighing: float = 0.0,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Trains the preset once per seed, evaluates on the split's test questions beside the baselines; JSON-able.
 
     directory: receives a checkpoint per seed (seed-N) and is resumed from. modalities: content to encode and use, none
     by default; images: the folder that the items' `image` names files in. options: see `changed`. weighing: how much
-    the log of an interest's weight adds to its scores when evaluated (`evaluate.best_scores`). "refit" takes its number
-    of epochs from a strict run of the same seed, so that nothing is selected on test items. "interests" in the report
-    is of the first seed.
+    the log of an interest's weight adds to its scores when evaluated (`evaluate.best_scores`). world: see `train`.
+    "refit" takes its number of epochs from a strict run of the same seed, so that nothing is selected on test items.
+    "interests" in the report is of the first seed.
     """
     item_ids, catalogue, histories = read_folder(folder, modalities, device=device, images=images)
     config = changed(replace(preset(preset_name), device=device), options or {})
@@ -57,7 +59,8 @@ def run_experiment(
     results: list[TrainResult] = []
     for seed in seeds:
         seeded = replace(config, seed=seed)
-        results.append(_trained(catalogue, histories, seeded, cut, directory / f"seed-{seed}", progress=progress))
+        place = directory / f"seed-{seed}"
+        results.append(_trained(catalogue, histories, seeded, cut, place, progress=progress, world=world))
     scorers = [TowersScorer(result.evaluated, weighing=weighing) for result in results]
     measured = [evaluate(scorer, cut.test, len(item_ids), vectors_VD=scorer.items_VD) for scorer in scorers]
     points = [point for result in results for point in result.curves]
@@ -133,12 +136,19 @@ def make_split(name: str, histories: Histories, items: int) -> Split:
 
 
 def _trained(
-    catalogue: Catalogue, histories: Histories, config: TrainConfig, cut: Split, directory: Path, *, progress: bool
+    catalogue: Catalogue,
+    histories: Histories,
+    config: TrainConfig,
+    cut: Split,
+    directory: Path,
+    *,
+    progress: bool,
+    world: World,
 ) -> TrainResult:
     if cut.name == "refit":
-        strict = train(catalogue, histories, config, directory=directory / "strict", progress=progress)
+        strict = train(catalogue, histories, config, directory=directory / "strict", progress=progress, world=world)
         config = replace(config, epochs=max(1, strict.best_epoch))
-    return train(catalogue, histories, config, directory=directory, progress=progress, split=cut)
+    return train(catalogue, histories, config, directory=directory, progress=progress, split=cut, world=world)
 
 
 def _spread(runs: list[Metrics]) -> dict[str, dict[str, float]]:

@@ -11,6 +11,7 @@ from encoders.config import TrainConfig
 from encoders.packing import Batch
 from encoders.towers import Towers
 
+_MANY = 1_000_000  # items beyond which negatives are drawn without a permutation of them all
 _CONTENT_SAMPLE = 512  # positions whose next item teaches the content embeddings in a step
 
 
@@ -63,9 +64,9 @@ def draw_negatives(config: TrainConfig, warm: Tensor, frequency: Tensor, targets
         rows = torch.multinomial(frequency, config.negatives)
         share = frequency[rows]
     else:
-        rows = torch.randperm(len(warm), device=warm.device)[: config.negatives]
+        rows = _distinct(len(warm), config.negatives, warm.device)
         share = torch.full_like(frequency[rows], 1 / len(warm))
-    bias = -(config.negatives * share).log() if config.logq else torch.zeros_like(share)
+    bias = -(len(rows) * share).log() if config.logq else torch.zeros_like(share)
     return warm[rows], bias
 
 
@@ -74,7 +75,7 @@ def _in_batch(config: TrainConfig, warm: Tensor, frequency: Tensor, targets: Ten
     uniform = config.negatives // 2 if config.sampling == "mixed" else 0
     found = torch.unique(targets)
     kept = found[torch.randperm(len(found), device=found.device)[: config.negatives - uniform]]
-    more = torch.randperm(len(warm), device=warm.device)[:uniform]
+    more = _distinct(len(warm), uniform, warm.device)
     rows = torch.unique(torch.cat([torch.searchsorted(warm, kept), more]))
     if not config.logq:
         return warm[rows], torch.zeros(len(rows), device=warm.device)
@@ -82,6 +83,19 @@ def _in_batch(config: TrainConfig, warm: Tensor, frequency: Tensor, targets: Ten
     in_batch = -torch.expm1(len(targets) * torch.log1p(-frequency[rows].clamp(max=0.99))) * (len(kept) / len(found))
     either = 1 - (1 - in_batch) * (1 - uniform / len(warm))
     return warm[rows], -either.log()
+
+
+def _distinct(size: int, count: int, device: torch.device) -> Tensor:
+    """`count` distinct numbers below `size`, int64; of millions at a cost that does not grow with them.
+
+    A permutation of ten million takes longer than the rest of a step; an eighth too many draws hardly ever repeat so
+    often that a number is missing, and then the step has a few negatives less.
+    """
+    if size < _MANY or count > size // 100:
+        return torch.randperm(size, device=device)[:count]
+    drawn = torch.unique(torch.randint(size, (count + count // 8 + 16,), device=device))
+    kept: Tensor = drawn[torch.randperm(len(drawn), device=device)[:count]]
+    return kept
 
 
 def content_loss(

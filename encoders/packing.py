@@ -74,10 +74,10 @@ def pack(histories: Histories, width: int, rng: np.random.Generator) -> Rows:
     return Rows(inputs, targets, segments, positions, times, users)
 
 
-def batches(rows: Rows, size: int, device: torch.device) -> Iterator[Batch]:
-    """The rows in order, `size` at a time."""
+def batches(rows: Rows, size: int, device: torch.device, *, share: int = 0, shares: int = 1) -> Iterator[Batch]:
+    """The rows in order, `size` at a time; of these, the rows share, share + shares, … (none, where too few)."""
     for start in range(0, len(rows), size):
-        part = slice(start, start + size)
+        part = slice(start + share, start + size, shares)
         segments = torch.from_numpy(rows.segments[part]).to(device)
         valid = segments > 0
         steps = segments.shape[1]

@@ -10,10 +10,10 @@ from polytower.errors import UserError
 
 _SHORT = TrainConfig(
     preset="short",
-    towers=TowersConfig(dim=256, heads=4, history=50, dropout=0.5, interests=1),
+    towers=TowersConfig(dim=256, heads=4, history=50, dropout=0.5, recency=True, interests=1),
     negatives=2048,
     batch_rows=32,
-    epochs=12,
+    epochs=9,
     validate_every=3,
 )
 _LONG = TrainConfig(
@@ -55,7 +55,7 @@ PRESETS: dict[str, TrainConfig] = {
     "sasrec": replace(
         _SHORT,
         preset="sasrec",
-        towers=replace(_SHORT.towers, dim=64, heads=2, dropout=0.2),
+        towers=replace(_SHORT.towers, dim=64, heads=2, dropout=0.2, recency=False),
         initial="normal",
         negatives=256,
         learning_rate=1e-3,

@@ -74,15 +74,22 @@ class Content(nn.Module):
 class ItemTower(nn.Module):
     """item = normalise(ID + n0/(n + n0)·content): an item with few events leans on what it is, one with many on what
     behaviour taught; with no event content is all there is. n0 is learned, per tower, from `shrinkage` on.
+
+    With `tail_buckets` the ID of a rare item is the sum of two rows that it shares with others (`hashing.py`), and
+    `places` says which. sparse: the table's gradient holds only the rows that were looked up.
     """
 
     counts: Tensor
+    places: Tensor
 
     def __init__(self, config: TowersConfig, items: int) -> None:
         super().__init__()
-        self.config = config
-        self.table = nn.Parameter(torch.randn(items, config.dim) * 0.02)
+        self.config, self.sparse = config, False
+        rows = config.own_rows + config.tail_buckets if config.tail_buckets else items
+        self.table = nn.Parameter(torch.randn(rows, config.dim).mul_(0.02))
         self.register_buffer("counts", torch.ones(items))
+        if config.tail_buckets:
+            self.register_buffer("places", torch.zeros(items, 2, dtype=torch.int32))
         self.content = Content(config) if config.modalities else None
         mixes = self.content is not None and config.shrinkage > 0
         self.log_shrinkage = nn.Parameter(torch.tensor(config.shrinkage).log()) if mixes else None
@@ -90,13 +97,24 @@ class ItemTower(nn.Module):
     def forward(self, items_N: Tensor, content: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> ItemEmbeddings:
         """items_N: int64 catalogue indices; content[m] [N, dim_m] and present[m] bool [N] are theirs."""
         has_id = self.counts[items_N] > 0
-        id_ND = F.normalize(self.table[items_N], dim=-1) * has_id[:, None]
+        id_ND = F.normalize(self.rows(items_N), dim=-1) * has_id[:, None]
         if self.content is None:
             return ItemEmbeddings(torch.zeros_like(id_ND), id_ND, id_ND, torch.zeros_like(has_id), has_id)
         has_content = torch.stack([present[name] for name, _ in self.config.modalities]).any(dim=0)
         content_ND = self.content(content, present) * has_content[:, None]
         item_ND = F.normalize(id_ND + self.share(items_N)[:, None] * content_ND, dim=-1)
         return ItemEmbeddings(content_ND, id_ND, item_ND, has_content, has_id)
+
+    def rows(self, items_N: Tensor) -> Tensor:
+        """The items' rows of the table, [N, D], not normalised; of rare items the sum of the two that they share."""
+        if not self.config.tail_buckets:
+            return F.embedding(items_N, self.table, sparse=True) if self.sparse else self.table[items_N]
+        places_N2 = self.places[items_N].long()
+        both_N2D = F.embedding(places_N2, self.table, sparse=self.sparse)
+        # an item with a row of its own has it twice in `places`
+        scale_N1 = torch.where(places_N2[:, :1] == places_N2[:, 1:], 0.5, 1.0)
+        summed: Tensor = both_N2D.sum(dim=1) * scale_N1
+        return summed
 
     def share(self, items_N: Tensor) -> Tensor:
         """Weight of the content beside the ID, in [0, 1]; 1 where there is no ID."""
@@ -198,12 +216,12 @@ class Towers(nn.Module):
     def embed_warm(self, items_N: Tensor) -> Tensor:
         """Item embeddings alone [N, D] of items that were trained on: content is only computed where it is mixed in."""
         if self.item_tower.log_shrinkage is None:
-            return F.normalize(self.item_tower.table[items_N], dim=-1)
+            return F.normalize(self.item_tower.rows(items_N), dim=-1)
         return self.embed(items_N).item
 
     def item_embeddings(self) -> ItemEmbeddings:
         """The three embeddings of the whole catalogue, without gradients, in evaluation mode: [V, D] each."""
-        size = len(self.item_tower.table)
+        size = len(self.item_tower.counts)
         with torch.no_grad(), evaluating(self):
             chunks = [self.embed(rows) for rows in torch.split(torch.arange(size, device=self.device), _CHUNK)]
         return ItemEmbeddings(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
@@ -224,8 +242,9 @@ def over(towers: Towers, item_ids: Sequence[str], catalogue: Catalogue) -> Tower
     known = [(new, row_of[item_id]) for new, item_id in enumerate(catalogue.item_ids) if item_id in row_of]
     new, old = torch.tensor(known, dtype=torch.int64).view(-1, 2).unbind(dim=1)
     state = {name: value.cpu() for name, value in towers.state_dict().items()}
-    for name in ("item_tower.table", "item_tower.counts"):
-        rows = torch.zeros(len(catalogue), *state[name].shape[1:])
+    shared = towers.config.tail_buckets > 0  # the table then belongs to no item, and an item's places in it move
+    for name in ("item_tower.places" if shared else "item_tower.table", "item_tower.counts"):
+        rows = torch.zeros(len(catalogue), *state[name].shape[1:], dtype=state[name].dtype)
         rows[new] = state[name][old]
         state[name] = rows
     moved.load_state_dict(state)

@@ -4,6 +4,7 @@ Everything random in an epoch (order of users, windows, dropout, negatives) is d
 epoch). So resuming needs the weights, the optimiser and the epoch number, and no generator state.
 """
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,16 +17,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from encoders import checkpoint, losses
+from encoders import checkpoint, hashing, losses
 from encoders.catalogue import Catalogue, Histories
 from encoders.config import TrainConfig, config_from_json
 from encoders.cooccurrence import ppmi_vectors, smoothed
 from encoders.device import autocast, resolve_device
+from encoders.distributed import ALONE, World
 from encoders.evaluate import TowersScorer, validation_ndcg
 from encoders.fusion import FUSIONS
 from encoders.interests import EXTRACTORS
 from encoders.objective import batch_loss
-from encoders.optimise import Adam
+from encoders.optimise import Optimiser
 from encoders.packing import Batch, batches, pack
 from encoders.splits import Split, leave_one_out, production
 from encoders.towers import Towers, over
@@ -79,13 +81,15 @@ def train(
     on_epoch: Callable[[Epoch], None] | None = None,
     split: Split | None = None,
     start: Start | None = None,
+    world: World = ALONE,
 ) -> TrainResult:
     """Trains towers on the training part of `split` (default: strict leave-one-out), selects on its validation part.
 
     directory: receives the checkpoint and the state to resume from. resume=False starts anew; with True an unfinished
     run of another configuration or other data is refused. start: towers to go on from (incremental training): items
-    they know keep what was learned, new ones start as ever. Raises UserError for that, for data without any pair of
-    events and for a loss that is not a number (the last good state stays).
+    they know keep what was learned, new ones start as ever. world: the processes that train together (`distributed`);
+    all have the same arguments, rank 0 writes. Raises UserError for that, for data without any pair of events and for a
+    loss that is not a number (the last good state stays).
     """
     started = time.perf_counter()
     split = split or leave_one_out(histories)
@@ -93,16 +97,17 @@ def train(
     if not len(split.train) or split.train.lengths.max() < 2:
         raise UserError("training needs at least one user with two interactions (four, if the last two are held out)")
     with _quiet_threads(config, split.train), torch.random.fork_rng():
-        run = _Run(catalogue, split, config, directory, start)
+        run = Run(catalogue, split, config, directory, start, world)
         run.train(progress=progress, resume=resume, on_epoch=on_epoch)
         evaluated = towers = run.finish()
         if config.refit:
             everything = replace(config, epochs=max(run.best_epoch, 1), refit=False)
-            last = _Run(catalogue, production(histories), everything, directory / "refit", start)
+            last = Run(catalogue, production(histories), everything, directory / "refit", start, world)
             last.train(progress=progress, resume=resume, on_epoch=None)
             towers = last.finish()
             last.forget()
-    checkpoint.save(directory, towers, config, catalogue, metrics=run.metrics)
+    if world.first:
+        checkpoint.save(directory, towers, config, catalogue, metrics=run.metrics)
     run.forget()
     seconds = time.perf_counter() - started
     return TrainResult(towers, evaluated, config, split, run.curves, run.best_epoch, run.metrics, seconds)
@@ -121,12 +126,19 @@ def check_names(config: TrainConfig) -> None:
             raise UserError(f"configuration: no {option} {name!r}; there are {', '.join(registry)}")
 
 
-class _Run:
-    """State of one training run: towers, their running mean, the optimiser, the curves."""
+class Run:
+    """State of one training run: towers, the optimiser with their running mean, the curves."""
 
     def __init__(
-        self, catalogue: Catalogue, split: Split, config: TrainConfig, directory: Path, start: Start | None
+        self,
+        catalogue: Catalogue,
+        split: Split,
+        config: TrainConfig,
+        directory: Path,
+        start: Start | None = None,
+        world: World = ALONE,
     ) -> None:
+        self.world = world
         self.catalogue, self.split, self.config, self.directory = catalogue, split, config, directory
         self.device = resolve_device(config.device)
         shape = replace(config.towers, modalities=catalogue.modalities)
@@ -135,8 +147,14 @@ class _Run:
         if start is not None:
             go_on_from(towers, start, catalogue)
         self.towers = towers.to(self.device)
-        self.average = {name: value.detach().clone() for name, value in self.towers.named_parameters()}
-        self.optimiser = Adam(self.towers, weight_decay=config.weight_decay)
+        by_row = config.table_optimiser == "rowwise"
+        self.towers.item_tower.sparse = by_row
+        self.optimiser = Optimiser(
+            self.towers,
+            weight_decay=config.weight_decay,
+            averaged=config.ema > 0,
+            table="item_tower.table" if by_row else None,
+        )
         counts = torch.from_numpy(split.train.counts(len(catalogue)))
         self.warm = torch.nonzero(counts > 0).squeeze(1).to(self.device)
         self.frequency = (counts[self.warm.cpu()].double() / counts.sum()).float().to(self.device)
@@ -153,7 +171,7 @@ class _Run:
             initial=len(self.curves),
             desc="train",
             unit="epoch",
-            disable=None if progress else True,
+            disable=None if progress and self.world.first else True,
         )
         with bar:
             while len(self.curves) < self.config.epochs and not self._exhausted():
@@ -161,20 +179,23 @@ class _Run:
                 self.curves.append(point)
                 bar.update()
                 bar.set_postfix(loss=f"{point.loss:.3f}", ndcg=f"{point.ndcg_10 or 0:.4f}")
-                self._save_state()
-                if on_epoch is not None:
+                if self.world.first:
+                    self._save_state()
+                self.world.wait()
+                if on_epoch is not None and self.world.first:
                     on_epoch(point)
 
     def finish(self) -> Towers:
         """Towers with the best weights, in evaluation mode on the CPU."""
         towers = Towers(self.towers.config, self.catalogue)
-        weights = self.towers.state_dict() | self.average | self.best
+        weights = self.towers.state_dict() | self.optimiser.average() | self.best
         towers.load_state_dict({name: value.cpu() for name, value in weights.items()})
         return towers.eval()
 
     def forget(self) -> None:
         """Removes the state to resume from."""
-        for name in ("state.safetensors", "state.json"):
+        self.world.wait()
+        for name in ("state.safetensors", "state.json") if self.world.first else ():
             (self.directory / name).unlink(missing_ok=True)
 
     def _epoch(self, epoch: int) -> Epoch:
@@ -184,45 +205,55 @@ class _Run:
             total = -(-len(rows) // self.config.batch_rows)
             summed, positions = 0.0, 0
             self.towers.train()
-            for step, batch in enumerate(batches(rows, self.config.batch_rows, self.device)):
+            share = {"share": self.world.rank, "shares": self.world.size}
+            for step, batch in enumerate(batches(rows, self.config.batch_rows, self.device, **share)):
                 done = (epoch - 1 + step / total) / self.config.epochs
                 rate = self.config.learning_rate * (1 - (1 - self.config.final_rate) * done)
-                loss = self._step(batch, rate, f"epoch {epoch}, batch {step + 1} of {total}")
-                summed += loss * len(batch.targets)
-                positions += len(batch.targets)
+                if self.world.size > 1:  # what a process draws depends on its rows: all start each step alike
+                    torch.manual_seed((self.config.seed * 1_000_003 + epoch) * 1_000_003 + step)
+                loss, count = self.step(batch, rate, f"epoch {epoch}, batch {step + 1} of {total}")
+                summed += loss * count
+                positions += count
         point = Epoch(epoch, summed / positions, time.perf_counter() - started, positions)
         return self._validated(point)
 
-    def _step(self, batch: Batch, rate: float, where: str) -> float:
-        """One optimiser step; returns the ranking loss."""
-        with autocast(self.device):
-            ranking, total = batch_loss(self.towers, batch, self.config, self.warm, self.frequency)
-        if not torch.isfinite(total):
+    def step(self, batch: Batch, rate: float, where: str) -> tuple[float, int]:
+        """One optimiser step; returns the ranking loss, and of how many positions it is the mean."""
+        total, ranking = torch.zeros(()), 0.0
+        if len(batch.targets):
+            with autocast(self.device):
+                found, total = batch_loss(self.towers, batch, self.config, self.warm, self.frequency)
+            ranking = float(found)
+        own = len(batch.targets)
+        ranking, check, count = self.world.total(ranking * own, float(total.detach()), own)
+        if not math.isfinite(check):
             users = [self.split.train.user_ids[user] for user in batch.users[:5]]
             raise UserError(
-                f"training: the loss is {total.item()} at {where} (users {', '.join(users)} ...); lower the learning "
+                f"training: the loss is {check} at {where} (users {', '.join(users)} ...); lower the learning "
                 f"rate ({self.config.learning_rate}) or look for bad content embeddings; the last good state is in "
                 f"{self.directory}"
             )
-        total.backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step(rate)
+        if own:
+            (total if self.world.size == 1 else total * (own / count)).backward()  # type: ignore[no-untyped-call]
+        self.world.add_gradients(self.towers.parameters(), self.optimiser.table)
         self.steps += 1
         # a young mean follows the weights closely, or it would remember their random start
-        decay = min(self.config.ema, (1 + self.steps) / (10 + self.steps))
-        with torch.no_grad():
-            names, values = zip(*self.towers.named_parameters(), strict=True)
-            torch._foreach_lerp_([self.average[name] for name in names], list(values), 1 - decay)
-        return float(ranking)
+        self.optimiser.step(rate, min(self.config.ema, (1 + self.steps) / (10 + self.steps)))
+        return ranking / count, int(count)
 
     def _validated(self, point: Epoch) -> Epoch:
         due = point.epoch % self.config.validate_every == 0 or point.epoch == self.config.epochs
         if not due or not len(self.split.validation):
             return point
-        with self._averaged():
-            ndcg, recall = validation_ndcg(TowersScorer(self.towers), self.split.validation, len(self.catalogue))
+        ndcg = recall = 0.0
+        if self.world.first:
+            with self._averaged():
+                ndcg, recall = validation_ndcg(TowersScorer(self.towers), self.split.validation, len(self.catalogue))
+        ndcg, recall = self.world.from_first(ndcg, recall)
         if not self.metrics or ndcg > self.metrics["ndcg@10"]:
             self.metrics, self.best_epoch = {"ndcg@10": ndcg, "recall@50": recall}, point.epoch
-            self.best = {name: value.clone() for name, value in self.average.items()}
+            weights = dict(self.towers.named_parameters()) | self.optimiser.average()
+            self.best = {name: value.detach().clone() for name, value in weights.items()}
         return replace(point, ndcg_10=ndcg, recall_50=recall)
 
     def _exhausted(self) -> bool:
@@ -234,13 +265,14 @@ class _Run:
     def _averaged(self) -> Iterator[None]:
         """Inside, the towers have the running mean of their weights."""
         parameters = dict(self.towers.named_parameters())
-        kept = {name: value.detach().clone() for name, value in parameters.items()}
-        with torch.no_grad():
-            for name, value in parameters.items():
-                value.copy_(self.average[name])
+        kept = {name: value.data for name, value in parameters.items()}
+        for name, value in self.optimiser.average().items():
+            parameters[name].data = value
+        try:
             yield
-            for name, value in parameters.items():
-                value.copy_(kept[name])
+        finally:
+            for name, value in kept.items():
+                parameters[name].data = value
 
     def _identity(self) -> dict[str, Any]:
         document = asdict(self.config) | {"threads": None, "device": None}
@@ -254,7 +286,7 @@ class _Run:
 
     def _save_state(self) -> None:
         tensors = {f"weights.{name}": value for name, value in self.towers.state_dict().items()}
-        tensors |= {f"average.{name}": value for name, value in self.average.items()}
+        tensors |= {f"average.{name}": value for name, value in self.optimiser.average().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         tensors |= {f"optimiser.{name}": value for name, value in self.optimiser.state().items()}
         checkpoint.write_tensors(self.directory / "state.safetensors", tensors)
@@ -277,22 +309,30 @@ class _Run:
         tensors = checkpoint.read_tensors(self.directory / "state.safetensors")
         part = {prefix: _with_prefix(tensors, prefix + ".") for prefix in ("weights", "average", "best", "optimiser")}
         self.towers.load_state_dict(part["weights"])
-        self.average = {name: value.to(self.device) for name, value in part["average"].items()}
         self.best = {name: value.to(self.device) for name, value in part["best"].items()}
-        self.optimiser.restore(part["optimiser"])
+        self.optimiser.restore(part["optimiser"], part["average"])
         self.best_epoch, self.steps, self.metrics = document["best_epoch"], document["steps"], document["metrics"]
         self.curves = [Epoch(**point) for point in document["curves"]]
 
 
 def initial_towers(catalogue: Catalogue, train: Histories, config: TrainConfig) -> Towers:
     """Towers with PPMI-SVD ID embeddings (or normal ones) and the training counts of each item."""
-    towers = Towers(config.towers, catalogue)
-    towers.item_tower.counts.copy_(torch.from_numpy(train.counts(len(catalogue))))
+    counts, shape = train.counts(len(catalogue)), config.towers
+    taken = None
+    if shape.tail_buckets:
+        taken = hashing.places(counts, shape.tail_buckets, shape.tail_below)
+        shape = replace(shape, own_rows=int((counts >= shape.tail_below).sum()))
+    towers = Towers(shape, catalogue)
+    towers.item_tower.counts.copy_(torch.from_numpy(counts))
+    if taken is not None:
+        towers.item_tower.places.copy_(torch.from_numpy(taken))
     if config.initial == "svd":
-        vectors = ppmi_vectors(train, len(catalogue), config.towers.dim, config.seed)
+        vectors = ppmi_vectors(train, len(catalogue), shape.dim, config.seed)
         if config.smooth_initial > 0 and catalogue.content:
             content = np.concatenate([catalogue.content[name] for name, _ in catalogue.modalities], axis=1)
-            vectors = smoothed(vectors, train.counts(len(catalogue)), content, config.smooth_initial)
+            vectors = smoothed(vectors, counts, content, config.smooth_initial)
+        if taken is not None:
+            vectors = hashing.gathered(vectors, taken, len(towers.item_tower.table))
         towers.item_tower.table.data.copy_(torch.from_numpy(vectors))
     return towers
 
@@ -303,6 +343,8 @@ def go_on_from(towers: Towers, start: Start, catalogue: Catalogue) -> None:
     Raises UserError if the towers have another shape.
     """
     earlier, item_ids = start
+    if earlier.config.tail_buckets:
+        raise UserError("training cannot go on from towers whose rare items share rows (tail_buckets); start anew")
     if earlier.config != towers.config:
         raise UserError("training cannot go on from towers of another configuration or other modalities; start anew")
     moved = over(earlier, item_ids, catalogue).state_dict()

@@ -1,16 +1,18 @@
-"""Columns of features: from what Postgres sends, to Python values, to Feast's protobuf values.
+"""Columns of features: what Postgres sends, as Python values or as Arrow; without Feast, for the HTTP server.
 
 Conversion goes column by column: one numpy call decodes the vectors of all entities, where a call per cell would cost
 more than the query. Shape legend: N entities, L numbers or strings in one entity's list.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from feast.protos.feast.types.Value_pb2 import FloatList, Int64List, StringList
-from feast.protos.feast.types.Value_pb2 import Value as ValueProto
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # What a feature's column looks like on the wire: as the driver reads it, or packed bytes that numpy reads.
 # "moment" and "moments" are microseconds since 1970 for Feast and timestamptz in the tables, "json" text and jsonb.
@@ -31,42 +33,56 @@ def as_python(kind: Kind, column: Sequence[Any]) -> list[Any]:
     "halves" are packed with `halfvec_send` (or several of their bodies one after the other behind one header),
     "moments" with `array_send(timestamptz[])`; the latter become microseconds since 1970.
     """
-    if kind == "halves":
-        return _split(column, _HALFVEC_HEADER, np.dtype(">f2"), lambda flat: flat.astype(np.float32))
-    if kind == "moments":
-        return _split(column, _ARRAY_HEADER, MOMENT, lambda flat: flat["micros"] + POSTGRES_EPOCH_MICROS)
-    return list(column)
-
-
-def _split(
-    column: Sequence[bytes | None],
-    header: int,
-    element: np.dtype[Any],
-    decode: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]],
-) -> list[Any]:
-    """Decodes all rows at once, then cuts the flat list at the rows' ends."""
-    bodies = [b"" if raw is None else raw[header:] for raw in column]
-    flat = decode(np.frombuffer(b"".join(bodies), dtype=element)).tolist()
-    ends = accumulate((len(body) // element.itemsize for body in bodies), initial=0)
+    if kind not in _PACKED:
+        return list(column)
+    numbers, ends = _decoded(_PACKED[kind], column)
+    flat = numbers.tolist()
     lists = [flat[start:end] for start, end in pairwise(ends)]
     return [None if raw is None else values for raw, values in zip(column, lists, strict=True)]
 
 
-_PROTO: dict[Kind, Callable[[Any], ValueProto]] = {
-    "text": lambda value: ValueProto(string_val=value),
-    "json": lambda value: ValueProto(string_val=value),
-    "integer": lambda value: ValueProto(int64_val=value),
-    "moment": lambda value: ValueProto(int64_val=value),
-    "number": lambda value: ValueProto(double_val=value),
-    "flag": lambda value: ValueProto(bool_val=value),
-    "texts": lambda value: ValueProto(string_list_val=StringList(val=value)),
-    "reals": lambda value: ValueProto(float_list_val=FloatList(val=value)),
-    "halves": lambda value: ValueProto(float_list_val=FloatList(val=value)),
-    "moments": lambda value: ValueProto(int64_list_val=Int64List(val=value)),
+def as_arrow(kind: Kind, column: Sequence[Any]) -> "pa.Array":
+    """The same as an Arrow array. Its type depends on the kind alone: an embedding is list<float>, also when absent."""
+    import pyarrow as pa
+
+    if kind not in _PACKED:
+        return pa.array(column, _arrow_type(kind))
+    numbers, ends = _decoded(_PACKED[kind], column)
+    absent = pa.array([raw is None for raw in column], pa.bool_())
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(numbers), mask=absent)
+
+
+def _arrow_type(kind: Kind) -> "pa.DataType":
+    import pyarrow as pa
+
+    types = {
+        "integer": pa.int64(),
+        "moment": pa.int64(),
+        "number": pa.float64(),
+        "flag": pa.bool_(),
+        "texts": pa.list_(pa.string()),
+        "reals": pa.list_(pa.float32()),
+    }
+    return types.get(kind, pa.string())
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Lists of numbers as bytes: what precedes the elements, one element, and how all of them become numbers."""
+
+    header: int
+    element: np.dtype[Any]
+    decode: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
+
+
+_PACKED: dict[Kind, _Packed] = {
+    "halves": _Packed(_HALFVEC_HEADER, np.dtype(">f2"), lambda flat: flat.astype(np.float32)),
+    "moments": _Packed(_ARRAY_HEADER, MOMENT, lambda flat: flat["micros"].astype(np.int64) + POSTGRES_EPOCH_MICROS),
 }
 
 
-def as_proto(kind: Kind, values: Sequence[Any]) -> list[ValueProto]:
-    """N Python values as Feast's values; None becomes the empty value."""
-    convert, absent = _PROTO[kind], ValueProto()
-    return [absent if value is None else convert(value) for value in values]
+def _decoded(packed: _Packed, column: Sequence[bytes | None]) -> tuple[np.ndarray[Any, Any], list[int]]:
+    """All numbers of N rows at once, and the N + 1 places where the rows' lists meet."""
+    bodies = [b"" if raw is None else raw[packed.header :] for raw in column]
+    numbers = packed.decode(np.frombuffer(b"".join(bodies), dtype=packed.element))
+    return numbers, list(accumulate((len(body) // packed.element.itemsize for body in bodies), initial=0))

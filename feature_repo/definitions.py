@@ -19,6 +19,7 @@ from feature_repo.schema import (
     ITEM_STATS_VIEW,
     RANKER_SERVICE,
     RETRIEVAL_SERVICE,
+    SERVICES,
     USER,
     USER_ID,
     USER_INTERESTS_VIEW,
@@ -132,14 +133,16 @@ item_stats = FeatureView(
     ],
 )
 
+_VIEWS = {view.name: view for view in list(vars().values()) if isinstance(view, FeatureView)}
+
 retrieval = FeatureService(
     name=RETRIEVAL_SERVICE,
-    features=[user_sequence, user_interests],
+    features=[_VIEWS[name] for name in SERVICES[RETRIEVAL_SERVICE]],
     description="What finds candidates for a user",
 )
 
 ranker = FeatureService(
     name=RANKER_SERVICE,
-    features=[user_sequence, user_interests, user_stats, item_attributes, item_content, item_embedding, item_stats],
+    features=[_VIEWS[name] for name in SERVICES[RANKER_SERVICE]],
     description="What orders the candidates: users and items side by side",
 )

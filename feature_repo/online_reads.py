@@ -4,8 +4,8 @@ Every query starts from the wanted ids, numbered; each row says whose it is (`po
 the order of the request without a dictionary, and entities without a row leave a gap.
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -14,7 +14,7 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg import sql
 
-from feature_repo.columns import Kind, as_python
+from feature_repo.columns import Kind
 from feature_repo.schema import (
     ITEM_ATTRIBUTES_VIEW,
     ITEM_CONTENT_VIEW,
@@ -55,7 +55,8 @@ class OnlineRead:
 class OnlineColumns:
     """The answer for N wanted entities, by column.
 
-    as_ofs: N timestamps, None where the entity has no row. features: name → N Python values.
+    as_ofs: N timestamps, None where the entity has no row. features: name → N values as read (columns.py decodes
+    them by the feature's kind).
     """
 
     as_ofs: list[datetime | None]
@@ -168,6 +169,18 @@ ONLINE_VIEWS: dict[str, OnlineView] = {
 }
 
 
+@contextmanager
+def snapshot(connection: psycopg.Connection[Any]) -> Iterator[psycopg.Connection[Any]]:
+    """Makes all statements of the block see the same moment: a promotion never falls between two views."""
+    connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    try:
+        yield connection
+    finally:
+        if not connection.closed:
+            connection.rollback()
+            connection.isolation_level = None
+
+
 def read_columns(connection: psycopg.Connection[Any], reads: Sequence[OnlineRead]) -> list[OnlineColumns]:
     """The newest values for each read, one query per view; entities without a row get None.
 
@@ -180,18 +193,23 @@ def read_columns(connection: psycopg.Connection[Any], reads: Sequence[OnlineRead
         return [_columns(read, cursor.fetchall()) for cursor, read in zip(cursors, reads, strict=True)]
 
 
+def distinct(ids: Sequence[str]) -> tuple[list[str], list[int] | None]:
+    """The distinct ids, and where among them the given ones are (None: they are the given ones)."""
+    places = {each: place for place, each in enumerate(dict.fromkeys(ids))}
+    return list(places), None if len(places) == len(ids) else [places[each] for each in ids]
+
+
 def _columns(read: OnlineRead, rows: Sequence[tuple[Any, ...]]) -> OnlineColumns:
-    plan, ids, features = ONLINE_VIEWS[read.view], read.ids, read.features
+    ids, features = read.ids, read.features
     if not rows:
         return OnlineColumns([None] * len(ids), {name: [None] * len(ids) for name in features})
     positions, as_ofs, *raw = zip(*rows, strict=True)
-    columns = [as_python(plan.features[name][1], column) for name, column in zip(features, raw, strict=True)]
     # Without gaps the rows may still come in another order than the request's.
     if positions == tuple(range(1, len(ids) + 1)):
-        return OnlineColumns(list(as_ofs), dict(zip(features, columns, strict=True)))
+        return OnlineColumns(list(as_ofs), dict(zip(features, map(list, raw), strict=True)))
     return OnlineColumns(
         _place(positions, as_ofs, len(ids)),
-        {name: _place(positions, column, len(ids)) for name, column in zip(features, columns, strict=True)},
+        {name: _place(positions, column, len(ids)) for name, column in zip(features, raw, strict=True)},
     )
 
 

@@ -1,7 +1,7 @@
 """Feast's answer, kept by column: protobuf is built only for those who ask for it (`feast serve`)."""
 
 import calendar
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -10,36 +10,64 @@ from typing import Any
 import pyarrow as pa
 from feast.online_response import TIMESTAMP_POSTFIX, OnlineResponse
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
+from feast.protos.feast.types.Value_pb2 import FloatList, Int64List, StringList
+from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyped]
 
-from feature_repo.columns import Kind, as_proto
+from feature_repo.columns import Kind, as_arrow, as_python
 
-ARROW_TYPES: dict[Kind, pa.DataType] = {
-    "text": pa.string(),
-    "json": pa.string(),
-    "integer": pa.int64(),
-    "moment": pa.int64(),
-    "number": pa.float64(),
-    "flag": pa.bool_(),
-    "texts": pa.list_(pa.string()),
-    "reals": pa.list_(pa.float32()),
-    "halves": pa.list_(pa.float32()),
-    "moments": pa.list_(pa.int64()),
+_PROTO: dict[Kind, Callable[[Any], ValueProto]] = {
+    "text": lambda value: ValueProto(string_val=value),
+    "json": lambda value: ValueProto(string_val=value),
+    "integer": lambda value: ValueProto(int64_val=value),
+    "moment": lambda value: ValueProto(int64_val=value),
+    "number": lambda value: ValueProto(double_val=value),
+    "flag": lambda value: ValueProto(bool_val=value),
+    "texts": lambda value: ValueProto(string_list_val=StringList(val=value)),
+    "reals": lambda value: ValueProto(float_list_val=FloatList(val=value)),
+    "halves": lambda value: ValueProto(float_list_val=FloatList(val=value)),
+    "moments": lambda value: ValueProto(int64_list_val=Int64List(val=value)),
 }
+
+
+def as_proto(kind: Kind, values: Sequence[Any]) -> list[ValueProto]:
+    """N Python values as Feast's values; None becomes the empty value."""
+    convert, absent = _PROTO[kind], ValueProto()
+    return [absent if value is None else convert(value) for value in values]
 
 
 @dataclass(frozen=True)
 class FeatureColumn:
     """One column of the answer, N rows.
 
-    name: as the caller sees it. values: None where the value or its entity is absent. as_ofs: timestamps of the rows,
-    None where the entity has none; None as a whole for a column of the request itself.
+    name: as the caller sees it. raw: values as read, None where the value or its entity is absent, one per distinct
+    entity. order: the N rows' places in raw; None: raw has one each, in this order. as_ofs: N timestamps, None where
+    the entity has none; None as a whole for a column of the request itself.
     """
 
     name: str
     kind: Kind
-    values: Sequence[Any]
+    raw: Sequence[Any]
+    order: Sequence[int] | None
     as_ofs: Sequence[datetime | None] | None
+
+    @property
+    def values(self) -> list[Any]:
+        """The column as N Python values."""
+        values = as_python(self.kind, self.raw)
+        return values if self.order is None else [values[place] for place in self.order]
+
+    @property
+    def array(self) -> pa.Array:
+        """The column as an Arrow array of N."""
+        values = as_arrow(self.kind, self.raw)
+        return values if self.order is None else values.take(pa.array(self.order, pa.int64()))
+
+    @property
+    def seconds(self) -> list[int]:
+        """The timestamps in seconds since 1970, 0 where absent."""
+        as_ofs = self.as_ofs if self.as_ofs is not None else [None] * len(self.raw)
+        return [0 if as_of is None else calendar.timegm(as_of.utctimetuple()) for as_of in as_ofs]
 
 
 class ColumnarResponse(OnlineResponse):  # type: ignore[misc]
@@ -63,25 +91,25 @@ class ColumnarResponse(OnlineResponse):  # type: ignore[misc]
 
     def to_dict(self, include_event_timestamps: bool = False) -> dict[str, Any]:
         """Name → list of N Python values; with timestamps also NAME__ts in seconds since 1970 (0 where absent)."""
-        return dict(self._lists(include_event_timestamps))
+        answer: dict[str, Any] = {}
+        for column in self._columns:
+            answer[column.name] = column.values
+            if include_event_timestamps:
+                answer[column.name + TIMESTAMP_POSTFIX] = column.seconds
+        return answer
 
     def to_arrow(self, include_event_timestamps: bool = False) -> pa.Table:
         """N rows, one column per feature, types by feature and not by value."""
-        types = {column.name: ARROW_TYPES[column.kind] for column in self._columns}
-        lists = self.to_dict(include_event_timestamps)
-        return pa.table({name: pa.array(values, types.get(name, pa.int64())) for name, values in lists.items()})
-
-    def _lists(self, include_event_timestamps: bool) -> Iterator[tuple[str, list[Any]]]:
+        answer: dict[str, Any] = {}
         for column in self._columns:
-            yield column.name, list(column.values)
+            answer[column.name] = column.array
             if include_event_timestamps:
-                as_ofs = column.as_ofs or [None] * len(column.values)
-                seconds = [0 if as_of is None else calendar.timegm(as_of.utctimetuple()) for as_of in as_ofs]
-                yield column.name + TIMESTAMP_POSTFIX, seconds
+                answer[column.name + TIMESTAMP_POSTFIX] = pa.array(column.seconds, pa.int64())
+        return pa.table(answer)
 
 
 def _vector(column: FeatureColumn) -> Any:
-    as_ofs = column.as_ofs if column.as_ofs is not None else [None] * len(column.values)
+    as_ofs = column.as_ofs if column.as_ofs is not None else [None] * len(column.raw)
     missing = FieldStatus.PRESENT if column.as_ofs is None else FieldStatus.NOT_FOUND
     return GetOnlineFeaturesResponse.FeatureVector(
         values=as_proto(column.kind, column.values),

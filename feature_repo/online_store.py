@@ -7,7 +7,7 @@ vector search is not offered: measured wrong and slow (use serving/ or the SQL f
 
 import asyncio
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from threading import Lock
@@ -25,9 +25,9 @@ from feast.utils import _get_cached_request_context, make_tzaware
 from psycopg_pool import ConnectionPool
 from pydantic import StrictInt, StrictStr
 
-from feature_repo.columns import as_proto
-from feature_repo.online_reads import ONLINE_VIEWS, OnlineColumns, OnlineRead, read_columns
-from feature_repo.online_response import ColumnarResponse, FeatureColumn
+from feature_repo.columns import as_python
+from feature_repo.online_reads import ONLINE_VIEWS, OnlineRead, distinct, read_columns, snapshot
+from feature_repo.online_response import ColumnarResponse, FeatureColumn, as_proto
 from feature_repo.online_writes import Row, write_rows
 from polytower.errors import UserError
 from polytower.postgres import connection_options
@@ -82,11 +82,17 @@ class PolytowerOnlineStore(OnlineStore):  # type: ignore[misc]
             )
             return answer
         keys = {key for _, _, key in parts}
-        columns = [FeatureColumn(key, "text", ids, None) for key, ids in columnar.items() if key in keys]
-        for (view, names, _), read in zip(parts, self._read_parts(config, parts, columnar), strict=True):
+        columns = [FeatureColumn(key, "text", ids, None, None) for key, ids in columnar.items() if key in keys]
+        orders = {key: distinct(columnar[key]) for key in keys}
+        reads = [OnlineRead(view.name, orders[key][0], names) for view, names, key in parts]
+        with self._snapshot(config) as connection:
+            answers = read_columns(connection, reads)
+        for (view, names, key), read in zip(parts, answers, strict=True):
+            order = orders[key][1]
+            as_ofs = read.as_ofs if order is None else [read.as_ofs[place] for place in order]
             prefix = f"{view.projection.name_to_use()}__" if full_feature_names else ""
             kinds = ONLINE_VIEWS[view.name].features
-            columns += [FeatureColumn(prefix + n, kinds[n][1], read.features[n], read.as_ofs) for n in names]
+            columns += [FeatureColumn(prefix + n, kinds[n][1], read.features[n], order, as_ofs) for n in names]
         return ColumnarResponse(columns)
 
     async def get_online_features_async(self, *args: Any, **kwargs: Any) -> OnlineResponse:
@@ -106,7 +112,8 @@ class PolytowerOnlineStore(OnlineStore):  # type: ignore[misc]
         ids = [key.entity_values[0].string_val for key in entity_keys]
         with self._snapshot(config) as connection:
             (read,) = read_columns(connection, [OnlineRead(table.name, ids, names)])
-        columns = [as_proto(online.features[name][1], read.features[name]) for name in names]
+        kinds = {name: online.features[name][1] for name in names}
+        columns = [as_proto(kinds[name], as_python(kinds[name], read.features[name])) for name in names]
         cells = zip(*columns, strict=True) if columns else iter([()] * len(ids))
         return [
             (None, None) if as_of is None else (as_of, dict(zip(names, row, strict=True)))
@@ -156,25 +163,10 @@ class PolytowerOnlineStore(OnlineStore):  # type: ignore[misc]
         if pool is not None:
             pool.close()
 
-    def _read_parts(
-        self, config: RepoConfig, parts: Sequence[_Part], columnar: Mapping[str, list[str]]
-    ) -> list[OnlineColumns]:
-        distinct = {key: {each: place for place, each in enumerate(dict.fromkeys(columnar[key]))} for *_, key in parts}
-        reads = [OnlineRead(view.name, list(distinct[key]), names) for view, names, key in parts]
-        with self._snapshot(config) as connection:
-            answers = read_columns(connection, reads)
-        return [_spread(each, distinct[key], columnar[key]) for each, (*_, key) in zip(answers, parts, strict=True)]
-
     @contextmanager
     def _snapshot(self, config: RepoConfig) -> Iterator[psycopg.Connection[Any]]:
-        """A connection whose statements all see the same moment: a promotion never falls between two views."""
-        with self.connection(config) as connection:
-            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-            try:
-                yield connection
-            finally:
-                connection.rollback()
-                connection.isolation_level = None
+        with self.connection(config) as connection, snapshot(connection):
+            yield connection
 
     @contextmanager
     def connection(self, config: RepoConfig) -> Iterator[psycopg.Connection[Any]]:
@@ -245,15 +237,4 @@ def _plain_view(view: Any) -> bool:
         and len(view.entities) == 1
         and not projection.join_key_map
         and getattr(projection, "version_tag", None) is None
-    )
-
-
-def _spread(read: OnlineColumns, places: Mapping[str, int], ids: Sequence[str]) -> OnlineColumns:
-    """The answer for distinct ids, spread over their repetitions."""
-    if len(places) == len(ids):
-        return read
-    order = [places[each] for each in ids]
-    return OnlineColumns(
-        [read.as_ofs[place] for place in order],
-        {name: [column[place] for place in order] for name, column in read.features.items()},
     )

@@ -65,3 +65,8 @@ FEATURE_VIEWS = (
 )
 RETRIEVAL_SERVICE = "retrieval"
 RANKER_SERVICE = "ranker"
+# Feature service → its views, in the order of the answer
+SERVICES = {
+    RETRIEVAL_SERVICE: (USER_SEQUENCE_VIEW, USER_INTERESTS_VIEW),
+    RANKER_SERVICE: FEATURE_VIEWS,
+}

@@ -272,6 +272,13 @@ Table(
 )
 
 Table(
+    "item_version",
+    metadata,
+    Column("only_row", Boolean, CheckConstraint("only_row"), primary_key=True, server_default=text("true")),
+    Column("version", BigInteger, nullable=False),
+)
+
+Table(
     "api_keys",
     metadata,
     Column("key_id", Text, primary_key=True),

@@ -117,6 +117,7 @@ def _fill_from(
 
 def user_rows(towers: "Towers", items_VD: Any, histories: Histories, *, progress: bool) -> Iterator[tuple[Any, ...]]:
     """(user_id, interest, embedding, weight, as_of) of every user, interests that are not in use left out."""
+    from torch.nn.functional import embedding  # three times as fast as indexing
     from tqdm import tqdm
 
     from encoders.evaluate import padded, padded_times
@@ -128,7 +129,7 @@ def user_rows(towers: "Towers", items_VD: Any, histories: Histories, *, progress
             chosen = histories.select(users)
             rows, mask = padded(chosen, towers.config.history)
             times = padded_times(chosen, towers.config.history) if towers.config.reads_time else None
-            found = towers.user_interests(items_VD[rows], mask, times)
+            found = towers.user_interests(embedding(rows, items_VD), mask, times)
             for user, vectors, weights in zip(users, found.vectors.numpy(), found.weights.numpy(), strict=True):
                 as_of = EPOCH + timedelta(microseconds=int(histories.times[histories.offsets[user + 1] - 1]))
                 embeddings = halfvecs(vectors, weights > 0)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,11 @@ def demo(images: Path | None, preset: str, as_json: bool) -> None:
     help="Evaluate with max of score + WEIGHING · log of the interest's weight; the temperature is a natural choice.",
 )
 @click.option(
+    "--distributed",
+    is_flag=True,
+    help="One of several processes: torchrun --nproc-per-node N -m polytower.cli experiment … --distributed.",
+)
+@click.option(
     "--into",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for checkpoints, resumed from when run again [default: below $POLYTOWER_HOME].",
@@ -280,22 +286,26 @@ def experiment(
     images: Path | None,
     options: tuple[str, ...],
     weighing: float,
+    distributed: bool,
     into: Path | None,
     as_json: bool,
 ) -> None:
     """Train and evaluate a preset straight from FOLDER, without a database, beside the baselines."""
+    from encoders.distributed import ALONE, processes
     from encoders.experiment import run_experiment
     from polytower.settings import settings
 
     config = settings()
     # Runs that differ in anything keep apart, so that each finds its own state when it goes on.
     name = "-".join([folder.resolve().name, preset, split, *content, *options]).replace("/", "_")
-    report = run_experiment(
-        folder, preset, range(seeds), directory=into or config.home / "experiments" / name,
-        modalities=content, split=split, options=_options(options), device=config.device, progress=True,
-        images=images, weighing=weighing,
-    )  # fmt: skip
-    answer(report, as_json=as_json, text=experiment_table(report))
+    with processes() if distributed else nullcontext(ALONE) as world:
+        report = run_experiment(
+            folder, preset, range(seeds), directory=into or config.home / "experiments" / name,
+            modalities=content, split=split, options=_options(options), device=config.device, progress=world.first,
+            images=images, weighing=weighing, world=world,
+        )  # fmt: skip
+    if world.first:
+        answer(report, as_json=as_json, text=experiment_table(report))
 
 
 @cli.command()

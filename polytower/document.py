@@ -38,6 +38,7 @@ PURPOSE = {
     "user_interests": "K interests of every user with their weights, partitioned by generation.",
     "loads": "Every load: its source, its counts, how it ended.",
     "rejected_rows": "Rows that a load put aside, with file, row number, column and reason.",
+    "item_version": "One row, counted up by every change of items: tells an index in memory that it is old.",
     "api_keys": "Who may ask the HTTP API: hashes of keys, never a key. Analysts cannot read it.",
 }
 

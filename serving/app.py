@@ -1,14 +1,14 @@
 """The HTTP API: parse, ask, answer. Every error is a problem response; only the pool outlives a request."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import psycopg
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
@@ -24,7 +24,7 @@ from serving.indexes import Indexes
 from serving.limits import Limits
 from serving.metrics import CONTENT_TYPE, Metrics
 from serving.online import UserTowers
-from serving.openapi import PROBLEMS, Api
+from serving.openapi import METRICS, PROBLEMS, Api
 from serving.ranking import Ranking
 from serving.retrieval import Retrieval
 from serving.shadow import Shadow
@@ -46,7 +46,7 @@ def create_app(url: str | None = None, *, caps: Caps | None = None, require_keys
     """The application over a migrated database; url None means the platform's own.
 
     require_keys: whether requests need an API key; None: what POLYTOWER_REQUIRE_KEYS says, else no. Starts (and answers
-    /healthz) without Postgres; torch and Feast are imported when a request first needs them.
+    /healthz) without Postgres; torch is imported when a request first needs it, Feast never.
     """
     caps = caps or Caps()
     guarded = bool(settings().require_keys) if require_keys is None else require_keys
@@ -54,7 +54,7 @@ def create_app(url: str | None = None, *, caps: Caps | None = None, require_keys
     where = url or database_url()
     towers = UserTowers(metrics)
     database = Database(where, metrics, size=caps.pool, timeout=caps.deadline * 0.8)
-    features = Features(where, metrics)
+    features = Features(where, metrics, timeout=caps.deadline * 0.8)
     ring = KeyRing(database)
     content = ContentQueries(database, metrics, patience=caps.deadline * 0.7)
     indexes = Indexes(where, metrics, limit=settings().index_mb << 20)
@@ -63,6 +63,7 @@ def create_app(url: str | None = None, *, caps: Caps | None = None, require_keys
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await database.open()
+        features.open()
         indexes.refresh()
         yield
         if guarded:
@@ -79,14 +80,14 @@ def create_app(url: str | None = None, *, caps: Caps | None = None, require_keys
     app.state.retrieval = Retrieval(towers, metrics, indexes, shadow)
     app.state.content = content
     app.state.features = features
-    app.state.ranking = Ranking(database, features, metrics, patience=caps.deadline * 0.7)
+    app.state.ranking = Ranking(database, features, metrics)
     app.state.indexes = indexes
     app.state.metrics = metrics
     app.state.ring = ring
     app.include_router(routes.probes)
     app.include_router(routes.v1, responses=PROBLEMS)
 
-    @app.get("/metrics", tags=["operation"], response_class=Response)
+    @app.get("/metrics", tags=["operation"], response_class=PlainTextResponse, responses={200: METRICS})
     async def prometheus() -> Response:
         """Prometheus metrics of this process."""
         return Response(metrics.exposition(), media_type=CONTENT_TYPE)
@@ -98,8 +99,6 @@ def create_app(url: str | None = None, *, caps: Caps | None = None, require_keys
         body=caps.body,
         concurrency=caps.concurrency,
         deadline=caps.deadline,
-        # The first of these imports Feast, which takes a busy machine more than a deadline.
-        patience={"/v1/features": 6 * caps.deadline},
     )
     if guarded:
         # Outermost: who has no key takes no place in the queue.
@@ -115,9 +114,10 @@ async def _note_use(ring: KeyRing) -> None:
 
 
 def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
-    def respond(problem: Problem) -> Response:
+    def respond(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
         metrics.problem(problem.kind.slug)
-        return Response(to_json(problem.as_json()), problem.kind.status, problem.headers, MEDIA_TYPE)
+        told = {**problem.headers, **(headers or {})}
+        return Response(to_json(problem.as_json()), problem.kind.status, told, MEDIA_TYPE)
 
     @app.exception_handler(Problem)
     async def _problem(_request: Request, error: Problem) -> Response:
@@ -136,8 +136,11 @@ def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(_request: Request, error: HTTPException) -> Response:
+        if error.status_code == 400:  # a body that is not JSON at all
+            return respond(Problem(INVALID, f"body: {error.detail}"))
         slug = str(error.detail).lower().replace(" ", "-")
-        return respond(Problem(Kind(error.status_code, slug, str(error.detail)), "see /docs for what there is to ask"))
+        problem = Problem(Kind(error.status_code, slug, str(error.detail)), "see /docs for what there is to ask")
+        return respond(problem, error.headers or {})  # 405 names the methods that are allowed
 
     @app.exception_handler(Exception)
     async def _failed(_request: Request, _error: Exception) -> Response:

@@ -1,48 +1,56 @@
-"""POST /v1/features: Feast's answer as JSON or Arrow. Feast is imported when the first such request comes."""
+"""POST /v1/features: a feature service's answer as JSON or Arrow."""
 
 import asyncio
+import importlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg_pool import ConnectionPool
 
 from feature_repo.schema import ITEM_ID, USER_ID
 from polytower.errors import UserError
-from serving.errors import FEATURES_LOADING, UNKNOWN_SERVICE, UNUSABLE_FEATURES, Problem
+from polytower.postgres import connection_options
+from serving.errors import UNKNOWN_SERVICE, UNUSABLE_FEATURES, Problem
 from serving.metrics import Metrics
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from feast import FeatureStore
 
 ARROW = "application/vnd.apache.arrow.stream"
+# Decoding, not waiting, is the larger part of a read: more threads would only take turns.
+_THREADS = 2
 
 
 class Features:
-    """Feast's store over the platform's database, in a thread of its own: its calls block."""
+    """The feature reader in threads of its own: decoding columns would hold the event loop up.
 
-    def __init__(self, url: str, metrics: Metrics) -> None:
-        self._url = url
+    timeout: seconds that a statement may run, and that a request waits for a connection.
+    """
+
+    def __init__(self, url: str, metrics: Metrics, *, timeout: float = 8.0) -> None:
+        options = connection_options()
+        options["options"] += f" -c statement_timeout={int(timeout * 1000)}"
         self._metrics = metrics
-        self._store: FeatureStore | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="features")
+        self._pool: ConnectionPool[psycopg.Connection[Any]] = ConnectionPool(
+            url, min_size=0, max_size=_THREADS, open=False, timeout=timeout, name="features",
+            kwargs={"connect_timeout": 5, **options},
+        )  # fmt: skip
+        self._opened = Lock()
+        self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="features")
+
+    def open(self) -> None:
+        """Starts to import what decodes columns, so that no request waits for it."""
+        self._threads.submit(importlib.import_module, "pyarrow")
 
     async def fetch(self, service: str, entities: dict[str, list[str]]) -> "pa.Table":
         """One row per entity row. Raises Problem for an unknown service or entities that it cannot use."""
         with self._metrics.stage("features"):
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._thread, self._fetch, service, entities)
-
-    async def ready(self, patience: float) -> None:
-        """Waits until Feast is imported; the import goes on when somebody loses patience. Raises Problem."""
-        if self._store is not None:
-            return
-        opening = asyncio.get_running_loop().run_in_executor(self._thread, self._open)
-        opening.add_done_callback(lambda done: done.cancelled() or done.exception())
-        try:
-            await asyncio.wait_for(asyncio.shield(opening), patience)
-        except TimeoutError as error:
-            raise Problem(FEATURES_LOADING, "Feast is being imported; try again in a moment", retry_after=5) from error
+            return await loop.run_in_executor(self._threads, self._fetch, service, entities)
 
     async def of_candidates(
         self, service: str, user_id: str | None, item_ids: list[str]
@@ -53,43 +61,44 @@ class Features:
         """
         with self._metrics.stage("features"):
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._thread, self._of_candidates, service, user_id, item_ids)
+            return await loop.run_in_executor(self._threads, self._of_candidates, service, user_id, item_ids)
 
     def close(self) -> None:
-        """Ends the thread after what it is doing, and closes the store's connections."""
-        self._thread.shutdown(cancel_futures=True)
-        if self._store is not None:
-            from feature_repo.store import close
-
-            close(self._store)
+        """Ends the threads after what they are doing, and closes the connections."""
+        self._threads.shutdown(cancel_futures=True)
+        self._pool.close()
 
     def _fetch(self, service: str, entities: dict[str, list[str]]) -> "pa.Table":
         from serving.features import fetch_features
 
-        with _as_problems():
-            return fetch_features(self._open(), service, entities)
+        with self._connection() as connection, _as_problems():
+            return fetch_features(connection, service, entities)
 
     def _of_candidates(self, service: str, user_id: str | None, item_ids: list[str]) -> tuple["pa.Table", list[str]]:
         from serving.features import columns_of, fetch_features, keys_of
 
-        store = self._open()
-        with _as_problems():
-            keys = keys_of(store, service)
+        with self._connection() as connection, _as_problems():
+            keys = keys_of(service)
             if USER_ID in keys and user_id is None:
                 raise UserError(f"feature service {service!r} takes a user: ask by {USER_ID}")
             given: dict[str, list[str]] = {ITEM_ID: item_ids}
             if USER_ID in keys and user_id is not None:
                 given[USER_ID] = [user_id]
-            # Without candidates Feast has no row to answer: one of nobody shows it the columns.
-            table = fetch_features(store, service, given if item_ids else {key: [""] for key in given})
-            return table.slice(0, len(item_ids)), columns_of(store, service, USER_ID)
+            # Without candidates there is no row to answer: one of nobody shows the columns.
+            table = fetch_features(connection, service, given if item_ids else {key: [""] for key in given})
+            return table.slice(0, len(item_ids)), columns_of(service, USER_ID)
 
-    def _open(self) -> "FeatureStore":
-        from feature_repo.store import feature_store
-
-        if self._store is None:
-            self._store = feature_store(self._url)
-        return self._store
+    @contextmanager
+    def _connection(self) -> Iterator[psycopg.Connection[Any]]:
+        with self._opened:
+            self._pool.open()
+        try:
+            with self._pool.connection() as connection:
+                yield connection
+        except psycopg.OperationalError:
+            # Postgres may have gone: the others of the pool are dead too, and the next request should not find out.
+            self._pool.check()
+            raise
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
 from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,7 +14,6 @@ class Limits:
     """Wraps the application; every refusal is a problem response.
 
     body: bytes. concurrency: requests below /v1 in flight at once, waiting for the pool included. deadline: seconds.
-    patience: path -> seconds, in place of the deadline, where the first request has something large to import.
     """
 
     def __init__(
@@ -26,14 +24,12 @@ class Limits:
         body: int,
         concurrency: int,
         deadline: float,
-        patience: Mapping[str, float] | None = None,
     ) -> None:
         self.app = app
         self.metrics = metrics
         self.body = body
         self.concurrency = concurrency
         self.deadline = deadline
-        self.patience = patience or {}
         self.running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,19 +40,19 @@ class Limits:
         started = perf_counter()
         answer = _Answer(send)
         try:
-            await self._limited(scope, receive, answer, self.patience.get(scope["path"], self.deadline))
+            await self._limited(scope, receive, answer)
         finally:
-            route = getattr(scope.get("route"), "path", "none")
+            route = getattr(scope.get("route"), "path_format", "none")
             self.metrics.request(route, answer.status, perf_counter() - started)
 
-    async def _limited(self, scope: Scope, receive: Receive, answer: "_Answer", deadline: float) -> None:
+    async def _limited(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         if self.running >= self.concurrency:
             await self._refuse(answer, Problem(TOO_MANY, f"{self.concurrency} requests are being answered; try again"))
             return
         self.running += 1
         self.metrics.in_flight.set(self.running)
         try:
-            async with asyncio.timeout(deadline):
+            async with asyncio.timeout(self.deadline):
                 body = await self._read(scope, receive)
                 if body is None:
                     await self._refuse(answer, Problem(TOO_LARGE, f"a body holds at most {self.body} bytes"))
@@ -64,7 +60,7 @@ class Limits:
                 await self.app(scope, _replay(body, receive), answer)
         except TimeoutError:
             await self._refuse(
-                answer, Problem(TOO_SLOW, f"no answer within {deadline:g} s; ask for less, or try again")
+                answer, Problem(TOO_SLOW, f"no answer within {self.deadline:g} s; ask for less, or try again")
             )
         finally:
             self.running -= 1

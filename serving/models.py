@@ -198,6 +198,29 @@ class CandidateModel(BaseModel):
 class RetrieveAnswer(BaseModel):
     """Candidates of one generation, best first."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "generation": 1,
+                    "interests": "stored",
+                    "candidates": [
+                        {
+                            "item_id": "50",
+                            "score": 0.54,
+                            "rank": 1,
+                            "interest": 1,
+                            "interest_rank": 1,
+                            "found_by": [{"interest": 1, "rank": 1, "score": 0.54}],
+                        }
+                    ],
+                    "skipped": [],
+                    "degraded": None,
+                }
+            ]
+        }
+    )
+
     generation: int
     interests: Literal["stored", "online", "given", "content"] = Field(
         description="stored with the generation, computed just now from the newest events, given in the request, or"
@@ -214,6 +237,19 @@ class RetrieveAnswer(BaseModel):
 class ProblemModel(BaseModel):
     """RFC 9457."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "/problems/unknown-user",
+                    "title": "Unknown user",
+                    "status": 404,
+                    "detail": 'there is no user "nobody"',
+                }
+            ]
+        }
+    )
+
     type: str = Field(examples=["/problems/unknown-user"])
     title: str = Field(examples=["Unknown user"])
     status: int = Field(examples=[404])
@@ -222,6 +258,39 @@ class ProblemModel(BaseModel):
 
 class BatchAnswer(BaseModel):
     """One answer or problem for each request, in the order of the requests."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "answers": [
+                        {
+                            "generation": 1,
+                            "interests": "stored",
+                            "candidates": [
+                                {
+                                    "item_id": "50",
+                                    "score": 0.54,
+                                    "rank": 1,
+                                    "interest": 1,
+                                    "interest_rank": 1,
+                                    "found_by": [{"interest": 1, "rank": 1, "score": 0.54}],
+                                }
+                            ],
+                            "skipped": [],
+                            "degraded": None,
+                        },
+                        {
+                            "type": "/problems/unknown-user",
+                            "title": "Unknown user",
+                            "status": 404,
+                            "detail": 'there is no user "186"',
+                        },
+                    ]
+                }
+            ]
+        }
+    )
 
     answers: list[RetrieveAnswer | ProblemModel]
 
@@ -237,6 +306,12 @@ class NeighbourModel(BaseModel):
 
 class SimilarAnswer(BaseModel):
     """Items near another in one space, best first."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"generation": 1, "space": "content", "items": [{"item_id": "51", "score": 0.93, "rank": 1}]}]
+        }
+    )
 
     generation: int
     space: Space
@@ -254,6 +329,19 @@ class InterestModel(BaseModel):
 
 class InterestsAnswer(BaseModel):
     """A user's interests in the live generation."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "generation": 1,
+                    "interests": [
+                        {"interest": 0, "weight": 1.0, "embedding": [0.6, 0.8], "as_of": "2026-01-01T00:00:00Z"}
+                    ],
+                }
+            ]
+        }
+    )
 
     generation: int
     interests: list[InterestModel]
@@ -285,6 +373,8 @@ class InteractionsRequest(Strict):
 
 class InteractionsAnswer(BaseModel):
     """How many events were new, and how many had been taken before."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"accepted": 1, "duplicates": 0}]})
 
     accepted: int
     duplicates: int
@@ -319,6 +409,12 @@ class FeaturesRequest(Strict):
 class FeaturesAnswer(BaseModel):
     """One row per entity row, one member per feature."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"rows": [{"user_id": "196", "item_id": "50", "item_interactions": 583, "title": "A title"}]}]
+        }
+    )
+
     rows: list[Mapping[str, Any]]
 
 
@@ -337,17 +433,41 @@ class GenerationModel(BaseModel):
 class GenerationsAnswer(BaseModel):
     """Generations, newest first."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "generations": [
+                        {
+                            "generation": 1,
+                            "state": "live",
+                            "dim": 64,
+                            "interests": 2,
+                            "created_at": "2026-01-01T00:00:00Z",
+                            "live_at": "2026-01-01T00:10:00Z",
+                            "metrics": {},
+                        }
+                    ]
+                }
+            ]
+        }
+    )
+
     generations: list[GenerationModel]
 
 
 class Health(BaseModel):
     """The process answers."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ok"}]})
+
     status: Literal["ok"]
 
 
 class Ready(BaseModel):
     """Postgres answers, and a generation is live."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ready", "generation": 1}]})
 
     status: Literal["ready"]
     generation: int

@@ -34,7 +34,8 @@ class OnlineInterests:
     weights: list[float]
 
 
-History = tuple[int, NDArray[np.float32]]
+# generation, item embeddings [T, D], microseconds [T] or None
+History = tuple[int, NDArray[np.float32], NDArray[np.int64] | None]
 
 
 class UserTowers:
@@ -54,9 +55,14 @@ class UserTowers:
         """Keeps a generation's tower. Raises UserError when weights and config do not fit."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._load, generation, weights, config)
 
-    async def interests(self, generation: int, history: Sequence[NDArray[Any]]) -> OnlineInterests:
-        """Interests of one user. history: item embeddings [D], oldest first, at least one. Raises Problem."""
-        found = await self._batches.ask((generation, np.stack(history).astype(np.float32)))
+    async def interests(
+        self, generation: int, history: Sequence[NDArray[Any]], times: Sequence[int] | None = None
+    ) -> OnlineInterests:
+        """Interests of one user. history: item embeddings [D], oldest first, at least one; times: when they happened
+        (microseconds since 1970), which a tower with relative time reads. Raises Problem.
+        """
+        moments = None if times is None else np.array(times, np.int64)
+        found = await self._batches.ask((generation, np.stack(history).astype(np.float32), moments))
         if found is None:
             raise Problem(PROBLEMS["PT013"], f"generation {generation} was replaced while it was read; try again")
         return found
@@ -78,27 +84,32 @@ class UserTowers:
             self._towers.popitem(last=False)
 
     def _run(self, histories: Sequence[History]) -> list[OnlineInterests | None]:
-        """One forward pass per generation (nearly always one); None where the generation is no longer kept."""
+        """One forward pass per generation (nearly always one), histories without times apart; None where the
+        generation is no longer kept."""
         found: list[OnlineInterests | None] = [None] * len(histories)
-        for generation in {generation for generation, _ in histories} & self._towers.keys():
-            places = [place for place, (each, _) in enumerate(histories) if each == generation]
+        kinds = {(generation, times is None) for generation, _, times in histories if generation in self._towers}
+        for kind in kinds:
+            places = [place for place, (each, _, times) in enumerate(histories) if (each, times is None) == kind]
             for place, interests in zip(
-                places, self._forward(generation, [histories[place][1] for place in places]), strict=True
+                places, self._forward(kind[0], [histories[place] for place in places]), strict=True
             ):
                 found[place] = interests
         return found
 
-    def _forward(self, generation: int, rows: Sequence[NDArray[np.float32]]) -> list[OnlineInterests]:
+    def _forward(self, generation: int, histories: Sequence[History]) -> list[OnlineInterests]:
         import torch
 
         tower = self._towers[generation]
         self._towers.move_to_end(generation)
-        items_BTD = np.zeros((len(rows), max(map(len, rows)), rows[0].shape[1]), np.float32)
-        mask_BT = np.zeros(items_BTD.shape[:2], bool)
-        for place, row in enumerate(rows):
-            items_BTD[place, : len(row)], mask_BT[place, : len(row)] = row, True
+        width = histories[0][1].shape[1]
+        items_BTD = np.zeros((len(histories), max(len(rows) for _, rows, _ in histories), width), np.float32)
+        mask_BT, times_BT = np.zeros(items_BTD.shape[:2], bool), np.zeros(items_BTD.shape[:2], np.int64)
+        for place, (_, rows, times) in enumerate(histories):
+            items_BTD[place, : len(rows)], mask_BT[place, : len(rows)] = rows, True
+            times_BT[place, : len(rows)] = 0 if times is None else times
+        known = None if histories[0][2] is None else torch.from_numpy(times_BT)
         with torch.inference_mode():
-            found = tower.interests(torch.from_numpy(items_BTD), torch.from_numpy(mask_BT))
+            found = tower.interests(torch.from_numpy(items_BTD), torch.from_numpy(mask_BT), known)
         vectors_BKD, weights_BK = found.vectors.numpy(), found.weights.numpy()
         return [
             OnlineInterests(vectors[weights > 0], weights[weights > 0].tolist())

@@ -27,7 +27,23 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 
-# What it can answer beside them where keys are required.
+# What some of them can answer beside these.
+CONFLICT: dict[int | str, dict[str, Any]] = {
+    409: {"model": ProblemModel, "description": "It does not fit what is stored", "content": _CONTENT}
+}
+UNREADY: dict[int | str, dict[str, Any]] = {
+    503: {
+        "model": ProblemModel,
+        "description": "Postgres, the tables or a live generation is missing",
+        "content": _CONTENT,
+    }
+}
+
+METRICS: dict[str, Any] = {
+    "content": {"text/plain": {"example": 'polytower_request_seconds_count{route="/v1/retrieve",status="200"} 7.0\n'}}
+}
+
+# What all can answer where keys are required.
 REFUSALS = {
     "401": {"description": "No key, or an unknown or revoked one", "content": _CONTENT},
     "403": {"description": "The key lacks the scope", "content": _CONTENT},

@@ -173,16 +173,10 @@ from generations g cross join item_version v where g.state = 'live' limit 1
 
 # The same with all that a user's question needs, in one round trip: stored interests (values of 16 bits, high byte
 # first, interest after interest), what was seen, and, where it holds events that the interests do not know, the newest
-# part of the history that the generation knows, oldest first.
+# part of the history that the generation knows, oldest first, with its times.
 USER_STATE = """
 select g.generation, g.dim, v.version, u.vectors, u.weights, u.numbers, u.as_of, h.newest_at, h.seen,
-       case when u.as_of is null or h.newest_at > u.as_of then (
-           select array_agg(newest.item_id order by newest.occurred_at, newest.position) from (
-               select i.item_id, i.occurred_at, i.position
-               from interactions i join item_embeddings e on e.generation = g.generation and e.item_id = i.item_id
-               where i.user_id = %(user_id)s order by i.occurred_at desc, i.position desc limit %(length)s
-           ) newest
-       ) end as history
+       n.history, n.microseconds
 from generations g
 cross join item_version v
 cross join lateral (
@@ -195,6 +189,17 @@ cross join lateral (
     select max(i.occurred_at) as newest_at, array_agg(i.item_id) filter (where %(exclude_seen)s) as seen
     from interactions i where i.user_id = %(user_id)s
 ) h
+cross join lateral (
+    select array_agg(e.item_id order by e.occurred_at, e.position) as history,
+           array_agg((extract(epoch from e.occurred_at) * 1000000)::bigint order by e.occurred_at, e.position)
+               as microseconds
+    from (
+        select i.item_id, i.occurred_at, i.position
+        from interactions i join item_embeddings e on e.generation = g.generation and e.item_id = i.item_id
+        where i.user_id = %(user_id)s and (u.as_of is null or h.newest_at > u.as_of)
+        order by i.occurred_at desc, i.position desc limit %(length)s
+    ) e
+) n
 where g.state = 'live' limit 1
 """
 

@@ -83,12 +83,11 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Adds to answers what their questions ask for. patience: seconds to wait for Feast's import."""
+    """Adds to answers what their questions ask for."""
 
     database: Database
     features: Features
     metrics: Metrics
-    patience: float
 
     async def complete(self, question: RetrieveRequest, answer: Answer) -> Ranked:
         """The answer with its features. Raises Problem."""
@@ -102,7 +101,6 @@ class Ranking:
     async def _features(self, question: RetrieveRequest, answer: Answer) -> tuple["pa.Table | None", list[str]]:
         if question.features is None:
             return None, []
-        await self.features.ready(self.patience)
         return await self.features.of_candidates(
             question.features, question.user_id, [candidate.item_id for candidate in answer.candidates]
         )

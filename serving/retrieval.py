@@ -130,7 +130,8 @@ class Retrieval:
         known = await self._vectors(connection, state["generation"], index, state["history"])
         try:
             vectors = [known[item_id] for item_id in state["history"]]
-            return replace(await self._computed(connection, state["generation"], vectors), banned=seen)
+            found = await self._computed(connection, state["generation"], vectors, state["microseconds"])
+            return replace(found, banned=seen)
         except Problem as problem:
             if problem.kind is not NO_TOWER or as_of is None:
                 raise
@@ -160,10 +161,16 @@ class Retrieval:
             rows = await _fetch(connection, queries.ITEM_VECTORS, parameters)
         return {row["item_id"]: row["embedding"].to_numpy() for row in rows}
 
-    async def _computed(self, connection: Connection, generation: int, history: Sequence[NDArray[Any]]) -> Interests:
+    async def _computed(
+        self,
+        connection: Connection,
+        generation: int,
+        history: Sequence[NDArray[Any]],
+        microseconds: Sequence[int] | None = None,
+    ) -> Interests:
         with self.metrics.stage("tower"):
             await self._load_tower(connection, generation)
-            found = await self.towers.interests(generation, history)
+            found = await self.towers.interests(generation, history, microseconds)
         vectors = [HalfVector(vector) for vector in found.vectors]
         return Interests("online", vectors, found.weights, range(len(vectors)))
 

@@ -37,6 +37,7 @@ from serving.models import (
     SimilarAnswer,
     Space,
 )
+from serving.openapi import CONFLICT, UNREADY
 from serving.queries import Interest, Neighbour
 from serving.ranking import Ranked
 from serving.retrieval import Answer, Connection, Retrieval
@@ -56,7 +57,7 @@ def _json(content: Any) -> Response:
 _ARROW = {"content": {ARROW: {"schema": {"type": "string", "format": "binary"}}}}
 
 
-@v1.post("/retrieve", response_model=RetrieveAnswer, tags=["retrieval"], responses={200: _ARROW})
+@v1.post("/retrieve", response_model=RetrieveAnswer, tags=["retrieval"], responses={200: _ARROW, **CONFLICT})
 async def retrieve(question: RetrieveRequest, request: Request) -> Response:
     """Candidates for a user, a raw history, given vectors, a text or a picture; filtered before the cut, merged."""
     try:
@@ -95,7 +96,7 @@ async def retrieve_batch(batch: BatchRequest, request: Request) -> Response:
         finally:
             if not connection.closed:
                 await connection.set_isolation_level(None)
-    # After the snapshot: what Feast and the similarities read is theirs to choose, and no connection waits for it.
+    # After the snapshot: what features and similarities read is theirs to choose, and no connection waits for it.
     return _json({"answers": [await _completed(request, *pair) for pair in zip(batch.requests, answers, strict=True)]})
 
 
@@ -146,13 +147,18 @@ async def _one_of_batch(
         return problem
 
 
-@v1.get("/items/{item_id}/similar", response_model=SimilarAnswer, tags=["retrieval"])
+Filter = Annotated[
+    str, Query(description="JSON, as in /retrieve", max_length=10_000, examples=['{"genres": "Comedy"}'])
+]
+
+
+@v1.get("/items/{item_id:path}/similar", response_model=SimilarAnswer, tags=["retrieval"])
 async def similar(
     request: Request,
-    item_id: Annotated[Id, Path()],
-    k: Annotated[int, Query(ge=1, le=MAX_K)] = 10,
-    space: Space = "item",
-    filter: Annotated[str, Query(description="JSON, as in /retrieve", max_length=10_000)] = "{}",  # noqa: A002
+    item_id: Annotated[Id, Path(examples=["50"])],
+    k: Annotated[int, Query(ge=1, le=MAX_K, examples=[10])] = 10,
+    space: Annotated[Space, Query(examples=["content"])] = "item",
+    filter: Filter = "{}",  # noqa: A002
 ) -> Response:
     """Items most like one item: by content and behaviour (item), by content alone, or by behaviour alone (id)."""
     try:
@@ -171,12 +177,12 @@ async def similar(
     return _json({"generation": generation, "space": space, "items": items})
 
 
-@v1.get("/users/{user_id}/interests", response_model=InterestsAnswer, tags=["retrieval"])
+@v1.get("/users/{user_id:path}/interests", response_model=InterestsAnswer, tags=["retrieval"])
 async def interests(
     request: Request,
-    user_id: Annotated[Id, Path()],
+    user_id: Annotated[Id, Path(examples=["196"])],
     vectors: Annotated[
-        Literal["numbers", "base64"], Query(description="base64: little-endian float32, a fifth of the bytes")
+        Literal["numbers", "base64"], Query(description="base64: little-endian float32", examples=["base64"])
     ] = "numbers",
 ) -> Response:
     """The interests stored with the live generation."""
@@ -198,7 +204,7 @@ def _vector(vector: HalfVector, form: Literal["numbers", "base64"]) -> list[floa
     return b64encode(vector.to_numpy().astype("<f4").tobytes()).decode()
 
 
-@v1.post("/interactions", response_model=InteractionsAnswer, tags=["data"])
+@v1.post("/interactions", response_model=InteractionsAnswer, tags=["data"], responses=CONFLICT)
 async def interact(question: InteractionsRequest, request: Request) -> InteractionsAnswer:
     """Takes events, all or none; the next retrieval for these users knows them."""
     with request.app.state.metrics.stage("write"):
@@ -251,7 +257,7 @@ async def health() -> Health:
     return Health(status="ok")
 
 
-@probes.get("/readyz")
+@probes.get("/readyz", responses=UNREADY)
 async def ready(request: Request) -> Ready:
     """503 without Postgres, without the tables, or without a live generation."""
     try:

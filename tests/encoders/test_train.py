@@ -223,8 +223,8 @@ def test_too_little_data_is_said(tmp_path: Path, sequences: dict[str, list[int]]
 
 @pytest.mark.parametrize(
     "sequences",
-    [{"a": [1, 2, 3, 4]}, {"a": [1, 1, 1, 1, 1]}, {"a": [1, 2], "b": [5]}],
-    ids=["one", "same", "no-questions"],
+    [{"a": [1, 2, 3, 4]}, {"a": [1, 1, 1, 1, 1]}, {"a": [1, 2], "b": [5]}, {"a": [1, 2, 3, 28], "b": [1, 2, 4, 27]}],
+    ids=["one", "same", "no-questions", "items-only-in-test"],
 )
 def test_the_least_data_trains(tmp_path: Path, sequences: dict[str, list[int]]) -> None:
     result = train(tiny_catalogue(), histories_of(sequences), CONFIG, directory=tmp_path)

@@ -1,6 +1,7 @@
 """Training sets: every row gets what was true at its time, against a plain-Python reference."""
 
 import json
+from bisect import bisect_left
 from datetime import datetime, timedelta
 from random import Random
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from feature_repo.schema import FEATURE_VIEWS, ITEM_ID, USER_ID
+from polytower.errors import UserError
 from tests.feature_repo import rows
 from tests.feature_repo.conftest import Filled
 
@@ -41,7 +43,14 @@ def _plain(value: Any) -> Any:
 
 
 def _expected(filled: Filled, view: str, entity: str, moment: datetime, name: str) -> Any:
-    found = rows.newest(filled.history, view, entity, moment)
+    if view == "user_sequence":
+        # All events before the moment, also those of its own day; the newest row of the history holds all of them.
+        whole = rows.newest(filled.history, view, entity)
+        before = 0 if whole is None else bisect_left(whole[1]["occurred_ats"], rows.micros(moment))
+        return whole[1][name][:before] if whole is not None and before else None
+    # Statistics include the event that they are dated by, which therefore must lie before the moment.
+    latest = moment - timedelta(microseconds=1) if view.endswith("_stats") else moment
+    found = rows.newest(filled.history, view, entity, latest)
     return None if found is None else found[1][name]
 
 
@@ -85,6 +94,47 @@ def test_embeddings_follow_the_generation_that_was_live(filled: Filled) -> None:
         for item in ("i0", only_in_2)
     }
     assert generations == {"i0": [None, 1, 1, 2, 2, 1, 1], only_in_2: [None, None, None, 2, 2, None, None]}
+
+
+def test_a_long_sequence_keeps_its_newest_events(writable: Filled) -> None:
+    """150 events by yesterday, 200 kept of today's: before the 120th of those, the newest 200 of both."""
+    import pandas as pd
+
+    from polytower.postgres import connect
+
+    yesterday = [rows.day(60) + timedelta(minutes=minute) for minute in range(150)]
+    today = [rows.day(61) + timedelta(minutes=minute) for minute in range(200)]
+    with connect(writable.url) as connection:
+        for moments, name in ((yesterday, "y"), (today, "t")):
+            items = [f"{name}{place}" for place in range(len(moments))]
+            connection.execute(
+                "insert into user_sequences values ('long', %s, %s, %s, %s, %s)",
+                [moments[0].date(), moments[-1], items, moments, items],
+            )
+    # Times without a zone are UTC.
+    frame = pd.DataFrame({USER_ID: ["long"], "event_timestamp": [today[120].replace(tzinfo=None)]})
+    answer = writable.store.get_historical_features(frame, ["user_sequence:item_ids"], full_feature_names=True).to_df()
+    expected = [f"y{place}" for place in range(70, 150)] + [f"t{place}" for place in range(120)]
+    assert _plain(answer["user_sequence__item_ids"][0]) == expected
+
+
+def test_entities_may_come_from_a_query(filled: Filled) -> None:
+    query = "select 'u0' as user_id, timestamptz '2026-05-01' as event_timestamp"
+    answer = filled.store.get_historical_features(query, ["user_stats:user_interactions"]).to_df()
+    assert answer["user_interactions"].tolist() == [
+        _expected(filled, "user_stats", "u0", rows.day(61), "user_interactions")
+    ]
+
+
+def test_a_frame_without_keys_or_rows_is_refused(filled: Filled) -> None:
+    import pandas as pd
+    from feast.errors import FeastEntityDFMissingColumnsError
+
+    frame = pd.DataFrame({ITEM_ID: ["i0"], "event_timestamp": [rows.day(9)]})
+    with pytest.raises(FeastEntityDFMissingColumnsError, match="user_id"):
+        filled.store.get_historical_features(frame, ["user_stats:user_interactions"])
+    with pytest.raises(UserError, match="no rows"):
+        filled.store.get_historical_features(frame[:0], ["item_stats:item_interactions"])
 
 
 def test_dropped_generations_leave_nothing(writable: Filled) -> None:

@@ -1,14 +1,18 @@
 """Online features: Feast answers what the tables hold, on both of its paths; writes are idempotent or refused."""
 
 import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 
-from feature_repo.schema import FEATURE_VIEWS, ITEM_ID, USER_ID
+from feature_repo.schema import FEATURE_VIEWS, ITEM_ID, SERVICES, USER_ID
 from polytower.errors import UserError
-from polytower.postgres import connect
+from polytower.postgres import connect, connection_options
 from serving.features import UnknownServiceError, fetch_features, json_rows
 from tests.feature_repo import rows
 from tests.feature_repo.conftest import Filled
@@ -49,6 +53,11 @@ def _parsed(answer: dict[str, list[Any]]) -> dict[str, list[Any]]:
 
 def _write(filled: Filled, view: str, frame: Any) -> None:
     filled.store.write_to_online_store(view, frame)
+
+
+def _fetched(filled: Filled, service: str, entities: dict[str, Any]) -> Any:
+    with psycopg.connect(filled.url, **connection_options()) as connection:
+        return fetch_features(connection, service, entities)
 
 
 def _versions(url: str) -> list[Any]:
@@ -205,6 +214,31 @@ def test_the_newest_of_one_batch_wins(writable: Filled) -> None:
     assert written == [(3, None, rows.day(1) + timedelta(microseconds=7), moments[1])]
 
 
+def test_two_writers_of_one_new_row(writable: Filled) -> None:
+    """Both look and find nothing; the second meets the first one's row in the index, and the newer row stays."""
+    import pandas as pd
+
+    moment = rows.day(50)
+    values = {"user_interactions": 7, "user_distinct_items": 7, "user_mean_value": 0.5, "user_first_at": 1}
+    frame = pd.DataFrame([{USER_ID: each, **values, "as_of": moment} for each in ("fresh", "new")])
+    with connect(writable.url) as other, ThreadPoolExecutor() as threads:
+        other.execute(
+            "insert into user_stats values ('new', %s, %s, 9, 9, 9, %s)", [moment.date(), moment, rows.day(1)]
+        )
+        written = threads.submit(_write, writable, "user_stats", frame)
+        with connect(writable.url, autocommit=True) as watching:
+            waits = (
+                "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+            )
+            while not watching.execute(waits).fetchall()[0][0]:
+                assert not written.done()
+        other.commit()
+        written.result()
+    with connect(writable.url) as connection:
+        kept = connection.execute("select user_id, interactions from user_stats where as_of = %s order by 1", [moment])
+        assert kept.fetchall() == [("fresh", 7), ("new", 7)]
+
+
 def test_item_attributes_keep_what_feast_does_not_know(writable: Filled) -> None:
     import pandas as pd
 
@@ -326,7 +360,7 @@ def test_the_online_read_of_embeddings_uses_the_live_partition_only(filled: Fill
 
 def test_fetch_features_broadcasts_one_user_over_the_candidates(filled: Filled) -> None:
     candidates = ["i0", "nothing", "i1"]
-    table = fetch_features(filled.store, "ranker", {USER_ID: ["u0"], ITEM_ID: candidates})
+    table = _fetched(filled, "ranker", {USER_ID: ["u0"], ITEM_ID: candidates})
     assert table.column_names[:2] == [USER_ID, ITEM_ID]
     assert table[ITEM_ID].to_pylist() == candidates
     assert table[USER_ID].to_pylist() == ["u0"] * 3
@@ -338,9 +372,31 @@ def test_fetch_features_broadcasts_one_user_over_the_candidates(filled: Filled) 
 
 
 def test_arrow_types_do_not_depend_on_values(filled: Filled) -> None:
-    absent = fetch_features(filled.store, "ranker", {USER_ID: ["nobody"], ITEM_ID: ["nothing"]})
-    there = fetch_features(filled.store, "ranker", {USER_ID: ["u0"], ITEM_ID: ["i0"]})
+    absent = _fetched(filled, "ranker", {USER_ID: ["nobody"], ITEM_ID: ["nothing"]})
+    there = _fetched(filled, "ranker", {USER_ID: ["u0"], ITEM_ID: ["i0"]})
     assert absent.schema == there.schema
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_fetch_features_equals_feasts_answer(filled: Filled, service: str) -> None:
+    """Column by column, types included; and in the order of the definitions, which Feast's services lose."""
+    users, items = _key("user_stats")[1], _key("item_stats")[1]
+    size = max(len(users), len(items))
+    entities = {USER_ID: (users * size)[:size], ITEM_ID: (items * size)[:size]}
+    if service == "retrieval":
+        del entities[ITEM_ID]
+    table = _fetched(filled, service, entities)
+    feasts = filled.store.get_online_features(filled.store.get_feature_service(service), entities).to_arrow()
+    assert table.equals(feasts.select(table.column_names))
+    views = [filled.store.get_feature_view(name) for name in SERVICES[service]]
+    assert table.column_names == [*entities, *(field.name for view in views for field in view.features)]
+    assert sorted(feasts.column_names) == sorted(table.column_names)
+
+
+def test_fetching_features_leaves_feast_alone() -> None:
+    script = "import sys, serving.app, serving.features; print({'feast', 'torch', 'pandas'} & {*sys.modules})"
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize(
@@ -353,11 +409,12 @@ def test_arrow_types_do_not_depend_on_values(filled: Filled) -> None:
         ("retrieval", {USER_ID: "u0"}, "takes a list of ids"),
         ("retrieval", {USER_ID: ["u0", 7]}, "each a string"),
         ("ranker", {USER_ID: ["u0", "u1"], ITEM_ID: ["i0", "i1", "i6"]}, "user_id: 2, item_id: 3"),
+        ("retrieval", {USER_ID: ["u0"] * 5001}, "5001 rows are asked for, and one answer has at most 5000"),
     ],
 )
 def test_unusable_requests_are_the_users_errors(
     filled: Filled, service: str, entities: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as raised:
-        fetch_features(filled.store, service, entities)
+        _fetched(filled, service, entities)
     assert isinstance(raised.value, UnknownServiceError) == (service == "rankr")

@@ -1,8 +1,15 @@
 """A served synthetic generation: one database for tests that only read or roll back, one each for those that write."""
 
+import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import httpx
 import numpy as np
 import psycopg
 import pytest
@@ -74,3 +81,32 @@ def own_client(own: str) -> Iterator[TestClient]:
     """A client of a server over `own`."""
     with TestClient(create_app(own), raise_server_exceptions=False) as opened:
         yield opened
+
+
+@contextmanager
+def listening(url: str, *options: str) -> Iterator[str]:
+    """`polytower serve` over this database in a process of its own: yields its URL.
+
+    A process, since Hypothesis and Feast's import both build syntax trees: in two threads Python 3.11 mixes them up.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "polytower.cli", "serve", "--port", str(port), *options]
+    process = subprocess.Popen(command, env={**os.environ, "POLYTOWER_DATABASE_URL": url})
+    address = f"http://127.0.0.1:{port}"
+    try:
+        while not _answers(f"{address}/readyz"):
+            assert process.poll() is None, "the server did not start"
+            time.sleep(0.05)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _answers(address: str) -> bool:
+    try:
+        return httpx.get(address, timeout=10).status_code == 200
+    except httpx.TransportError:
+        return False

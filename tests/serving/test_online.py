@@ -1,6 +1,8 @@
 """Interests computed now: a raw history, a user whose newest events the generation does not know."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -45,11 +47,14 @@ def _store(connection: psycopg.Connection[Any], towers: Towers) -> None:
     )
 
 
-def _expected(small: Synthetic, tower: UserTower, history: list[str], seen: set[str], k: int) -> list[tuple[str, int]]:
+def _expected(
+    small: Synthetic, tower: UserTower, history: list[str], seen: set[str], k: int, times: list[int] | None = None
+) -> list[tuple[str, int]]:
     halves = small.embedding.astype(np.float16).astype(np.float32)
     rows = torch.from_numpy(halves[[small.item_ids.index(item_id) for item_id in history]])[None]
     with torch.inference_mode():
-        found = tower.interests(rows, torch.ones(1, len(history), dtype=torch.bool))
+        when = None if times is None else torch.tensor([times])
+        found = tower.interests(rows, torch.ones(1, len(history), dtype=torch.bool), when)
     interests = found.vectors[0].numpy().astype(np.float16).astype(np.float32)
     qualifies = [item_id not in seen | small.unavailable for item_id in small.item_ids]
     merged = merge_max(interest_lists(small.item_ids, halves, interests, qualifies, k), [1] * len(interests), k)
@@ -104,6 +109,26 @@ def test_a_user_without_stored_interests(online: TestClient, small: Synthetic, t
     body = _ask(online, user_id="new", k=5)
     assert (body["interests"], body["generation"]) == ("online", 1)
     assert _found(body) == _expected(small, towers.user_tower, ["i30", "i31"], {"i30", "i31"}, 5)
+
+
+def test_a_tower_that_reads_time_gets_the_times_of_the_events(own: str, small: Synthetic, towers: Towers) -> None:
+    torch.manual_seed(0)
+    timed = UserTower(replace(towers.config, relative="time", blocks=2, modalities=())).eval()
+    for parameter in timed.parameters():
+        parameter.data += torch.randn_like(parameter)
+    towers = Towers(replace(towers.config, relative="time", blocks=2, modalities=()), Catalogue(["a"]))
+    towers.user_tower = timed
+    with connect(own) as connection:
+        _store(connection, towers)
+    days = {"i30": "2024-01-01", "i31": "2024-01-02", "i10": "2024-03-01", "i12": "2024-03-01"}
+    events = [{"user_id": "new", "item_id": i, "occurred_at": f"{day}T00:00:00Z"} for i, day in days.items()]
+    with TestClient(create_app(own), raise_server_exceptions=False) as client:
+        assert client.post("/v1/interactions", json={"interactions": events}).status_code == 200
+        found, raw = _ask(client, user_id="new", k=10), _ask(client, history=list(days), k=10)
+    times = [int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() * 1e6) for day in days.values()]
+    assert _found(found) == _expected(small, timed, list(days), {*days}, 10, times)
+    assert _found(raw) == _expected(small, timed, list(days), {*days}, 10)
+    assert [row["score"] for row in found["candidates"]] != [row["score"] for row in raw["candidates"]]
 
 
 def test_without_a_tower_the_answer_says_that_it_is_stale(own_client: TestClient) -> None:
