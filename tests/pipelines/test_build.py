@@ -54,6 +54,13 @@ def stored(connection: psycopg.Connection[Any], generation: int, column: str = "
     return {row[0]: row[place].to_numpy().astype(np.float32) for row in rows if row[place] is not None}
 
 
+def test_the_width_of_the_search_is_tuned_and_used(built: Built) -> None:
+    kept = generations.get(built.connection, built.generation).quality["index"]
+    assert kept["objective"] <= kept["recall"] <= 1
+    served = built.connection.execute("select ef_search from served_generation()").fetchone()
+    assert served == (kept["ef_search"],)
+
+
 def test_what_is_stored_is_what_the_towers_say(built: Built) -> None:
     catalogue, _ = read_catalogue(built.connection)
     item_ids, histories = read_snapshot(built.directory)

@@ -131,6 +131,32 @@ def test_fewer_than_k_qualify(large: tuple[str, Synthetic], large_connection: ps
     assert {row.item_id for row in found} == keep - data.unavailable - {*data.seen["u1"]}
 
 
+def test_a_wider_search_costs_no_recall(
+    large: tuple[str, Synthetic], large_connection: psycopg.Connection[Any]
+) -> None:
+    recalls = []
+    for width in (1, 20, 400):
+        large_connection.execute(
+            "update generations set quality = jsonb_build_object('index', jsonb_build_object('ef_search', %s::int))",
+            [width],
+        )
+        found = [_recall(large[1], retrieve(large_connection, f"u{n}", k=K), f"u{n}") for n in range(USERS)]
+        recalls.append(np.mean(found))
+    large_connection.rollback()
+    assert recalls[0] <= recalls[1] + 0.01 <= recalls[2] + 0.02
+    assert recalls[2] >= 0.99
+
+
+def test_an_exact_answer_is_a_scan(large: tuple[str, Synthetic], large_connection: psycopg.Connection[Any]) -> None:
+    rows = large_connection.execute(
+        "select item_id from retrieve_vectors((select array_agg(embedding) from user_interests where user_id = 'u4'),"
+        " exact => true)"
+    ).fetchall()
+    allowed = _allowed(large[1], None)
+    assert {row[0] for row in rows} == {*_exact(large[1], "u4", allowed)[0]}
+    assert _scans(large_connection)[1] == 0
+
+
 def test_deep_answers(large: tuple[str, Synthetic], large_connection: psycopg.Connection[Any]) -> None:
     found = retrieve(large_connection, "u2", k=1000)
     assert len(found) == 1000

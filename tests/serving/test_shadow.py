@@ -1,0 +1,65 @@
+"""Sampled exact shadow queries: taken seldom, exported, and never in anybody's way."""
+
+import asyncio
+from typing import Any
+
+import psycopg
+
+from serving import queries
+from serving.database import Database
+from serving.metrics import Metrics
+from serving.queries import retrieve
+from serving.shadow import Shadow
+
+
+def _parameters(connection: psycopg.Connection[Any], k: int) -> dict[str, Any]:
+    interests = connection.execute("select array_agg(embedding) from user_interests('ada')").fetchone()
+    assert interests is not None
+    parameters = queries.candidate_parameters(k=k, filter={}, exclude=(), merge="max")
+    return parameters | {"interests": interests[0], "weights": None, "generation": None}
+
+
+def _recalls(metrics: Metrics) -> list[str]:
+    lines = metrics.exposition().decode().splitlines()
+    return [
+        line.split()[-1]
+        for line in lines
+        if line.startswith(("polytower_shadow_recall_count", "polytower_shadow_recall_sum"))
+    ]
+
+
+def test_recall_of_a_sample(served: str, connection: psycopg.Connection[Any]) -> None:
+    found = retrieve(connection, "ada", k=8, exclude_seen=False)
+
+    async def ask(answer: list[queries.Candidate], interval: float) -> list[str]:
+        metrics = Metrics()
+        database = Database(served, metrics, size=1, timeout=10)
+        await database.open()
+        shadow = Shadow(database, metrics, interval=interval)
+        shadow.sample("memory", _parameters(connection, 8), answer)
+        await shadow.settled()
+        shadow.sample("memory", _parameters(connection, 8), answer)  # too soon after the first
+        await shadow.settled()
+        await database.close()
+        return _recalls(metrics)
+
+    worse = retrieve(connection, "ada", k=14, exclude_seen=False)[2:10]
+    assert asyncio.run(ask(found, 0)) == ["1.0", "1.0"]
+    assert asyncio.run(ask(worse, 0)) == ["1.0", "0.75"]
+    assert asyncio.run(ask(found, 60)) == []
+
+
+def test_postgres_away(connection: psycopg.Connection[Any]) -> None:
+    found = retrieve(connection, "ada", k=3)
+
+    async def ask() -> list[str]:
+        metrics = Metrics()
+        database = Database("postgresql://nobody@127.0.0.1:1/nothing", metrics, size=1, timeout=0.2)
+        await database.open()
+        shadow = Shadow(database, metrics, interval=0)
+        shadow.sample("memory", _parameters(connection, 3), found)
+        await shadow.settled()
+        await database.close()
+        return _recalls(metrics)
+
+    assert asyncio.run(ask()) == []
