@@ -31,9 +31,9 @@ declare
     wanted int := k;
     different int;
 begin
-    -- At least what one walk gives on average to a merged list; twice of what is beyond 100, for the far end of a long
-    -- list is the least exact part of a walk; and some room for what is excluded, which lies near the interests.
-    perform set_config('hnsw.ef_search', least(1000, greatest(ef_search, share + greatest(0, share - 100))
+    -- At least what one walk gives on average to a merged list; three times what is beyond 100, for the far end of a
+    -- long list is the least exact part of a walk; and some room for what is excluded, which lies near the interests.
+    perform set_config('hnsw.ef_search', least(1000, greatest(ef_search, share + 2 * greatest(0, share - 100))
                                                      + least(cardinality(exclude), share / 4))::text, true);
     for n in 1..width loop
         walk := null;

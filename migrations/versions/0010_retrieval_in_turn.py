@@ -55,7 +55,11 @@ grant select on item_version to polytower_reader;
 create function count_item_version() returns trigger language plpgsql security definer
 set search_path = polytower, public as $$
 begin
-    update item_version set version = version + 1;
+    -- Once per transaction: 200,000 single inserts would else leave as many versions of the row to be walked through.
+    if current_setting('polytower.items_changed_by', true) is distinct from pg_current_xact_id()::text then
+        update item_version set version = version + 1;
+        perform set_config('polytower.items_changed_by', pg_current_xact_id()::text, true);
+    end if;
     return null;
 end $$;
 create trigger items_version before insert or update or delete or truncate on items
