@@ -52,13 +52,14 @@ class Limits:
         self.running += 1
         self.metrics.in_flight.set(self.running)
         try:
-            async with asyncio.timeout(self.deadline):
+            async with asyncio.timeout(self.deadline) as answer.deadline:
                 body = await self._read(scope, receive)
                 if body is None:
                     await self._refuse(answer, Problem(TOO_LARGE, f"a body holds at most {self.body} bytes"))
                     return
                 await self.app(scope, _replay(body, receive), answer)
         except TimeoutError:
+            answer.deadline = None
             await self._refuse(
                 answer, Problem(TOO_SLOW, f"no answer within {self.deadline:g} s; ask for less, or try again")
             )
@@ -100,15 +101,23 @@ async def send_problem(send: Send, problem: Problem, metrics: Metrics) -> None:
 
 
 class _Answer:
-    """Remembers whether the response has begun, and with which status."""
+    """Remembers whether the response has begun, and with which status.
+
+    deadline: of the response's beginning. One that has begun is finished: cut short it would be no answer at all.
+    """
 
     def __init__(self, send: Send) -> None:
         self.send = send
         self.started = False
         self.status = INTERNAL.status
+        self.deadline: asyncio.Timeout | None = None
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            if self.deadline is not None:
+                if self.deadline.expired():
+                    await asyncio.sleep(0)  # the cancellation is on its way, and arrives here
+                self.deadline.reschedule(None)
             self.started = True
             self.status = message["status"]
         await self.send(message)

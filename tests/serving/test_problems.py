@@ -220,3 +220,15 @@ def test_deadline() -> None:
     limits = Limits(_app(asyncio.Event().wait), Metrics(), body=100, concurrency=2, deadline=0.05)
     _problem(_ask(limits, 1)[0], 503, "deadline-exceeded")
     assert limits.running == 0
+
+
+def test_an_answer_that_has_begun_is_finished() -> None:
+    """The deadline passes between the head of the response and its body: both arrive."""
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.sleep(0.1)
+        await send({"type": "http.response.body", "body": b"whole"})
+
+    (answer,) = _ask(Limits(app, Metrics(), body=100, concurrency=2, deadline=0.05), 1)
+    assert (answer.status_code, answer.content) == (200, b"whole")
