@@ -97,8 +97,7 @@ def _width(
     task: Task, peers: list[str], seen: dict[str, list[int]], arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
     with ExitStack() as stack:
-        session = stack.enter_context(connect(task.url, autocommit=True))
-        contestants = [*of_postgres(task, session.info.backend_pid), *stack.enter_context(served(task)), exact(task)]
+        contestants = [*of_postgres(task), *stack.enter_context(served(task)), exact(task)]
         for name in peers:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             started = time.perf_counter()
@@ -184,7 +183,7 @@ def _row(
         "p99_ms": round(float(np.percentile(seconds, 99)) * 1e3, 3),
         "qps": round(len(seconds) / took, 1),
         "recall": round(float(np.mean(recall)), 4),
-        "rss_mb": round(psutil.Process(one.pid).memory_info().rss / 2**20),
+        "rss_mb": round(psutil.Process(one.pid).memory_info().rss / 2**20) if one.measured else None,
         "load": round(os.getloadavg()[0], 1),
         "note": one.note,
     }
