@@ -45,8 +45,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Contestant:
-    """name as printed. open: a client's own session; pid: the process that holds the index, None for this one; measured: whether its
-    memory is one process's (Postgres shares its own)."""
+    """name as printed. open: a client's own session; pid: the process that holds the index, None for this one.
+
+    measured: whether its memory is one process's (Postgres' is shared by sessions).
+    """
 
     name: str
     open: Callable[[], Any]
