@@ -2,7 +2,7 @@
 
 A look-up is an all-to-all there (which rows) and back (their values); its gradient travels the same way, and each
 process steps its own rows (`optimise.RowwiseAdam`). The platform's own training keeps the whole table in each process;
-docs/adr/0009-big-id-tables.md says when this one is due.
+docs/adr/0008-big-id-tables.md says when this one is due.
 
 Legend: V rows in all, P processes, U rows asked for by this process, D width.
 """

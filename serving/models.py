@@ -195,31 +195,29 @@ class CandidateModel(BaseModel):
     similarity: SimilarityModel | None = None
 
 
+# Examples of the OpenAPI document.
+_ANSWER: dict[str, Any] = {
+    "generation": 1,
+    "interests": "stored",
+    "candidates": [
+        {
+            "item_id": "50",
+            "score": 0.54,
+            "rank": 1,
+            "interest": 1,
+            "interest_rank": 1,
+            "found_by": [{"interest": 1, "rank": 1, "score": 0.54}],
+        }
+    ],
+    "skipped": [],
+    "degraded": None,
+}
+
+
 class RetrieveAnswer(BaseModel):
     """Candidates of one generation, best first."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "generation": 1,
-                    "interests": "stored",
-                    "candidates": [
-                        {
-                            "item_id": "50",
-                            "score": 0.54,
-                            "rank": 1,
-                            "interest": 1,
-                            "interest_rank": 1,
-                            "found_by": [{"interest": 1, "rank": 1, "score": 0.54}],
-                        }
-                    ],
-                    "skipped": [],
-                    "degraded": None,
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [_ANSWER]})
 
     generation: int
     interests: Literal["stored", "online", "given", "content"] = Field(
@@ -264,22 +262,7 @@ class BatchAnswer(BaseModel):
             "examples": [
                 {
                     "answers": [
-                        {
-                            "generation": 1,
-                            "interests": "stored",
-                            "candidates": [
-                                {
-                                    "item_id": "50",
-                                    "score": 0.54,
-                                    "rank": 1,
-                                    "interest": 1,
-                                    "interest_rank": 1,
-                                    "found_by": [{"interest": 1, "rank": 1, "score": 0.54}],
-                                }
-                            ],
-                            "skipped": [],
-                            "degraded": None,
-                        },
+                        _ANSWER,
                         {
                             "type": "/problems/unknown-user",
                             "title": "Unknown user",
