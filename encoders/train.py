@@ -201,7 +201,9 @@ class Run:
     def _epoch(self, epoch: int) -> Epoch:
         started = time.perf_counter()
         with seeded(self.config.seed, epoch) as rng:
-            rows = pack(self.split.train, self.config.towers.history, rng)
+            shape = self.config.towers
+            starts = "attributes" in shape.reads  # else nothing is known of a user without events
+            rows = pack(self.split.train, shape.history, rng, starts=starts, silent=shape.silent_users)
             total = -(-len(rows) // self.config.batch_rows)
             summed, positions = 0.0, 0
             self.towers.train()
@@ -280,7 +282,7 @@ class Run:
             "config": document,
             "data": [
                 self.catalogue.fingerprint(),
-                self.split.train.fingerprint(times=self.config.towers.reads_time),
+                self.split.train.fingerprint(*self.config.towers.reads),
             ],
         }
 

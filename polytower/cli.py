@@ -44,6 +44,14 @@ FILTER = click.option(
     default={},
     help='Attribute filter, such as \'{"genres": "Comedy", "year": {"gte": 1990}}\'.',
 )
+OPTIONS = click.option(
+    "--set",
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME=JSON",
+    help="Change one option of the preset, such as epochs=40 or towers.interests=1 (repeatable).",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -94,6 +102,7 @@ def load(folder: Path, images: Path | None, max_rejected: float, as_json: bool) 
 
 @cli.command()
 @click.option("--preset", default="demo", show_default=True, help="Training preset; docs/models.md lists them.")
+@OPTIONS
 @click.option(
     "--until",
     type=click.Choice(["sequences", "content", "generation", "live"]),
@@ -102,12 +111,12 @@ def load(folder: Path, images: Path | None, max_rejected: float, as_json: bool) 
     help="Stop after this step.",
 )
 @AS_JSON
-def materialize(preset: str, until: Any, as_json: bool) -> None:
+def materialize(preset: str, options: tuple[str, ...], until: Any, as_json: bool) -> None:
     """Run the Dagster assets in process: checks, sequences, content, towers, generation, promotion."""
     from pipelines.materialize import materialize as run
 
     _initialise()
-    result = run(preset=preset, until=until, progress=True)
+    result = run(preset=preset, options=_options(options), until=until, progress=True)
     rows = [(step, f"{seconds:.1f}") for step, seconds in result["seconds"].items()]
     title = (
         f"generation {result['generation']} is {'live' if until == 'live' else 'ready'}" if result["generation"] else ""
@@ -251,14 +260,7 @@ def demo(images: Path | None, preset: str, as_json: bool) -> None:
     help="Content to encode and learn from (repeatable); none by default.",
 )
 @click.option("--images", type=FOLDER, help="Folder of the pictures that the items name, for --content image.")
-@click.option(
-    "--set",
-    "--option",
-    "options",
-    multiple=True,
-    metavar="NAME=JSON",
-    help="Change one option of the preset, such as epochs=40 or towers.interests=1 (repeatable).",
-)
+@OPTIONS
 @click.option(
     "--weighing",
     type=click.FloatRange(0),

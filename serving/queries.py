@@ -173,10 +173,10 @@ from generations g cross join item_version v where g.state = 'live' limit 1
 
 # The same with all that a user's question needs, in one round trip: stored interests (values of 16 bits, high byte
 # first, interest after interest), what was seen, and, where it holds events that the interests do not know, the newest
-# part of the history that the generation knows, oldest first, with its times.
+# part of the history that the generation knows, oldest first, with its times, and what is known of the user.
 USER_STATE = """
 select g.generation, g.dim, v.version, u.vectors, u.weights, u.numbers, u.as_of, h.newest_at, h.seen,
-       n.history, n.microseconds
+       n.history, n.microseconds, a.attributes
 from generations g
 cross join item_version v
 cross join lateral (
@@ -200,6 +200,10 @@ cross join lateral (
         order by i.occurred_at desc, i.position desc limit %(length)s
     ) e
 ) n
+left join lateral (
+    select p.attributes from users p
+    where p.user_id = %(user_id)s and (u.as_of is null or h.newest_at > u.as_of) limit 1
+) a on true
 where g.state = 'live' limit 1
 """
 
