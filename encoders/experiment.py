@@ -19,12 +19,12 @@ from encoders.distributed import ALONE, World
 from encoders.evaluate import Metrics, TowersScorer, evaluate, interests_report
 from encoders.folder import read_interactions, read_items, read_users
 from encoders.presets import preset
-from encoders.splits import Split, cold_items, leave_one_out, refit, strong_generalisation, temporal
+from encoders.splits import Split, cold_items, cold_users, leave_one_out, refit, strong_generalisation, temporal
 from encoders.train import TrainResult, train
 from feature_repo.schema import Modality
 from polytower.errors import UserError
 
-SPLITS = ("leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items")
+SPLITS = ("leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items", "cold_users")
 _CHUNK = 512  # contents encoded at a time
 _NOT_ATTRIBUTES = ("item_id", "title", "description", "image", "available")
 
@@ -124,6 +124,7 @@ def make_split(name: str, histories: Histories, items: int) -> Split:
         "refit": refit,
         "temporal": temporal,
         "strong_generalisation": strong_generalisation,
+        "cold_users": cold_users,
     }
     if name not in rules:
         raise UserError(f"no split {name!r}; there are {', '.join(SPLITS)}")

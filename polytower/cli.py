@@ -142,6 +142,7 @@ def evaluate(generation: int | None, as_json: bool) -> None:
 @cli.command()
 @click.argument("user_id", required=False)
 @click.option("--history", help="Item ids, oldest first, separated by commas: retrieve for a user nobody has seen.")
+@click.option("--attributes", type=JsonObject(), help="What is known of that user, with --history or without one.")
 @click.option("--text", help="What to look for: the items whose content is nearest to this text.")
 @click.option(
     "--image",
@@ -162,6 +163,7 @@ def evaluate(generation: int | None, as_json: bool) -> None:
 def retrieve(
     user_id: str | None,
     history: str | None,
+    attributes: dict[str, Any] | None,
     text: str | None,
     image: Path | None,
     k: int,
@@ -173,20 +175,32 @@ def retrieve(
     """Candidates for USER_ID (or a raw --history, a --text or --image): the nearest items of each interest, merged."""
     from base64 import b64encode
 
+    from pydantic import ValidationError
+
     from polytower.postgres import connect, database_url
     from serving.models import RetrieveRequest
     from serving.once import ask
 
-    sources = (user_id is not None, history is not None, text is not None or image is not None)
+    sources = (
+        user_id is not None,
+        history is not None or attributes is not None,
+        text is not None or image is not None,
+    )
     if sum(sources) != 1:
-        raise click.UsageError("give one of USER_ID, --history, and --text or --image (or both of these)")
+        raise click.UsageError(
+            "give one of USER_ID, --history or --attributes, and --text or --image (or both of a pair)"
+        )
     with connect() as connection:
         require_schema(connection)
-    question = RetrieveRequest.model_validate(
-        {"user_id": user_id, "history": history.split(",") if history else None, "text": text,
-         "image": b64encode(image.read_bytes()).decode() if image else None, "k": k, "filter": where,
-         "exclude_seen": not include_seen, "merge": merge, "fields": ["title"]}
-    )  # fmt: skip
+    try:
+        question = RetrieveRequest.model_validate(
+            {"user_id": user_id, "history": history.split(",") if history else None, "attributes": attributes,
+             "text": text, "image": b64encode(image.read_bytes()).decode() if image else None, "k": k, "filter": where,
+             "exclude_seen": not include_seen, "merge": merge, "fields": ["title"]}
+        )  # fmt: skip
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise click.UsageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     found = ask(database_url(), question)
     if found.skipped:
         say(f"unknown to generation {found.generation}, left out: {', '.join(found.skipped)}")
@@ -248,7 +262,7 @@ def demo(images: Path | None, preset: str, as_json: bool) -> None:
     "--split",
     default="leave_one_out",
     show_default=True,
-    type=click.Choice(["leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items"]),
+    type=click.Choice(["leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items", "cold_users"]),
     help="How the test items are held out.",
 )
 @click.option(

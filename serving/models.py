@@ -95,7 +95,6 @@ class RetrieveRequest(Strict):
     history: list[Id] | None = Field(None, min_length=1, max_length=10_000, description="item ids, oldest first")
     attributes: dict[Text, Value | list[Value]] | None = Field(
         None,
-        min_length=1,
         max_length=200,
         description="what is known of somebody with this history, or without one; for generations that read attributes",
     )

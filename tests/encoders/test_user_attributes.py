@@ -20,7 +20,7 @@ from encoders.evaluate import TowersScorer, context_of, padded
 from encoders.folder import read_users
 from encoders.interests import EXTRACTORS
 from encoders.packing import batches, pack
-from encoders.splits import cold_items, leave_one_out, strong_generalisation, temporal
+from encoders.splits import cold_items, cold_users, leave_one_out, strong_generalisation, temporal
 from encoders.towers import ITEMS_ALONE, Context, UserTower
 from encoders.train import train
 from polytower.errors import UserError
@@ -129,7 +129,7 @@ def test_splits_and_selections_keep_each_user_s_own() -> None:
     histories = known(tiny_histories(users=40))
     assert histories.attributes is not None
     own = dict(zip(histories.user_ids, histories.attributes, strict=True))
-    for split in (leave_one_out, temporal, strong_generalisation, lambda found: cold_items(found, ITEMS)):
+    for split in (leave_one_out, temporal, strong_generalisation, cold_users, lambda found: cold_items(found, ITEMS)):
         cut = split(histories)
         for part in (cut.train, cut.validation.histories, cut.test.histories):
             assert part.attributes is not None

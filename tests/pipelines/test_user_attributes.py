@@ -25,7 +25,7 @@ from tests.factories import tiny_folder, write_rows
 
 WIDTH = 32
 OPTIONS = {"towers.user_attributes": WIDTH, "towers.silent_users": 0.5, "learning_rate": 1e-2}
-IDLE = {"age": 33, "city": "Oslo", "tags": ["a", "b"], "member": True, "height": 1.8}
+IDLE = {"age": 33, "city": "Oslo", "tags": ["a", "b"], "member": True, "height": 1.8, "zip": "02139", "code": "33"}
 
 
 @pytest.fixture(scope="module")
