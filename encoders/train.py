@@ -94,6 +94,7 @@ def train(
     started = time.perf_counter()
     split = split or leave_one_out(histories)
     check_names(config)
+    check_attributes(config, split.train)
     if not len(split.train) or split.train.lengths.max() < 2:
         raise UserError("training needs at least one user with two interactions (four, if the last two are held out)")
     with _quiet_threads(config, split.train), torch.random.fork_rng():
@@ -124,6 +125,14 @@ def check_names(config: TrainConfig) -> None:
     for option, name, registry in given:
         if name not in registry:
             raise UserError(f"configuration: no {option} {name!r}; there are {', '.join(registry)}")
+
+
+def check_attributes(config: TrainConfig, histories: Histories) -> None:
+    """Raises UserError where the towers read attributes of another width than the histories bring, or of none."""
+    read, found = config.towers.user_attributes, histories.attributes
+    if read and (found is None or found.shape[1] != read):
+        brought = "none" if found is None else f"{found.shape[1]} numbers"
+        raise UserError(f"training: towers.user_attributes={read}, but the users' attributes bring {brought}")
 
 
 class Run:

@@ -315,7 +315,7 @@ class InterestModel(BaseModel):
     interest: int
     weight: float
     embedding: list[float] | str = Field(description="numbers, or little-endian float32 in base64 if asked for")
-    as_of: datetime = Field(description="the newest event that it knows")
+    as_of: datetime = Field(description="the newest event that it knows; 1970: there was none")
 
 
 class InterestsAnswer(BaseModel):

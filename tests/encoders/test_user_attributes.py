@@ -184,6 +184,15 @@ def test_an_unfinished_run_refuses_users_who_changed(tmp_path: Path) -> None:
         train(catalogue, changed, config, directory=tmp_path)
 
 
+def test_towers_that_read_what_is_not_there_are_not_trained(tmp_path: Path) -> None:
+    catalogue, config = Catalogue([f"i{item}" for item in range(ITEMS)]), TrainConfig(towers=SHAPE)
+    with pytest.raises(UserError, match="=32, but the users' attributes bring none"):
+        train(catalogue, tiny_histories(), config, directory=tmp_path)
+    wide = replace(config, towers=replace(SHAPE, user_attributes=64))
+    with pytest.raises(UserError, match="=64, but the users' attributes bring 32 numbers"):
+        train(catalogue, known(tiny_histories()), wide, directory=tmp_path)
+
+
 @pytest.mark.parametrize("file_format", ["parquet", "csv", "jsonl"])
 def test_users_are_read_from_their_file(tmp_path: Path, file_format: str) -> None:
     rows = [
