@@ -27,7 +27,7 @@ class TowersConfig:
     that items with fewer than tail_below training events share, two hashed ones each; 0 gives every item its own row;
     own_rows: how many have their own then, filled in from the counts. modalities: (name, width) of each,
     by name; filled in from the catalogue.
-    user_attributes: width of the hashed attributes of a user, which are added to what the user tower reads; 0 leaves
+    user_attributes: width of the hashed attributes of a user, which are added to the states of the history; 0 leaves
     them out. silent_users: share of the training windows that do without them, as a raw history does when asked.
     """
 

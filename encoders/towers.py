@@ -146,7 +146,7 @@ class ItemTower(nn.Module):
 class UserTower(nn.Module):
     """Item embeddings of a history -> K interests with weights. Knows no item ids.
 
-    What is known of the user (`user_attributes`) is a linear map of the hashed attributes, added to each embedding.
+    What is known of the user (`user_attributes`) is a linear map of the hashed attributes, added to each state.
     """
 
     def __init__(self, config: TowersConfig) -> None:
@@ -170,10 +170,13 @@ class UserTower(nn.Module):
         context: Context = ITEMS_ALONE,
     ) -> Interests:
         """Interests at the query positions [B, Q, K, D] and weights [B, Q, K]; queries int64 [B, Q], default all T."""
-        if self.attributes is not None and context.attributes is not None:
-            items_BTD = items_BTD + self.attributes(context.attributes)
         at_queries = queries if self.config.extractor in READ_QUERY_ONLY else None
         states_BTD = self.backbone(items_BTD, positions_BT, allowed_BTT, at_queries, context.times)
+        if self.attributes is not None and context.attributes is not None:
+            known = context.attributes
+            if at_queries is not None and known.shape[1] > 1:
+                known = rows_at(known, at_queries)
+            states_BTD = states_BTD + self.attributes(known)
         query_BQD, allowed_BQT = states_BTD, allowed_BTT
         if queries is not None:
             query_BQD = states_BTD if at_queries is not None else rows_at(states_BTD, queries)
