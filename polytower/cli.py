@@ -260,13 +260,6 @@ def demo(images: Path | None, preset: str, as_json: bool) -> None:
     help="Change one option of the preset, such as epochs=40 or towers.interests=1 (repeatable).",
 )
 @click.option(
-    "--weighing",
-    type=click.FloatRange(0),
-    default=0.0,
-    show_default=True,
-    help="Evaluate with max of score + WEIGHING · log of the interest's weight; the temperature is a natural choice.",
-)
-@click.option(
     "--distributed",
     is_flag=True,
     help="One of several processes: torchrun --nproc-per-node N -m polytower.cli experiment … --distributed.",
@@ -285,7 +278,6 @@ def experiment(
     content: tuple[Any, ...],
     images: Path | None,
     options: tuple[str, ...],
-    weighing: float,
     distributed: bool,
     into: Path | None,
     as_json: bool,
@@ -302,7 +294,7 @@ def experiment(
         report = run_experiment(
             folder, preset, range(seeds), directory=into or config.home / "experiments" / name,
             modalities=content, split=split, options=_options(options), device=config.device, progress=world.first,
-            images=images, weighing=weighing, world=world,
+            images=images, world=world,
         )  # fmt: skip
     if world.first:
         answer(report, as_json=as_json, text=experiment_table(report))
