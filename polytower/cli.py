@@ -184,7 +184,8 @@ def retrieve(
     rows = [(c.rank, c.title, c.item_id, c.score, c.interest, c.interest_rank) for c in found.candidates]
     columns = ["rank", "title", "item", "score", "interest", "rank in it"]
     title = f"generation {found.generation}, interests {found.interests}"
-    answer(asdict(found), as_json=as_json, text=table(rows, columns, title=title))
+    document = {**vars(found), "candidates": [asdict(candidate) for candidate in found.candidates]}
+    answer(document, as_json=as_json, text=table(rows, columns, title=title))
 
 
 @cli.command()

@@ -9,35 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
+from serving.cells import Floats, Ints, Lists
 
 # Reciprocal rank fusion's constant (Cormack et al., SIGIR 2009).
 FUSION = 60
-
-
-@dataclass(frozen=True)
-class Lists:
-    """Rows of all per-interest lists, R of them: interest, position of the item, score, rank in the interest (from 1).
-
-    A pair of interest and position comes once.
-    """
-
-    interest: Ints
-    position: Ints
-    score: Floats
-    rank: Ints
-
-    @staticmethod
-    def of(found: Sequence[tuple[Ints, Floats]]) -> "Lists":
-        """From one (positions, scores) pair per interest, each sorted by score, then position."""
-        lengths = [len(positions) for positions, _ in found]
-        return Lists(
-            np.repeat(np.arange(len(found)), lengths),
-            np.concatenate([positions for positions, _ in found]),
-            np.concatenate([scores for _, scores in found]),
-            np.concatenate([np.arange(1, length + 1) for length in lengths]),
-        )
 
 
 @dataclass(frozen=True)
@@ -60,7 +35,7 @@ class Question:
 
 def best_rows(lists: Lists) -> Ints:
     """One row per item, its best-scored (of equals the lowest interest's), by score, then position."""
-    order = np.lexsort((lists.interest, -lists.score, lists.position))
+    order = np.lexsort((-lists.score, lists.position))  # stable: of equals the first interest's comes first
     positions = lists.position[order]
     rows = order[np.flatnonzero(np.diff(positions, prepend=-1))]
     return rows[np.argsort(-lists.score[rows], kind="stable")]
@@ -144,15 +119,20 @@ MERGES: Mapping[str, Callable[[Lists, Question], Merged]] = {
 }
 
 
-def provenance(lists: Lists, rows: Ints, numbers: Sequence[int]) -> list[tuple[list[int], list[int], list[float]]]:
-    """Of each given row's item: numbers of the interests that found it, its rank and its score in each of them."""
-    order = np.lexsort((lists.interest, lists.position))
-    positions = lists.position[order]
-    wanted = lists.position[rows]
-    first, last = np.searchsorted(positions, wanted), np.searchsorted(positions, wanted, side="right")
+def provenance(
+    lists: Lists, rows: Ints, numbers: Sequence[int]
+) -> tuple[list[list[int]], list[list[int]], list[list[float]]]:
+    """By row given: numbers of the interests that found its item, the item's rank and its score in each of them."""
+    order = np.argsort(lists.position, kind="stable")
+    positions, wanted = lists.position[order], lists.position[rows]
+    spans = [
+        slice(*ends)
+        for ends in zip(
+            np.searchsorted(positions, wanted).tolist(),
+            np.searchsorted(positions, wanted, side="right").tolist(),
+            strict=True,
+        )
+    ]
     interests = [numbers[n] for n in lists.interest[order].tolist()]
     ranks, scores = lists.rank[order].tolist(), lists.score[order].tolist()
-    return [
-        (interests[start:end], ranks[start:end], scores[start:end])
-        for start, end in zip(first.tolist(), last.tolist(), strict=True)
-    ]
+    return [interests[span] for span in spans], [ranks[span] for span in spans], [scores[span] for span in spans]

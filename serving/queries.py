@@ -3,7 +3,7 @@
 The command line (synchronous functions here) and HTTP (asynchronous, serving/retrieval.py) share the statements.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -34,6 +34,35 @@ class Candidate:
     found_ranks: Sequence[int]
     found_scores: Sequence[float]
     title: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """N retrieved items by column, best first; the columns are those of Candidate.
+
+    A server writes answers of a hundred items from columns: that many objects cost it more than finding them does.
+    titles: None where they were not asked for.
+    """
+
+    generation: int
+    item_ids: list[str]
+    scores: list[float]
+    interests: list[int]
+    interest_ranks: list[int]
+    found_by: list[list[int]]
+    found_ranks: list[list[int]]
+    found_scores: list[list[float]]
+    titles: list[str | None] | None = None
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    def __iter__(self) -> Iterator[Candidate]:
+        titles = self.titles or [None] * len(self)
+        found = zip(self.found_by, self.found_ranks, self.found_scores, titles, strict=True)
+        columns = zip(self.item_ids, self.scores, self.interests, self.interest_ranks, found, strict=True)
+        for rank, (item_id, score, interest, interest_rank, rest) in enumerate(columns, 1):
+            yield Candidate(item_id, score, rank, interest, interest_rank, self.generation, *rest)
 
 
 @dataclass(frozen=True, slots=True)

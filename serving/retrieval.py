@@ -13,7 +13,7 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 from pgvector import HalfVector
-from psycopg.rows import class_row, dict_row
+from psycopg.rows import dict_row
 
 from feature_repo.schema import SEQUENCE_LENGTH
 from polytower.errors import UserError
@@ -25,7 +25,7 @@ from serving.indexes import Indexes
 from serving.metrics import Metrics
 from serving.models import RetrieveRequest
 from serving.online import UserTowers
-from serving.queries import Candidate
+from serving.queries import Candidates
 from serving.shadow import Shadow
 
 Connection = psycopg.AsyncConnection[Any]
@@ -42,20 +42,20 @@ class Answer:
 
     generation: int
     interests: Source
-    candidates: list[Candidate]
+    candidates: Candidates
     skipped: list[str] = field(default_factory=list)
     degraded: str | None = None
 
 
 @dataclass(frozen=True)
 class Interests:
-    """What is searched for. vectors: K of D 16-bit values; numbers: what candidates call them; weights: None for equal.
+    """What is searched for. vectors: K of D values that 16 bits hold; numbers: what candidates call them.
 
-    banned: items to leave out, beside those that the question names.
+    weights: None for equal. banned: items to leave out, beside those that the question names.
     """
 
     source: Source
-    vectors: Sequence[HalfVector]
+    vectors: Sequence[NDArray[np.float32]]
     weights: Sequence[float] | None
     numbers: Sequence[int]
     banned: Sequence[str] = ()
@@ -84,7 +84,7 @@ class Retrieval:
         generation = state["generation"] if content is None else content.generation
         index = self.indexes.current(generation, state["version"])
         if content is not None:
-            interests = Interests("content", [HalfVector(content.vector)], None, [0])
+            interests = Interests("content", [_half(content.vector)], None, [0])
         elif question.vectors is not None:
             interests = _given(question)
         elif question.history is not None:
@@ -144,8 +144,7 @@ class Retrieval:
             await _fetch(
                 connection, queries.UNKNOWN_USER, {"user_id": question.user_id, "generation": state["generation"]}
             )
-        rows = np.frombuffer(state["vectors"], ">f2").reshape(-1, state["dim"])
-        vectors = [HalfVector(row) for row in rows]
+        vectors = list(np.frombuffer(state["vectors"], ">f2").reshape(-1, state["dim"]).astype(np.float32))
         return Interests("stored", vectors, state["weights"], state["numbers"], state["seen"] or (), degraded=degraded)
 
     async def _vectors(
@@ -171,7 +170,7 @@ class Retrieval:
         with self.metrics.stage("tower"):
             await self._load_tower(connection, generation)
             found = await self.towers.interests(generation, history, microseconds)
-        vectors = [HalfVector(vector) for vector in found.vectors]
+        vectors = [_half(vector) for vector in found.vectors]
         return Interests("online", vectors, found.weights, range(len(vectors)))
 
     async def _load_tower(self, connection: Connection, generation: int) -> None:
@@ -192,25 +191,24 @@ class Retrieval:
         generation: int,
         index: ItemIndex | None,
         interests: Interests,
-    ) -> list[Candidate]:
+    ) -> Candidates:
         with self.metrics.stage("search"):
             found = None if index is None else await self._in_memory(index, question, interests)
             by = "sql" if found is None else "memory"
-            parameters = _parameters(question, generation, interests)
             if found is None:
-                found = await _by_sql(connection, question, parameters, interests.numbers)
+                found = await _by_sql(
+                    connection, question, _parameters(question, generation, interests), interests.numbers
+                )
         self.metrics.searched(by)
-        if self.shadow is not None and question.merge in SHADOWED:
-            self.shadow.sample(by, parameters, found)
+        if self.shadow is not None and question.merge in SHADOWED and self.shadow.due:
+            self.shadow.sample(by, _parameters(question, generation, interests), found.scores)
         return found
 
-    async def _in_memory(
-        self, index: ItemIndex, question: RetrieveRequest, interests: Interests
-    ) -> list[Candidate] | None:
-        if question.searched_space != "item" or len({vector.dimensions() for vector in interests.vectors}) > 1:
+    async def _in_memory(self, index: ItemIndex, question: RetrieveRequest, interests: Interests) -> Candidates | None:
+        if question.searched_space != "item" or len(set(map(len, interests.vectors))) > 1:
             return None
         asked = Asked(
-            np.stack([vector.to_numpy() for vector in interests.vectors]).astype(np.float32),
+            np.stack(interests.vectors),
             interests.numbers,
             interests.weights,
             question.k,
@@ -219,6 +217,7 @@ class Retrieval:
             question.merge,
             question.allow,
             None if question.diversity is None else question.diversity.model_dump(),
+            "title" in question.fields,
         )
         return await self.indexes.answer(index, asked)
 
@@ -238,36 +237,47 @@ def _parameters(question: RetrieveRequest, generation: int, interests: Interests
         diversity=None if question.diversity is None else question.diversity.model_dump(),
     )
     weights = None if interests.weights is None else list(interests.weights)
-    searched = {"interests": list(interests.vectors), "weights": weights, "generation": generation}
+    searched = {
+        "interests": [HalfVector(vector) for vector in interests.vectors],
+        "weights": weights,
+        "generation": generation,
+    }
     return parameters | searched | {"space": question.searched_space}
 
 
 async def _by_sql(
     connection: Connection, question: RetrieveRequest, parameters: Mapping[str, Any], numbers: Sequence[int]
-) -> list[Candidate]:
-    async with connection.cursor(binary=True, row_factory=class_row(Candidate)) as cursor:
+) -> Candidates:
+    async with connection.cursor(binary=True) as cursor:
         await cursor.execute(queries.CANDIDATES_BY_VECTORS, parameters)
-        found = await cursor.fetchall()
-    titles: dict[str, str | None] = {}
+        rows = await cursor.fetchall()
+    item_ids, scores, _, interests, interest_ranks, _, found_by, ranks_there, scores_there = (
+        map(list, zip(*rows, strict=True)) if rows else ([] for _ in range(9))
+    )
+    titles = None
     if "title" in question.fields:
-        rows = await _fetch(connection, queries.TITLES, {"item_ids": [row.item_id for row in found]})
-        titles = {row["item_id"]: row["title"] for row in rows}
-    return [
-        replace(
-            row,
-            interest=numbers[row.interest],
-            found_by=[numbers[n] for n in row.found_by],
-            title=titles.get(row.item_id),
-        )
-        for row in found
-    ]
+        known = await _fetch(connection, queries.TITLES, {"item_ids": item_ids})
+        by_id = {row["item_id"]: row["title"] for row in known}
+        titles = [by_id.get(item_id) for item_id in item_ids]
+    return Candidates(
+        parameters["generation"],
+        item_ids,
+        scores,
+        [numbers[n] for n in interests],
+        interest_ranks,
+        [[numbers[n] for n in by] for by in found_by],
+        ranks_there,
+        scores_there,
+        titles,
+    )
 
 
-def _half(vector: Sequence[float]) -> HalfVector:
-    values: NDArray[np.float64] = np.asarray(vector)
+def _half(vector: Sequence[float] | NDArray[Any]) -> NDArray[np.float32]:
+    """The vector in the precision that embeddings are stored in."""
+    values: NDArray[Any] = np.asarray(vector)
     if np.abs(values).max() > np.finfo(np.float16).max:
         raise Problem(UNREADABLE, "a vector's value is beyond half precision; embeddings have unit length")
-    return HalfVector(values)
+    return values.astype(np.float16).astype(np.float32)
 
 
 async def _fetch(connection: Connection, statement: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
