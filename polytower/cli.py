@@ -144,7 +144,7 @@ def evaluate(generation: int | None, as_json: bool) -> None:
 @click.option("--include-seen", is_flag=True, help="Keep items that the user has already interacted with.")
 @click.option(
     "--merge",
-    type=click.Choice(["max", "quota", "rrf"]),
+    type=click.Choice(["max", "quota", "rrf", "soft"]),
     default="max",
     show_default=True,
     help="How the interests' lists become one: best score, shares by weight, reciprocal ranks.",

@@ -1,4 +1,4 @@
-"""Merges of per-interest lists in numpy: the same rules, ties included, as migrations/sql/merge_lists_v2.sql.
+"""Merges of per-interest lists in numpy: the same rules, ties included, as migrations/sql/merge_lists_v3.sql.
 
 Items are positions in ascending order of their id's bytes, so a tie on the score goes to the lower position.
 """
@@ -13,6 +13,8 @@ from serving.cells import Floats, Ints, Lists
 
 # Reciprocal rank fusion's constant (Cormack et al., SIGIR 2009).
 FUSION = 60
+# The temperature that all presets train with: the maximum over interests is as soft as it was to the loss.
+SOFTNESS = 0.07
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,29 @@ def shares(weights: Sequence[float], k: int) -> list[int]:
 
 def merge_rrf(lists: Lists, question: Question) -> Merged:
     """Reciprocal rank fusion: the sum of 1 / (60 + rank) over the interests that found the item."""
-    rows = best_rows(lists)
     order = np.lexsort((lists.rank, lists.position))  # summed from the best rank on, as SQL does
-    _, starts = np.unique(lists.position[order], return_index=True)
-    sums = _sums(1.0 / (FUSION + lists.rank[order]), starts).astype(np.float32)
-    fused = sums[np.searchsorted(lists.position[order][starts], lists.position[rows])]
-    best = np.lexsort((lists.position[rows], -fused))[: question.k]
+    positions, starts = np.unique(lists.position[order], return_index=True)
+    return _fused(lists, question.k, positions, _sums(1.0 / (FUSION + lists.rank[order]), starts))
+
+
+def merge_soft(lists: Lists, question: Question) -> Merged:
+    """τ · log Σ exp(score / τ) over the interests that found the item: the soft maximum of `soft_consistent`.
+
+    An interest that did not list it would add less than its last one does: no metric moves (docs/LOG.md).
+    """
+    order = np.argsort(lists.position, kind="stable")
+    positions, starts = np.unique(lists.position[order], return_index=True)
+    scores = lists.score[order].astype(np.float64)
+    best = np.maximum.reduceat(scores, starts) if len(scores) else scores
+    ratios = np.exp((scores - np.repeat(best, np.diff(starts, append=len(scores)))) / SOFTNESS)
+    return _fused(lists, question.k, positions, best + SOFTNESS * np.log(_sums(ratios, starts)))
+
+
+def _fused(lists: Lists, k: int, positions: Ints, scores: NDArray[np.float64]) -> Merged:
+    """The answer by these scores, one per item; positions are ascending."""
+    rows = best_rows(lists)
+    fused = scores.astype(np.float32)[np.searchsorted(positions, lists.position[rows])]
+    best = np.lexsort((lists.position[rows], -fused))[:k]
     return Merged(rows[best], fused[best])
 
 
@@ -115,6 +134,7 @@ MERGES: Mapping[str, Callable[[Lists, Question], Merged]] = {
     "max": merge_max,
     "quota": merge_quota,
     "rrf": merge_rrf,
+    "soft": merge_soft,
     "diverse": merge_diverse,
 }
 
