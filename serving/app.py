@@ -1,7 +1,7 @@
 """The HTTP API: parse, ask, answer. Every error is a problem response; only the pool outlives a request."""
 
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -23,13 +23,17 @@ from serving.guard import Guard, KeyRing
 from serving.indexes import Indexes
 from serving.limits import Limits
 from serving.metrics import CONTENT_TYPE, Metrics
+from serving.models import RetrieveRequest
 from serving.online import UserTowers
 from serving.openapi import METRICS, PROBLEMS, Api
 from serving.ranking import Ranking
 from serving.retrieval import Retrieval
 from serving.shadow import Shadow
+from serving.straight import Straight
 
 LOG = logging.getLogger(__name__)
+# What a request may fail with; anything else is the server's own failure, and goes to its log.
+EXPECTED = (Problem, psycopg.Error, RequestValidationError, HTTPException)
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,16 @@ def create_app(url: str | None = None, *, caps: Caps | None = None, require_keys
         """Prometheus metrics of this process."""
         return Response(metrics.exposition(), media_type=CONTENT_TYPE)
 
-    _handle_errors(app, metrics)
+    respond = _responder(metrics)
+    _handle_errors(app, respond)
+    # The last to be added is the outermost.
+    app.add_middleware(
+        Straight,
+        path="/v1/retrieve",
+        model=RetrieveRequest,
+        endpoint=routes.retrieve,
+        problem=lambda error: respond(error) if isinstance(error, EXPECTED) else None,
+    )
     app.add_middleware(
         Limits,
         metrics=metrics,
@@ -101,7 +114,7 @@ def create_app(url: str | None = None, *, caps: Caps | None = None, require_keys
         deadline=caps.deadline,
     )
     if guarded:
-        # Outermost: who has no key takes no place in the queue.
+        # Who has no key takes no place in the queue.
         app.add_middleware(Guard, ring=ring, metrics=metrics)
     return app
 
@@ -113,35 +126,40 @@ async def _note_use(ring: KeyRing) -> None:
         LOG.warning("when API keys were last used could not be written: %s", error)
 
 
-def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
-    def respond(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
-        metrics.problem(problem.kind.slug)
-        told = {**problem.headers, **(headers or {})}
-        return Response(to_json(problem.as_json()), problem.kind.status, told, MEDIA_TYPE)
+def _problem_of(error: Exception) -> Problem:
+    match error:
+        case Problem():
+            return error
+        case psycopg.Error():
+            return from_postgres(error)
+        case RequestValidationError():
+            # What was sent is not sent back: it may be large, or not JSON at all.
+            errors = [{"where": ".".join(map(str, e["loc"])), "message": e["msg"]} for e in error.errors()[:20]]
+            first = errors[0] if errors else {"where": "body", "message": "cannot be read"}
+            return Problem(INVALID, f"{first['where']}: {first['message']}", {"errors": errors})
+        case HTTPException(status_code=400):  # a body that is not JSON at all
+            return Problem(INVALID, f"body: {error.detail}")
+        case HTTPException():
+            slug = str(error.detail).lower().replace(" ", "-")
+            return Problem(Kind(error.status_code, slug, str(error.detail)), "see /docs for what there is to ask")
+    return Problem(INTERNAL, "the failure is in the server's log")
 
-    @app.exception_handler(Problem)
-    async def _problem(_request: Request, error: Problem) -> Response:
+
+def _responder(metrics: Metrics) -> Callable[[Exception], Response]:
+    def respond(error: Exception) -> Response:
+        problem = _problem_of(error)
+        metrics.problem(problem.kind.slug)
+        named = error.headers if isinstance(error, HTTPException) else None  # 405 names the methods that are allowed
+        return Response(
+            to_json(problem.as_json()), problem.kind.status, {**problem.headers, **(named or {})}, MEDIA_TYPE
+        )
+
+    return respond
+
+
+def _handle_errors(app: FastAPI, respond: Callable[[Exception], Response]) -> None:
+    async def handle(_request: Request, error: Exception) -> Response:
         return respond(error)
 
-    @app.exception_handler(psycopg.Error)
-    async def _postgres(_request: Request, error: psycopg.Error) -> Response:
-        return respond(from_postgres(error))
-
-    @app.exception_handler(RequestValidationError)
-    async def _invalid(_request: Request, error: RequestValidationError) -> Response:
-        # What was sent is not sent back: it may be large, or not JSON at all.
-        errors = [{"where": ".".join(map(str, e["loc"])), "message": e["msg"]} for e in error.errors()[:20]]
-        first = errors[0] if errors else {"where": "body", "message": "cannot be read"}
-        return respond(Problem(INVALID, f"{first['where']}: {first['message']}", {"errors": errors}))
-
-    @app.exception_handler(HTTPException)
-    async def _http(_request: Request, error: HTTPException) -> Response:
-        if error.status_code == 400:  # a body that is not JSON at all
-            return respond(Problem(INVALID, f"body: {error.detail}"))
-        slug = str(error.detail).lower().replace(" ", "-")
-        problem = Problem(Kind(error.status_code, slug, str(error.detail)), "see /docs for what there is to ask")
-        return respond(problem, error.headers or {})  # 405 names the methods that are allowed
-
-    @app.exception_handler(Exception)
-    async def _failed(_request: Request, _error: Exception) -> Response:
-        return respond(Problem(INTERNAL, "the failure is in the server's log"))
+    for kind in (*EXPECTED, Exception):
+        app.add_exception_handler(kind, handle)

@@ -38,7 +38,7 @@ class Lists:
     @staticmethod
     def best(interest: Ints, position: Ints, score: Floats, k: int) -> "Lists":
         """The k best of each interest, from rows whose interests ascend."""
-        order = np.lexsort((position, -score, interest))
+        order = np.lexsort((position, -score, interest.astype(np.int16)))  # small numbers are sorted by radix
         rank = np.arange(1, len(order) + 1) - np.searchsorted(interest, interest)
         first = rank <= k
         order = order[first]

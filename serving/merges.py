@@ -39,7 +39,9 @@ def best_rows(lists: Lists) -> Ints:
     """One row per item, its best-scored (of equals the lowest interest's), by score, then position."""
     order = np.lexsort((-lists.score, lists.position))  # stable: of equals the first interest's comes first
     positions = lists.position[order]
-    rows = order[np.flatnonzero(np.diff(positions, prepend=-1))]
+    first = np.ones(len(order), bool)
+    first[1:] = positions[1:] != positions[:-1]
+    rows: Ints = order[first]
     return rows[np.argsort(-lists.score[rows], kind="stable")]
 
 
@@ -145,14 +147,8 @@ def provenance(
     """By row given: numbers of the interests that found its item, the item's rank and its score in each of them."""
     order = np.argsort(lists.position, kind="stable")
     positions, wanted = lists.position[order], lists.position[rows]
-    spans = [
-        slice(*ends)
-        for ends in zip(
-            np.searchsorted(positions, wanted).tolist(),
-            np.searchsorted(positions, wanted, side="right").tolist(),
-            strict=True,
-        )
-    ]
+    starts, ends = (np.searchsorted(positions, wanted, side).tolist() for side in ("left", "right"))
     interests = [numbers[n] for n in lists.interest[order].tolist()]
     ranks, scores = lists.rank[order].tolist(), lists.score[order].tolist()
+    spans = list(map(slice, starts, ends))
     return [interests[span] for span in spans], [ranks[span] for span in spans], [scores[span] for span in spans]

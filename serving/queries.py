@@ -6,7 +6,7 @@ The command line (synchronous functions here) and HTTP (asynchronous, serving/re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from pgvector import HalfVector
@@ -193,16 +193,35 @@ def _titles(connection: psycopg.Connection[Any], item_ids: Sequence[str]) -> dic
     return dict(connection.execute(TITLES, {"item_ids": list(item_ids)}).fetchall())
 
 
-# What every question starts from: the live generation, and what tells a server whether its index is of this state.
+class State(NamedTuple):
+    """What a question starts from: the live generation, and what tells a server whether its index is of this state.
+
+    The rest is a user's: stored interests (vectors of 16-bit values, high byte first, interest after interest) and the
+    newest event that they know, the user's newest event, what was seen, and, where there are events that the interests
+    do not know, the newest part of the history that the generation knows, oldest first, with its times.
+    """
+
+    generation: int
+    dim: int
+    version: int
+    vectors: bytes | None = None
+    weights: list[float] | None = None
+    numbers: list[int] | None = None
+    as_of: datetime | None = None
+    newest_at: datetime | None = None
+    seen: list[str] | None = None
+    history: list[str] | None = None
+    microseconds: list[int] | None = None
+
+
 # No row: no generation is live.
 STATE = """
 select g.generation, g.dim, v.version
 from generations g cross join item_version v where g.state = 'live' limit 1
 """
 
-# The same with all that a user's question needs, in one round trip: stored interests (values of 16 bits, high byte
-# first, interest after interest), what was seen, and, where it holds events that the interests do not know, the newest
-# part of the history that the generation knows, oldest first, with its times.
+# The same with all that a user's question needs, in one round trip. $1: user; $2: whether to leave out what was seen;
+# $3: events of a history at most.
 USER_STATE = """
 select g.generation, g.dim, v.version, u.vectors, u.weights, u.numbers, u.as_of, h.newest_at, h.seen,
        n.history, n.microseconds
@@ -212,11 +231,11 @@ cross join lateral (
     select string_agg(substr(halfvec_send(i.embedding), 5), '' order by i.interest) as vectors,
            array_agg(i.weight order by i.interest) as weights, array_agg(i.interest order by i.interest) as numbers,
            max(i.as_of) as as_of
-    from user_interests i where i.generation = g.generation and i.user_id = %(user_id)s
+    from user_interests i where i.generation = g.generation and i.user_id = $1
 ) u
 cross join lateral (
-    select max(i.occurred_at) as newest_at, array_agg(i.item_id) filter (where %(exclude_seen)s) as seen
-    from interactions i where i.user_id = %(user_id)s
+    select max(i.occurred_at) as newest_at, array_agg(i.item_id) filter (where $2) as seen
+    from interactions i where i.user_id = $1
 ) h
 cross join lateral (
     select array_agg(e.item_id order by e.occurred_at, e.position) as history,
@@ -225,8 +244,8 @@ cross join lateral (
     from (
         select i.item_id, i.occurred_at, i.position
         from interactions i join item_embeddings e on e.generation = g.generation and e.item_id = i.item_id
-        where i.user_id = %(user_id)s and (u.as_of is null or h.newest_at > u.as_of)
-        order by i.occurred_at desc, i.position desc limit %(length)s
+        where i.user_id = $1 and (u.as_of is null or h.newest_at > u.as_of)
+        order by i.occurred_at desc, i.position desc limit $3
     ) e
 ) n
 where g.state = 'live' limit 1

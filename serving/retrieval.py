@@ -25,12 +25,14 @@ from serving.indexes import Indexes
 from serving.metrics import Metrics
 from serving.models import RetrieveRequest
 from serving.online import UserTowers
-from serving.queries import Candidates
+from serving.queries import Candidates, State
 from serving.shadow import Shadow
+from serving.statement import Statement
 
 Connection = psycopg.AsyncConnection[Any]
+STATE = Statement("polytower_state", queries.STATE, State)
+USER_STATE = Statement("polytower_user_state", queries.USER_STATE, State, "text", "bool", "int4")
 Source = Literal["stored", "online", "given", "content"]
-State = Mapping[str, Any]
 # Merges whose answer is a prefix by score: the others may rightly prefer a lower score.
 SHADOWED = ("max",)
 STALE = "interests are older than the user's newest events: "
@@ -81,8 +83,8 @@ class Retrieval:
         """
         state = await self._state(connection, question)
         # a text or picture was embedded before this snapshot was taken: it stays with the generation that embedded it
-        generation = state["generation"] if content is None else content.generation
-        index = self.indexes.current(generation, state["version"])
+        generation = state.generation if content is None else content.generation
+        index = self.indexes.current(generation, state.version)
         if content is not None:
             interests = Interests("content", [_half(content.vector)], None, [0])
         elif question.vectors is not None:
@@ -96,41 +98,44 @@ class Retrieval:
         return Answer(generation, interests.source, candidates, interests.skipped, interests.degraded)
 
     async def _state(self, connection: Connection, question: RetrieveRequest) -> State:
-        parameters = {"user_id": question.user_id, "exclude_seen": question.exclude_seen, "length": SEQUENCE_LENGTH}
         with self.metrics.stage("state"):
-            rows = await _fetch(connection, queries.USER_STATE if question.user_id else queries.STATE, parameters)
-        if not rows:
+            if question.user_id is None:
+                state = await STATE.first(connection)
+            else:
+                seen = str(question.exclude_seen).lower()
+                state = await USER_STATE.first(connection, question.user_id, seen, str(SEQUENCE_LENGTH))
+        if state is None:
             raise Problem(PROBLEMS["PT001"], "no generation is live; build one and promote it")
-        return rows[0]
+        return state
 
     async def _of_history(
         self, connection: Connection, question: RetrieveRequest, state: State, index: ItemIndex | None
     ) -> Interests:
         history = question.history or []
-        known = await self._vectors(connection, state["generation"], index, history)
+        known = await self._vectors(connection, state.generation, index, history)
         if not known:
             raise Problem(
                 UNKNOWN_HISTORY,
-                f"generation {state['generation']} knows none of the {len(history)} items of the history",
+                f"generation {state.generation} knows none of the {len(history)} items of the history",
             )
         vectors = [known[item_id] for item_id in history if item_id in known][-SEQUENCE_LENGTH:]
-        interests = await self._computed(connection, state["generation"], vectors)
+        interests = await self._computed(connection, state.generation, vectors)
         skipped = [item_id for item_id in dict.fromkeys(history) if item_id not in known]
         return replace(interests, banned=history if question.exclude_seen else (), skipped=skipped)
 
     async def _of_user(
         self, connection: Connection, question: RetrieveRequest, state: State, index: ItemIndex | None
     ) -> Interests:
-        as_of, newest_at, seen = state["as_of"], state["newest_at"], state["seen"] or ()
+        as_of, newest_at, seen = state.as_of, state.newest_at, state.seen or ()
         if newest_at is None or (as_of is not None and newest_at <= as_of):
             return await self._stored(connection, question, state)
-        if not state["history"]:  # events of items that came after the generation, and nothing else
+        if not state.history:  # events of items that came after the generation, and nothing else
             reason = "the generation knows none of the items"
             return await self._stored(connection, question, state, STALE + reason)
-        known = await self._vectors(connection, state["generation"], index, state["history"])
+        known = await self._vectors(connection, state.generation, index, state.history)
         try:
-            vectors = [known[item_id] for item_id in state["history"]]
-            found = await self._computed(connection, state["generation"], vectors, state["microseconds"])
+            vectors = [known[item_id] for item_id in state.history]
+            found = await self._computed(connection, state.generation, vectors, state.microseconds)
             return replace(found, banned=seen)
         except Problem as problem:
             if problem.kind is not NO_TOWER or as_of is None:
@@ -140,12 +145,12 @@ class Retrieval:
     async def _stored(
         self, connection: Connection, question: RetrieveRequest, state: State, degraded: str | None = None
     ) -> Interests:
-        if state["vectors"] is None:
-            await _fetch(
-                connection, queries.UNKNOWN_USER, {"user_id": question.user_id, "generation": state["generation"]}
-            )
-        vectors = list(np.frombuffer(state["vectors"], ">f2").reshape(-1, state["dim"]).astype(np.float32))
-        return Interests("stored", vectors, state["weights"], state["numbers"], state["seen"] or (), degraded=degraded)
+        if state.vectors is None or state.numbers is None:
+            parameters = {"user_id": question.user_id, "generation": state.generation}
+            await _fetch(connection, queries.UNKNOWN_USER, parameters)
+            raise AssertionError("the statement says what is wrong with the user")
+        vectors = list(np.frombuffer(state.vectors, ">f2").reshape(-1, state.dim).astype(np.float32))
+        return Interests("stored", vectors, state.weights, state.numbers, state.seen or (), degraded=degraded)
 
     async def _vectors(
         self, connection: Connection, generation: int, index: ItemIndex | None, item_ids: Sequence[str]
