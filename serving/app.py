@@ -1,5 +1,6 @@
 """The HTTP API: parse, ask, answer. Every error is a problem response; only the pool outlives a request."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from serving.features_endpoint import Features
 from serving.guard import Guard, KeyRing
 from serving.indexes import Indexes
 from serving.limits import Limits
+from serving.loading import Loader
 from serving.metrics import CONTENT_TYPE, Metrics
 from serving.models import RetrieveRequest
 from serving.online import UserTowers
@@ -30,6 +32,7 @@ from serving.ranking import Ranking
 from serving.retrieval import Retrieval
 from serving.shadow import Shadow
 from serving.straight import Straight
+from serving.warm import warm_up
 
 LOG = logging.getLogger(__name__)
 # What a request may fail with; anything else is the server's own failure, and goes to its log.
@@ -38,38 +41,51 @@ EXPECTED = (Problem, psycopg.Error, RequestValidationError, HTTPException)
 
 @dataclass(frozen=True)
 class Caps:
-    """Limits of one server. body: bytes; concurrency: requests in flight; deadline: seconds; pool: connections."""
+    """Limits of one server.
+
+    body: bytes; concurrency: requests in flight; deadline: seconds; pool: connections. patience: seconds that a
+    question waits for torch or an encoder, before it is answered from what is stored or told to come back.
+    """
 
     body: int = 1_000_000
     concurrency: int = 64
     deadline: float = 10.0
     pool: int = 8
+    patience: float = 0.0
 
 
-def create_app(url: str | None = None, *, caps: Caps | None = None, require_keys: bool | None = None) -> FastAPI:
+def create_app(
+    url: str | None = None, *, caps: Caps | None = None, require_keys: bool | None = None, warm: bool = False
+) -> FastAPI:
     """The application over a migrated database; url None means the platform's own.
 
-    require_keys: whether requests need an API key; None: what POLYTOWER_REQUIRE_KEYS says, else no. Starts (and answers
-    /healthz) without Postgres; torch is imported when a request first needs it, Feast never.
+    require_keys: whether requests need an API key; None: what POLYTOWER_REQUIRE_KEYS says, else no. warm: whether
+    torch, the user tower and the encoders are loaded from the start on (/readyz waits for them), else from the first
+    request that needs one. Starts (and answers /healthz) without Postgres; Feast is never imported.
     """
     caps = caps or Caps()
     guarded = bool(settings().require_keys) if require_keys is None else require_keys
     metrics = Metrics()
     where = url or database_url()
-    towers = UserTowers(metrics)
+    loader = Loader(patience=caps.patience)
+    towers = UserTowers(metrics, loader)
     database = Database(where, metrics, size=caps.pool, timeout=caps.deadline * 0.8)
     features = Features(where, metrics, timeout=caps.deadline * 0.8)
     ring = KeyRing(database)
-    content = ContentQueries(database, metrics, patience=caps.deadline * 0.7)
+    content = ContentQueries(database, metrics, loader)
     indexes = Indexes(where, metrics, limit=settings().index_mb << 20)
     shadow = Shadow(database, metrics)
+    retrieval = Retrieval(towers, metrics, indexes, shadow)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await database.open()
         features.open()
         indexes.refresh()
+        app.state.warming = asyncio.create_task(warm_up(database, retrieval, content, loader)) if warm else None
         yield
+        if app.state.warming:
+            app.state.warming.cancel()
         if guarded:
             await _note_use(ring)
         await shadow.settled()
@@ -77,11 +93,12 @@ def create_app(url: str | None = None, *, caps: Caps | None = None, require_keys
         await database.close()
         towers.close()
         content.close()
+        loader.close()
         features.close()
 
     app = Api(guarded=guarded, lifespan=lifespan)
     app.state.database = database
-    app.state.retrieval = Retrieval(towers, metrics, indexes, shadow)
+    app.state.retrieval = retrieval
     app.state.content = content
     app.state.features = features
     app.state.ranking = Ranking(database, features, metrics)

@@ -19,7 +19,7 @@ from feature_repo.schema import SEQUENCE_LENGTH
 from polytower.errors import UserError
 from serving import queries
 from serving.content import ContentVector
-from serving.errors import NO_TOWER, PROBLEMS, UNKNOWN_HISTORY, UNREADABLE, Problem
+from serving.errors import LOADING, NO_TOWER, PROBLEMS, UNKNOWN_HISTORY, UNREADABLE, Problem
 from serving.index import Asked, ItemIndex
 from serving.indexes import Indexes
 from serving.metrics import Metrics
@@ -138,7 +138,7 @@ class Retrieval:
             found = await self._computed(connection, state.generation, vectors, state.microseconds)
             return replace(found, banned=seen)
         except Problem as problem:
-            if problem.kind is not NO_TOWER or as_of is None:
+            if problem.kind not in (NO_TOWER, LOADING) or as_of is None:
                 raise
             return await self._stored(connection, question, state, STALE + problem.detail)
 
@@ -173,12 +173,13 @@ class Retrieval:
         microseconds: Sequence[int] | None = None,
     ) -> Interests:
         with self.metrics.stage("tower"):
-            await self._load_tower(connection, generation)
+            await self.load_tower(connection, generation)
             found = await self.towers.interests(generation, history, microseconds)
         vectors = [_half(vector) for vector in found.vectors]
         return Interests("online", vectors, found.weights, range(len(vectors)))
 
-    async def _load_tower(self, connection: Connection, generation: int) -> None:
+    async def load_tower(self, connection: Connection, generation: int) -> None:
+        """Gets the generation's user tower ready. Raises Problem."""
         if generation in self.towers:
             return
         rows = await _fetch(connection, queries.USER_TOWER, {"generation": generation})
