@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from encoders.content import BLANK, Encoded, Rows
+from encoders.content import BLANK, Encoded, Rows, says_something
 from feature_repo.schema import Modality
 from polytower.errors import UserError
 
@@ -75,6 +75,18 @@ class AttributesEncoder:
             for position, sign in _places(token, self.dim):
                 vector[position] += sign * weight
         return vector
+
+
+def user_vectors(users: Sequence[Mapping[str, Any]], dim: int) -> Rows:
+    """What is known of users as rows [U, dim], as the user tower reads it: zero rows where that is nothing.
+
+    The same function hashes in experiments, in a generation's build and in the server.
+    """
+    encoder = AttributesEncoder(dim)
+    rows = np.zeros((len(users), dim), np.float32)
+    known = [row for row, attributes in enumerate(users) if says_something(attributes)]
+    rows[known] = np.concatenate([rows[:0], *encoder.encode([users[row] for row in known])])
+    return rows
 
 
 @lru_cache(maxsize=1 << 16)

@@ -5,7 +5,7 @@ Legend: V items of the catalogue, U users, N events, dim_m width of a modality's
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,16 +52,20 @@ class Histories:
     """The users' events in one flat array: user u's are items[offsets[u]:offsets[u + 1]], oldest first.
 
     offsets int64 [U + 1], items int64 [N] (catalogue indices), times int64 [N] (microseconds since 1970, UTC).
+    attributes: float32 [U, A], what is known of the users, hashed; zero rows for nothing, None where nobody reads them.
     """
 
     user_ids: list[str]
     offsets: IntArray
     items: IntArray
     times: IntArray
+    attributes: FloatArray | None = None
 
     def __post_init__(self) -> None:
         if len(self.offsets) != len(self.user_ids) + 1 or len(self.items) != len(self.times):
             raise ValueError("histories: offsets and user_ids, or items and times, disagree in length")
+        if self.attributes is not None and len(self.attributes) != len(self.user_ids):
+            raise ValueError(f"histories: {len(self.attributes)} rows of attributes for {len(self.user_ids)} users")
         if len(self.offsets) and (self.offsets[0] != 0 or self.offsets[-1] != len(self.items)):
             raise ValueError("histories: offsets do not span the events")
 
@@ -84,18 +88,24 @@ class Histories:
     def keep(self, chosen: BoolArray) -> "Histories":
         """The same users with only the events where `chosen` (bool [N]) holds, order kept."""
         before = np.concatenate([[0], np.cumsum(chosen)]).astype(np.int64)
-        return Histories(self.user_ids, before[self.offsets], self.items[chosen], self.times[chosen])
+        return replace(self, offsets=before[self.offsets], items=self.items[chosen], times=self.times[chosen])
 
     def select(self, users: IntArray) -> "Histories":
         """The histories of these users (indices), in this order."""
         lengths = self.lengths[users]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         rows = np.repeat(self.offsets[users] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return Histories([self.user_ids[u] for u in users], offsets, self.items[rows], self.times[rows])
+        attributes = None if self.attributes is None else self.attributes[users]
+        return Histories([self.user_ids[u] for u in users], offsets, self.items[rows], self.times[rows], attributes)
 
-    def fingerprint(self, *, times: bool = False) -> str:
-        """Hex digest of users and events (and their times): a resumed training run refuses other data."""
-        return digest(self.user_ids, self.offsets, self.items, *([self.times] if times else []))
+    def active(self) -> "Histories":
+        """The users who have an event; users who are known by their attributes alone are left out."""
+        return self if self.lengths.all() else self.select(np.flatnonzero(self.lengths))
+
+    def fingerprint(self, *reads: str) -> str:
+        """Hex digest of users and events, and of the fields that a tower `reads`: a resumed run refuses other data."""
+        beside = [getattr(self, name) for name in reads]
+        return digest(self.user_ids, self.offsets, self.items, *(array for array in beside if array is not None))
 
 
 def histories_of(sequences: Mapping[str, Sequence[int]], times: Mapping[str, Sequence[int]] | None = None) -> Histories:
@@ -111,8 +121,8 @@ def histories_of(sequences: Mapping[str, Sequence[int]], times: Mapping[str, Seq
     )
 
 
-def digest(*parts: Sequence[str] | IntArray) -> str:
-    """SHA-256 (hex, 16 characters) over lists of strings and integer arrays."""
+def digest(*parts: Sequence[str] | NDArray[np.generic]) -> str:
+    """SHA-256 (hex, 16 characters) over lists of strings and arrays."""
     state = hashlib.sha256()
     for part in parts:
         state.update(part.tobytes() if isinstance(part, np.ndarray) else "\x1f".join(part).encode())

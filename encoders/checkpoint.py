@@ -68,6 +68,11 @@ def load(directory: Path, catalogue: Catalogue) -> tuple[Towers, TrainConfig, di
     return towers.eval(), config_from_json(document["config"]), document["metrics"]
 
 
+def towers_config(directory: Path) -> TowersConfig:
+    """The shape of a checkpoint's towers. Raises UserError if there is no checkpoint, or it is damaged."""
+    return towers_from_json(read_json(directory / _DOCUMENT)["towers"])
+
+
 def user_tower_bytes(towers: Towers) -> tuple[bytes, dict[str, Any]]:
     """The user tower alone: (safetensors bytes, JSON-able configuration)."""
     return safetensors.torch.save(_contiguous(towers.user_tower.state_dict())), _plain(towers.config)

@@ -27,6 +27,8 @@ class TowersConfig:
     that items with fewer than tail_below training events share, two hashed ones each; 0 gives every item its own row;
     own_rows: how many have their own then, filled in from the counts. modalities: (name, width) of each,
     by name; filled in from the catalogue.
+    user_attributes: width of the hashed attributes of a user, which are added to what the user tower reads; 0 leaves
+    them out. silent_users: share of the training windows that do without them, as a raw history does when asked.
     """
 
     dim: int = 64
@@ -50,11 +52,14 @@ class TowersConfig:
     tail_below: int = 5
     own_rows: int = 0
     modalities: tuple[tuple[str, int], ...] = ()
+    user_attributes: int = 0
+    silent_users: float = 0.2
 
     @property
-    def reads_time(self) -> bool:
-        """Whether the times of events change the interests."""
-        return self.relative in ("time", "both")
+    def reads(self) -> tuple[str, ...]:
+        """What changes the interests beside the items: of "times" and "attributes", the fields of `Histories`."""
+        wanted = {"times": self.relative in ("time", "both"), "attributes": self.user_attributes > 0}
+        return tuple(name for name, read in wanted.items() if read)
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,8 @@ class TrainConfig:
                 shape.positions == "rotary" and shape.dim // shape.heads % 2 != 0
             ),
             "towers.dropout": not 0 <= shape.dropout < 1,
+            "towers.user_attributes (a multiple of 4)": shape.user_attributes < 0 or shape.user_attributes % 4 != 0,
+            "towers.silent_users": not 0 <= shape.silent_users <= 1,
         }
         found = [name for name, bad in wrong.items() if bad]
         if found:
@@ -148,6 +155,23 @@ def config_from_json(document: Mapping[str, Any]) -> TrainConfig:
     inner = towers_from_json(document.get("towers", {}))
     _known(TrainConfig, document)
     return TrainConfig(**{**document, "towers": inner})
+
+
+def changed(config: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
+    """The configuration with some options changed: names of TrainConfig, or of TowersConfig behind "towers.".
+
+    Raises UserError for an unknown name and for a value of another type.
+    """
+    document = config.as_json()
+    for name, value in options.items():
+        part, key = (
+            (document["towers"], name.removeprefix("towers.")) if name.startswith("towers.") else (document, name)
+        )
+        kinds = (int, float) if isinstance(part.get(key), int | float) and not isinstance(part[key], bool) else None
+        if kinds and not isinstance(value, kinds):
+            raise UserError(f"option {name}: {value!r} is not a number")
+        part[key] = value
+    return config_from_json(document)
 
 
 def towers_from_json(document: Mapping[str, Any]) -> TowersConfig:

@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from encoders import metrics
 from encoders.catalogue import BoolArray, Histories, IntArray
+from encoders.config import TowersConfig
 from encoders.splits import Questions
-from encoders.towers import Interests, Towers
+from encoders.towers import Context, Interests, Towers
 
 Metrics = dict[str, float]
 DEPTHS = (5, 10, 20, 50, 100, 500)
@@ -46,10 +47,8 @@ class TowersScorer:
         """Interests [Q, K, D] and weights [Q, K] of these users."""
         rows_QT, mask_QT = padded(histories, self.towers.config.history)
         rows_QT, mask_QT = rows_QT.to(self.towers.device), mask_QT.to(self.towers.device)
-        times_QT = None
-        if self.towers.config.reads_time:
-            times_QT = padded_times(histories, self.towers.config.history).to(self.towers.device)
-        return self.towers.user_interests(F.embedding(rows_QT, self.items_VD), mask_QT, times_QT)
+        context = context_of(histories, self.towers.config).to(self.towers.device)
+        return self.towers.user_interests(F.embedding(rows_QT, self.items_VD), mask_QT, context)
 
 
 def best_scores(interests: Interests, items_VD: Tensor, softness: float = 0.0) -> Tensor:
@@ -166,9 +165,14 @@ def padded(histories: Histories, width: int) -> tuple[Tensor, Tensor]:
     return _filled(histories.items, source, mask), torch.from_numpy(mask)
 
 
-def padded_times(histories: Histories, width: int) -> Tensor:
-    """The times that belong to `padded`: int64 [Q, T], microseconds."""
-    return _filled(histories.times, *_newest_events(histories, width))
+def context_of(histories: Histories, config: TowersConfig) -> Context:
+    """What towers of this configuration read beside the items of `padded`."""
+    times_QT = attributes_Q1A = None
+    if "times" in config.reads:
+        times_QT = _filled(histories.times, *_newest_events(histories, config.history))
+    if "attributes" in config.reads and histories.attributes is not None:
+        attributes_Q1A = torch.from_numpy(histories.attributes)[:, None]
+    return Context(times_QT, attributes_Q1A)
 
 
 def _newest_events(histories: Histories, width: int) -> tuple[IntArray, BoolArray]:

@@ -9,21 +9,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from encoders.attributes import user_vectors
 from encoders.baselines import baselines
 from encoders.catalogue import BoolArray, Catalogue, FloatArray, Histories
-from encoders.config import TrainConfig, config_from_json
+from encoders.config import TrainConfig, changed
 from encoders.content import item_text, says_something
 from encoders.content_encoders import CONTENT_ENCODERS
 from encoders.distributed import ALONE, World
 from encoders.evaluate import Metrics, TowersScorer, evaluate, interests_report
-from encoders.folder import read_interactions, read_items
+from encoders.folder import read_interactions, read_items, read_users
 from encoders.presets import preset
-from encoders.splits import Split, cold_items, leave_one_out, refit, strong_generalisation, temporal
+from encoders.splits import Split, cold_items, cold_users, leave_one_out, refit, strong_generalisation, temporal
 from encoders.train import TrainResult, train
 from feature_repo.schema import Modality
 from polytower.errors import UserError
 
-SPLITS = ("leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items")
+SPLITS = ("leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items", "cold_users")
 _CHUNK = 512  # contents encoded at a time
 _NOT_ATTRIBUTES = ("item_id", "title", "description", "image", "available")
 
@@ -45,12 +46,15 @@ def run_experiment(
     """Trains the preset once per seed, evaluates on the split's test questions beside the baselines; JSON-able.
 
     directory: receives a checkpoint per seed (seed-N) and is resumed from. modalities: content to encode and use, none
-    by default; images: the folder that the items' `image` names files in. options: see `changed`. world: see `train`.
+    by default; images: the folder that the items' `image` names files in. options: see `config.changed`. world: see
+    `train`.
     "refit" takes its number of epochs from a strict run of the same seed, so that nothing is selected on test items.
     "interests" in the report is of the first seed.
     """
-    item_ids, catalogue, histories = read_folder(folder, modalities, device=device, images=images)
     config = changed(replace(preset(preset_name), device=device), options or {})
+    item_ids, catalogue, histories = read_folder(
+        folder, modalities, device=device, images=images, user_attributes=config.towers.user_attributes
+    )
     cut = make_split(split, histories, len(item_ids))
     if not len(cut.test):
         raise UserError(f"{folder}: the split {split} leaves no question to test on")
@@ -83,33 +87,25 @@ def run_experiment(
     }
 
 
-def changed(config: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
-    """The configuration with some options changed: names of TrainConfig, or of TowersConfig behind "towers.".
-
-    Raises UserError for an unknown name and for a value of another type.
-    """
-    document = config.as_json()
-    for name, value in options.items():
-        part, key = (
-            (document["towers"], name.removeprefix("towers.")) if name.startswith("towers.") else (document, name)
-        )
-        kinds = (int, float) if isinstance(part.get(key), int | float) and not isinstance(part[key], bool) else None
-        if kinds and not isinstance(value, kinds):
-            raise UserError(f"option {name}: {value!r} is not a number")
-        part[key] = value
-    return config_from_json(document)
-
-
 def read_folder(
-    folder: Path, modalities: Sequence[Modality] = (), *, device: str = "auto", images: Path | None = None
+    folder: Path,
+    modalities: Sequence[Modality] = (),
+    *,
+    device: str = "auto",
+    images: Path | None = None,
+    user_attributes: int = 0,
 ) -> tuple[list[str], Catalogue, Histories]:
     """(item ids, catalogue with the content of these modalities, histories) of a contract folder.
 
     images: where the files lie that the items name; a picture that is absent or unreadable counts as none. Raises
-    UserError for the modality image without it.
+    UserError for the modality image without it. user_attributes: width that the users' attributes are hashed to; 0
+    leaves them out.
     """
     items = read_items(folder)
     item_ids, histories = read_interactions(folder, items["item_id"].to_pylist())
+    if user_attributes:
+        known = read_users(folder, histories.user_ids)
+        histories = replace(histories, attributes=user_vectors(known, user_attributes))
     content: dict[str, FloatArray] = {}
     present: dict[str, BoolArray] = {}
     for modality in modalities:
@@ -126,6 +122,7 @@ def make_split(name: str, histories: Histories, items: int) -> Split:
         "refit": refit,
         "temporal": temporal,
         "strong_generalisation": strong_generalisation,
+        "cold_users": cold_users,
     }
     if name not in rules:
         raise UserError(f"no split {name!r}; there are {', '.join(SPLITS)}")

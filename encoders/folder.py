@@ -3,6 +3,9 @@
 The platform's own loader (pipelines/load.py) is the one that validates row by row; here a bad folder is refused whole.
 """
 
+import math
+from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,28 @@ def read_interactions(folder: Path, item_ids: list[str] | None = None) -> tuple[
     order = np.lexsort((np.arange(len(users)), times, users))
     offsets = np.searchsorted(users[order], np.arange(len(user_ids) + 1)).astype(np.int64)
     return known, Histories(user_ids, offsets, items[order], times[order])
+
+
+def read_users(folder: Path, user_ids: Sequence[str]) -> list[dict[str, Any]]:
+    """What the folder's users file says of each of these users: {attribute: value}, empty for whom it does not name.
+
+    The first row of a user counts, as when the folder is loaded. Raises UserError where there is no such file.
+    """
+    path = _find(folder, "users")
+    if path is None:
+        raise UserError(f"{folder}: no users.parquet, .csv or .jsonl, from which towers.user_attributes would be read")
+    rows = _with_text(_read(path), path, ["user_id"]).to_pylist()
+    known = {row.pop("user_id"): row for row in reversed(rows)}
+    return [{name: _plain(value) for name, value in known.get(user_id, {}).items()} for user_id in user_ids]
+
+
+def _plain(value: Any) -> Any:
+    """As the platform keeps it: a date as its text, no value for a number that is none."""
+    if isinstance(value, list):
+        return [_plain(element) for element in value]
+    if isinstance(value, date):  # a timestamp is a date too
+        return value.isoformat()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _find(folder: Path, name: str) -> Path | None:

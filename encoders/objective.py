@@ -23,8 +23,8 @@ def batch_loss(
     used, place = torch.unique(torch.cat([batch.inputs.flatten(), batch.targets, drawn]), return_inverse=True)
     item_UD = towers.embed_warm(used)
     inputs, targets, others = place.split([batch.inputs.numel(), len(batch.targets), len(drawn)])
-    history_BTD = item_UD[inputs].view(*batch.inputs.shape, -1)
-    found = towers.user_tower(history_BTD, batch.positions, batch.allowed, times_BT=batch.times)
+    history_BTD = item_UD[inputs].view(*batch.inputs.shape, -1).masked_fill(~batch.events[..., None], 0.0)
+    found = towers.user_tower(history_BTD, batch.positions, batch.allowed, context=batch.context)
     interests_PKD, weights_PK = found.vectors[batch.valid], found.weights[batch.valid]
     column_U = torch.full((len(used),), -1, device=used.device)
     column_U[others] = torch.arange(len(drawn), device=used.device)

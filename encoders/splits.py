@@ -111,6 +111,20 @@ def cold_items(histories: Histories, items: int, *, share: float = 0.05, seed: i
     return Split("cold_items", strict.train, strict.validation, _cold_questions(histories, cold))
 
 
+def cold_users(histories: Histories, *, share: float = 0.2, seed: int = 0) -> Split:
+    """A share of the users is kept from training whole, and asked for the first event while nothing has happened yet.
+
+    Only what is known of a user (`towers.user_attributes`) can tell these questions apart. Validation is the strict
+    leave-one-out on the other users.
+    """
+    drawn = np.random.default_rng(seed).permutation(np.flatnonzero(histories.lengths))
+    cold = np.sort(drawn[: int(len(drawn) * share)])
+    strict = leave_one_out(histories.select(np.setdiff1d(np.arange(len(histories)), cold)))
+    asked = histories.select(cold)
+    nothing = asked.keep(np.zeros(len(asked.items), dtype=np.bool_))
+    return Split("cold_users", strict.train, strict.validation, Questions(nothing, asked.items[asked.offsets[:-1]]))
+
+
 def no_questions() -> Questions:
     """An empty set of questions."""
     empty = np.zeros(0, dtype=np.int64)

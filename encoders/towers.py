@@ -49,6 +49,24 @@ class Interests(NamedTuple):
     attention: Tensor | None = None
 
 
+class Context(NamedTuple):
+    """What the user tower may read beside the items; what is None, or unread (`TowersConfig.reads`), is left out.
+
+    times: int64 [B, T], when the events happened, microseconds. attributes: float32 [B, 1, A], what is known of the
+    users (`encoders.attributes.user_vectors`), or [B, T, A] in packed rows; zeros for a user of whom nothing is known.
+    """
+
+    times: Tensor | None = None
+    attributes: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Context":
+        """The same on another device."""
+        return Context(*(None if value is None else value.to(device) for value in self))
+
+
+ITEMS_ALONE = Context()
+
+
 class Content(nn.Module):
     """Modalities -> fused -> D. One projection per modality, the fusion of the registry, one hidden layer."""
 
@@ -126,7 +144,10 @@ class ItemTower(nn.Module):
 
 
 class UserTower(nn.Module):
-    """Item embeddings of a history -> K interests with weights. Knows no item ids."""
+    """Item embeddings of a history -> K interests with weights. Knows no item ids.
+
+    What is known of the user (`user_attributes`) is a linear map of the hashed attributes, added to each embedding.
+    """
 
     def __init__(self, config: TowersConfig) -> None:
         super().__init__()
@@ -136,6 +157,9 @@ class UserTower(nn.Module):
         self.weigh = nn.Linear(self.backbone.width, config.interests)
         nn.init.zeros_(self.weigh.weight)
         nn.init.zeros_(self.weigh.bias)
+        self.attributes = nn.Linear(config.user_attributes, config.dim, bias=False) if config.user_attributes else None
+        if self.attributes is not None:
+            nn.init.zeros_(self.attributes.weight)
 
     def forward(
         self,
@@ -143,14 +167,13 @@ class UserTower(nn.Module):
         positions_BT: Tensor,
         allowed_BTT: Tensor,
         queries: Tensor | None = None,
-        times_BT: Tensor | None = None,
+        context: Context = ITEMS_ALONE,
     ) -> Interests:
-        """Interests at the query positions [B, Q, K, D] and weights [B, Q, K]; queries int64 [B, Q], default all T.
-
-        times_BT: int64, microseconds; read by towers with relative time alone (`TowersConfig.reads_time`).
-        """
+        """Interests at the query positions [B, Q, K, D] and weights [B, Q, K]; queries int64 [B, Q], default all T."""
+        if self.attributes is not None and context.attributes is not None:
+            items_BTD = items_BTD + self.attributes(context.attributes)
         at_queries = queries if self.config.extractor in READ_QUERY_ONLY else None
-        states_BTD = self.backbone(items_BTD, positions_BT, allowed_BTT, at_queries, times_BT)
+        states_BTD = self.backbone(items_BTD, positions_BT, allowed_BTT, at_queries, context.times)
         query_BQD, allowed_BQT = states_BTD, allowed_BTT
         if queries is not None:
             query_BQD = states_BTD if at_queries is not None else rows_at(states_BTD, queries)
@@ -168,21 +191,22 @@ class UserTower(nn.Module):
             logits = logits.masked_fill(~_in_use(allowed_BQT.sum(dim=-1), self.config.interests), float("-inf"))
         return Interests(vectors, logits.softmax(dim=-1), attention_BQKT)
 
-    def interests(self, items_BTD: Tensor, mask_BT: Tensor, times_BT: Tensor | None = None) -> Interests:
+    def interests(self, items_BTD: Tensor, mask_BT: Tensor, context: Context = ITEMS_ALONE) -> Interests:
         """The interests of users. items_BTD: item embeddings, oldest first; mask_BT bool: True on real events.
 
         Padding may stand anywhere and changes nothing; of more than `config.history` events the newest count. A row
-        without any event gets finite interests that say nothing: callers fall back on popularity. times_BT: when the
-        events happened (int64, microseconds); a tower that reads time does without, less well.
+        without any event gets what the tower learned of first events, if it reads attributes; else finite interests
+        that say nothing, and callers fall back on popularity. A tower does without a part of the context, less well.
         """
-        items_BTD, mask_BT, times_BT = _newest(items_BTD, mask_BT, times_BT, self.config.history)
+        items_BTD, mask_BT, context = _newest(items_BTD, mask_BT, context, self.config.history)
+        items_BTD = items_BTD.masked_fill(~mask_BT[..., None], 0.0)  # no events: the one place holds no item
         steps = items_BTD.shape[1]
         causal = torch.ones(steps, steps, dtype=torch.bool, device=mask_BT.device).tril()
         own = torch.eye(steps, dtype=torch.bool, device=mask_BT.device)
         allowed_BTT = (causal & mask_BT[:, None, :]) | own
         last_B = (mask_BT.sum(dim=1) - 1).clamp(min=0)
         positions_BT = torch.arange(steps, device=mask_BT.device).expand(len(items_BTD), -1)
-        found = self(items_BTD, positions_BT, allowed_BTT, last_B[:, None], times_BT)
+        found = self(items_BTD, positions_BT, allowed_BTT, last_B[:, None], context)
         attention_BKT = None if found.attention is None else found.attention[:, 0]
         return Interests(found.vectors[:, 0], found.weights[:, 0], attention_BKT)
 
@@ -226,10 +250,10 @@ class Towers(nn.Module):
             chunks = [self.embed(rows) for rows in torch.split(torch.arange(size, device=self.device), _CHUNK)]
         return ItemEmbeddings(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
 
-    def user_interests(self, items_BTD: Tensor, mask_BT: Tensor, times_BT: Tensor | None = None) -> Interests:
+    def user_interests(self, items_BTD: Tensor, mask_BT: Tensor, context: Context = ITEMS_ALONE) -> Interests:
         """`UserTower.interests` without gradients, in evaluation mode."""
         with torch.no_grad(), evaluating(self):
-            return self.user_tower.interests(items_BTD, mask_BT, times_BT)
+            return self.user_tower.interests(items_BTD, mask_BT, context)
 
 
 def over(towers: Towers, item_ids: Sequence[str], catalogue: Catalogue) -> Towers:
@@ -270,18 +294,17 @@ def _in_use(lengths: Tensor, interests: int) -> Tensor:
     return torch.arange(interests, device=lengths.device) < used[..., None]
 
 
-def _newest(
-    items_BTD: Tensor, mask_BT: Tensor, times_BT: Tensor | None, history: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _newest(items_BTD: Tensor, mask_BT: Tensor, context: Context, history: int) -> tuple[Tensor, Tensor, Context]:
     """Packs real events to the left, in order, and keeps the newest `history` of each row."""
     lengths_B = mask_BT.sum(dim=1)
     width = int(min(history, max(1, int(lengths_B.max()) if len(lengths_B) else 1)))
     in_place = torch.arange(width, device=mask_BT.device) < lengths_B[:, None]
     if width == mask_BT.shape[1] and torch.equal(mask_BT, in_place):
-        return items_BTD, mask_BT, times_BT
+        return items_BTD, mask_BT, context
     # a stable sort brings the padding to the front: what is wanted is at the end of the row
     order_BT = mask_BT.to(torch.int8).argsort(dim=1, stable=True)[:, -width:]
     kept = mask_BT.gather(1, order_BT)
     left_BT = kept.logical_not().to(torch.int8).argsort(dim=1, stable=True)
     order_BT, kept = order_BT.gather(1, left_BT), kept.gather(1, left_BT)
-    return rows_at(items_BTD, order_BT), kept, None if times_BT is None else times_BT.gather(1, order_BT)
+    times_BT = None if context.times is None else context.times.gather(1, order_BT)
+    return rows_at(items_BTD, order_BT), kept, context._replace(times=times_BT)

@@ -94,6 +94,7 @@ def train(
     started = time.perf_counter()
     split = split or leave_one_out(histories)
     check_names(config)
+    check_attributes(config, split.train)
     if not len(split.train) or split.train.lengths.max() < 2:
         raise UserError("training needs at least one user with two interactions (four, if the last two are held out)")
     with _quiet_threads(config, split.train), torch.random.fork_rng():
@@ -124,6 +125,14 @@ def check_names(config: TrainConfig) -> None:
     for option, name, registry in given:
         if name not in registry:
             raise UserError(f"configuration: no {option} {name!r}; there are {', '.join(registry)}")
+
+
+def check_attributes(config: TrainConfig, histories: Histories) -> None:
+    """Raises UserError where the towers read attributes of another width than the histories bring, or of none."""
+    read, found = config.towers.user_attributes, histories.attributes
+    if read and (found is None or found.shape[1] != read):
+        brought = "none" if found is None else f"{found.shape[1]} numbers"
+        raise UserError(f"training: towers.user_attributes={read}, but the users' attributes bring {brought}")
 
 
 class Run:
@@ -201,7 +210,9 @@ class Run:
     def _epoch(self, epoch: int) -> Epoch:
         started = time.perf_counter()
         with seeded(self.config.seed, epoch) as rng:
-            rows = pack(self.split.train, self.config.towers.history, rng)
+            shape = self.config.towers
+            starts = "attributes" in shape.reads  # else nothing is known of a user without events
+            rows = pack(self.split.train, shape.history, rng, starts=starts, silent=shape.silent_users)
             total = -(-len(rows) // self.config.batch_rows)
             summed, positions = 0.0, 0
             self.towers.train()
@@ -281,7 +292,7 @@ class Run:
             "config": document,
             "data": [
                 self.catalogue.fingerprint(),
-                self.split.train.fingerprint(times=self.config.towers.reads_time),
+                self.split.train.fingerprint(*self.config.towers.reads),
             ],
         }
 

@@ -31,7 +31,7 @@ def build(connection: psycopg.Connection[Any], directory: Path, *, progress: boo
     there is returned instead. Returns its number, in state ready (or live). Any failure leaves it failed and dropped.
     """
     checkpoint = read_checkpoint(directory)
-    training_set = read_training_set(connection)
+    training_set = read_training_set(connection, checkpoint.towers.user_attributes)
     identity = _identity(checkpoint, training_set)
     with generations.exclusive(connection):
         kept = _kept(connection, identity)
@@ -60,7 +60,7 @@ def _identity(checkpoint: Checkpoint, training_set: TrainingSet) -> dict[str, An
         "checkpoint": checkpoint.sha256,
         "encoders": dict(training_set.encoders),
         "catalogue": training_set.catalogue.fingerprint(),
-        "histories": training_set.histories.fingerprint(),
+        "histories": training_set.histories.fingerprint(*checkpoint.towers.reads),
         "until": training_set.until,
     }
 
@@ -116,22 +116,26 @@ def _fill_from(
 
 
 def user_rows(towers: "Towers", items_VD: Any, histories: Histories, *, progress: bool) -> Iterator[tuple[Any, ...]]:
-    """(user_id, interest, embedding, weight, as_of) of every user, interests that are not in use left out."""
+    """(user_id, interest, embedding, weight, as_of) of every user, interests that are not in use left out.
+
+    as_of: the user's newest event; 1970 for a user who is known by attributes alone.
+    """
     from torch.nn.functional import embedding  # three times as fast as indexing
     from tqdm import tqdm
 
-    from encoders.evaluate import padded, padded_times
+    from encoders.evaluate import context_of, padded
 
-    order = np.argsort(histories.lengths, kind="stable")  # users of like length together: little padding
+    lengths = histories.lengths
+    order = np.argsort(lengths, kind="stable")  # users of like length together: little padding
     with tqdm(total=len(order), desc="interests", unit="user", disable=None if progress else True) as bar:
         for start in range(0, len(order), USER_CHUNK):
             users = order[start : start + USER_CHUNK]
             chosen = histories.select(users)
             rows, mask = padded(chosen, towers.config.history)
-            times = padded_times(chosen, towers.config.history) if towers.config.reads_time else None
-            found = towers.user_interests(embedding(rows, items_VD), mask, times)
+            found = towers.user_interests(embedding(rows, items_VD), mask, context_of(chosen, towers.config))
             for user, vectors, weights in zip(users, found.vectors.numpy(), found.weights.numpy(), strict=True):
-                as_of = EPOCH + timedelta(microseconds=int(histories.times[histories.offsets[user + 1] - 1]))
+                newest = histories.times[histories.offsets[user + 1] - 1] if lengths[user] else 0
+                as_of = EPOCH + timedelta(microseconds=int(newest))
                 embeddings = halfvecs(vectors, weights > 0)
                 for interest, (embedding, weight) in enumerate(zip(embeddings, weights, strict=True)):
                     if embedding is not None:

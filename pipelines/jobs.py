@@ -7,6 +7,7 @@ asset graph without partitions, each asset finding what is new by itself, exactl
 from typing import Any
 
 import dagster as dg
+from pydantic import Field
 
 from pipelines.materialize import Until, materialize
 from pipelines.model_assets import MODEL_ASSETS
@@ -23,9 +24,10 @@ train = dg.define_asset_job(
 
 
 class FlowConfig(dg.Config):
-    """preset: training configuration. folder, images: loaded first when given."""
+    """preset, options: training configuration. folder, images: loaded first when given."""
 
     preset: str = "demo"
+    options: dict[str, Any] = Field(default_factory=dict)
     folder: str = ""
     images: str = ""
 
@@ -47,6 +49,7 @@ def _run(context: dg.OpExecutionContext, config: FlowConfig, postgres: PostgresR
         postgres.database_url(),
         until=until,
         preset=config.preset,
+        options=config.options,
         folder=config.folder,
         images=config.images,
         progress=False,

@@ -3,7 +3,7 @@
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -39,6 +39,7 @@ def materialize(
     until: Until = "live",
     selection: Sequence[str] | None = None,
     preset: str = "demo",
+    options: Mapping[str, Any] | None = None,
     folder: str = "",
     images: str = "",
     progress: bool = True,
@@ -46,9 +47,9 @@ def materialize(
 ) -> dict[str, Any]:
     """Materialises assets and runs their checks in this process; what is done already is found, not done again.
 
-    url: the database (default: the platform's). until: last step of the flow; selection: asset names instead. folder,
-    images: load them first. progress: step lines and bars on stderr. instance: Dagster's history (default: the one
-    below the platform's home).
+    url: the database (default: the platform's). until: last step of the flow; selection: asset names instead. options:
+    what differs from the preset. folder, images: load them first. progress: step lines and bars on stderr. instance:
+    Dagster's history (default: the one below the platform's home).
 
     Returns {"generation": number | None, "seconds": {step: s}, "assets": {asset: metadata}, "checks": {check: passed},
     "warnings": [...]}. Raises UserError when a blocking check fails (naming check and reason; nothing downstream ran)
@@ -62,7 +63,7 @@ def materialize(
             "loggers": {"run_log": {}},
             "ops": {
                 "loaded_tables": {"config": {"folder": folder, "images": images}},
-                "checkpoint": {"config": {"preset": preset}},
+                "checkpoint": {"config": {"preset": preset, "options": dict(options or {})}},
             },
         }
         chosen = {key.to_user_string() for key in keys}

@@ -9,7 +9,10 @@ from typing import Any
 import dagster as dg
 import psycopg
 from psycopg import sql
+from pydantic import Field
 
+from encoders.config import changed
+from encoders.presets import preset
 from feature_repo.schema import FEAST_SCHEMA
 from pipelines import generations, plots
 from pipelines.build import build
@@ -20,9 +23,10 @@ from polytower.errors import UserError
 
 
 class TrainingConfig(dg.Config):
-    """preset: name of the training configuration (docs/models.md lists them)."""
+    """preset: name of the training configuration (docs/models.md lists them). options: what differs from it."""
 
     preset: str = "demo"
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 @dg.asset(deps=["user_sequences", "content_embeddings"], group_name="model", kinds={"postgres"})
@@ -57,11 +61,13 @@ def checkpoint(
 ) -> dg.MaterializeResult[Any]:
     """Towers trained on the training set; the same data and preset find the finished checkpoint again."""
     chosen = encoders.settings()
+    reads = changed(preset(config.preset), config.options).towers.user_attributes
     with postgres.connect() as connection:
-        snapshot = read_training_set(connection)
+        snapshot = read_training_set(connection, reads)
     trained = train_checkpoint(
-        snapshot, config.preset, chosen.checkpoints_dir, device=chosen.device, progress=terminal.progress
-    )
+        snapshot, config.preset, chosen.checkpoints_dir,
+        options=config.options, device=chosen.device, progress=terminal.progress,
+    )  # fmt: skip
     curves = plots.curves(trained.curves, "epoch", ["loss", "ndcg_10", "recall_50"])
     return dg.MaterializeResult(
         metadata={

@@ -4,7 +4,7 @@ trains twice and a killed run finds its own state again."""
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from encoders import checkpoint
 from encoders.catalogue import Catalogue, Histories
-from encoders.config import TrainConfig
+from encoders.config import TowersConfig, TrainConfig, changed
 from encoders.presets import preset
 from pipelines.training_set import TrainingSet
 from polytower.errors import UserError
@@ -43,22 +43,33 @@ class Checkpoint:
     seconds: float
     reused: bool
 
+    @property
+    def towers(self) -> TowersConfig:
+        """The shape of the towers, which says what they read."""
+        return checkpoint.towers_config(self.directory)
+
 
 def train_checkpoint(
     training_set: TrainingSet,
     preset_name: str,
     root: Path,
     *,
+    options: Mapping[str, Any] | None = None,
     device: str = "auto",
     progress: bool = False,
     on_epoch: "Callable[[Epoch], None] | None" = None,
 ) -> Checkpoint:
-    """Trains the preset's towers below `root`, or finds them there; a run that was killed goes on where it was."""
-    config = preset(preset_name)
+    """Trains the preset's towers below `root`, or finds them there; a run that was killed goes on where it was.
+
+    options: what differs from the preset (`config.changed`).
+    """
+    config = changed(preset(preset_name), options or {})
+    # Who did nothing teaches nothing: such a user's coming is no reason to train again.
+    training_set = replace(training_set, histories=training_set.histories.active())
     directory = root / _key(training_set, config)
     if (directory / _SUMMARY).is_file():
         return read_checkpoint(directory)
-    from dataclasses import asdict, replace
+    from dataclasses import asdict
 
     from encoders.train import train
 
@@ -93,7 +104,7 @@ def read_snapshot(directory: Path) -> tuple[list[str], Histories]:
     """(item ids in catalogue order, histories) that a checkpoint was trained on."""
     ids = checkpoint.read_json(directory / _IDS)
     events = {name: tensor.numpy() for name, tensor in checkpoint.read_tensors(directory / _EVENTS).items()}
-    return ids["items"], Histories(ids["users"], events["offsets"], events["items"], events["times"])
+    return ids["items"], Histories(ids["users"], **events)
 
 
 def aligned(catalogue: Catalogue, item_ids: list[str]) -> Catalogue:
@@ -122,7 +133,7 @@ def _read(directory: Path, *, reused: bool) -> Checkpoint:
 def _key(training_set: TrainingSet, config: TrainConfig) -> str:
     digest = hashlib.sha256()
     digest.update(training_set.catalogue.fingerprint().encode())
-    digest.update(training_set.histories.fingerprint(times=config.towers.reads_time).encode())
+    digest.update(training_set.histories.fingerprint(*config.towers.reads).encode())
     # An item whose content changed has new vectors under the old revision.
     for name, vectors in sorted(training_set.catalogue.content.items()):
         digest.update(name.encode() + vectors.tobytes())
@@ -135,5 +146,6 @@ def _write_snapshot(directory: Path, training_set: TrainingSet) -> None:
 
     histories = training_set.histories
     checkpoint.write_json(directory / _IDS, {"items": training_set.catalogue.item_ids, "users": histories.user_ids})
-    events = {"offsets": histories.offsets, "items": histories.items, "times": histories.times}
-    checkpoint.write_tensors(directory / _EVENTS, {name: torch.from_numpy(array) for name, array in events.items()})
+    names = ("offsets", "items", "times", *(("attributes",) if histories.attributes is not None else ()))
+    events = {name: torch.from_numpy(getattr(histories, name)) for name in names}
+    checkpoint.write_tensors(directory / _EVENTS, events)

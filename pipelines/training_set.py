@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
+from encoders.attributes import user_vectors
 from encoders.catalogue import Catalogue, Histories
 from feature_repo.schema import MODALITIES
 from polytower.errors import UserError
@@ -29,16 +30,21 @@ class TrainingSet:
     until: int
 
 
-def read_training_set(connection: psycopg.Connection[Any]) -> TrainingSet:
-    """Reads the snapshot; commits what the caller left open. Raises UserError when there is nothing to learn from."""
+def read_training_set(connection: psycopg.Connection[Any], user_attributes: int = 0) -> TrainingSet:
+    """Reads the snapshot; commits what the caller left open. Raises UserError when there is nothing to learn from.
+
+    user_attributes: width that the users' attributes are hashed to, for towers that read them; 0 leaves them out.
+    """
     connection.commit()  # the isolation level can only be set by a transaction's first statement
     with connection.transaction():
         connection.execute("set transaction isolation level repeatable read, read only")
         catalogue, encoders = read_catalogue(connection)
         histories = read_histories(connection, catalogue)
+        if user_attributes:
+            histories = with_attributes(connection, histories, user_attributes)
         row = connection.execute("select coalesce(max(position), 0) from interactions").fetchone()
     assert row is not None
-    if not len(histories):
+    if not len(histories.items):
         raise UserError("there are no interactions to learn from: `polytower load DIR` brings them")
     return TrainingSet(catalogue, histories, encoders, int(row[0]))
 
@@ -106,6 +112,29 @@ def read_histories(connection: psycopg.Connection[Any], catalogue: Catalogue) ->
         ),
     ).unify_dictionaries()
     return _histories(table, catalogue)
+
+
+def with_attributes(connection: psycopg.Connection[Any], histories: Histories, width: int) -> Histories:
+    """The histories with what is known of their users, hashed to `width` numbers.
+
+    After them come, without events, the users who are known by their attributes alone, in byte order of their ids.
+    """
+    names: list[str] = []
+    vectors = [np.zeros((0, width), np.float32)]
+    with connection.cursor(name="read_users", binary=True) as cursor:
+        cursor.execute(
+            """select user_id, attributes from users where attributes <> '{}' order by user_id collate "C" """
+        )
+        while rows := cursor.fetchmany(5_000):
+            names += [user_id for user_id, _ in rows]
+            vectors.append(user_vectors([attributes for _, attributes in rows], width))
+    index = {user_id: row for row, user_id in enumerate(histories.user_ids)}
+    idle = [name for name in names if name not in index]
+    index |= {name: row for row, name in enumerate(idle, len(index))}
+    attributes = np.zeros((len(index), width), np.float32)
+    attributes[[index[name] for name in names]] = np.concatenate(vectors)
+    offsets = np.pad(histories.offsets, (0, len(idle)), mode="edge")
+    return Histories([*histories.user_ids, *idle], offsets, histories.items, histories.times, attributes)
 
 
 def _histories(table: pa.Table, catalogue: Catalogue) -> Histories:

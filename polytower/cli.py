@@ -44,6 +44,14 @@ FILTER = click.option(
     default={},
     help='Attribute filter, such as \'{"genres": "Comedy", "year": {"gte": 1990}}\'.',
 )
+OPTIONS = click.option(
+    "--set",
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME=JSON",
+    help="Change one option of the preset, such as epochs=40 or towers.interests=1 (repeatable).",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -94,6 +102,7 @@ def load(folder: Path, images: Path | None, max_rejected: float, as_json: bool) 
 
 @cli.command()
 @click.option("--preset", default="demo", show_default=True, help="Training preset; docs/models.md lists them.")
+@OPTIONS
 @click.option(
     "--until",
     type=click.Choice(["sequences", "content", "generation", "live"]),
@@ -102,12 +111,12 @@ def load(folder: Path, images: Path | None, max_rejected: float, as_json: bool) 
     help="Stop after this step.",
 )
 @AS_JSON
-def materialize(preset: str, until: Any, as_json: bool) -> None:
+def materialize(preset: str, options: tuple[str, ...], until: Any, as_json: bool) -> None:
     """Run the Dagster assets in process: checks, sequences, content, towers, generation, promotion."""
     from pipelines.materialize import materialize as run
 
     _initialise()
-    result = run(preset=preset, until=until, progress=True)
+    result = run(preset=preset, options=_options(options), until=until, progress=True)
     rows = [(step, f"{seconds:.1f}") for step, seconds in result["seconds"].items()]
     title = (
         f"generation {result['generation']} is {'live' if until == 'live' else 'ready'}" if result["generation"] else ""
@@ -133,6 +142,7 @@ def evaluate(generation: int | None, as_json: bool) -> None:
 @cli.command()
 @click.argument("user_id", required=False)
 @click.option("--history", help="Item ids, oldest first, separated by commas: retrieve for a user nobody has seen.")
+@click.option("--attributes", type=JsonObject(), help="What is known of that user, with --history or without one.")
 @click.option("--text", help="What to look for: the items whose content is nearest to this text.")
 @click.option(
     "--image",
@@ -153,6 +163,7 @@ def evaluate(generation: int | None, as_json: bool) -> None:
 def retrieve(
     user_id: str | None,
     history: str | None,
+    attributes: dict[str, Any] | None,
     text: str | None,
     image: Path | None,
     k: int,
@@ -164,20 +175,32 @@ def retrieve(
     """Candidates for USER_ID (or a raw --history, a --text or --image): the nearest items of each interest, merged."""
     from base64 import b64encode
 
+    from pydantic import ValidationError
+
     from polytower.postgres import connect, database_url
     from serving.models import RetrieveRequest
     from serving.once import ask
 
-    sources = (user_id is not None, history is not None, text is not None or image is not None)
+    sources = (
+        user_id is not None,
+        history is not None or attributes is not None,
+        text is not None or image is not None,
+    )
     if sum(sources) != 1:
-        raise click.UsageError("give one of USER_ID, --history, and --text or --image (or both of these)")
+        raise click.UsageError(
+            "give one of USER_ID, --history or --attributes, and --text or --image (or both of a pair)"
+        )
     with connect() as connection:
         require_schema(connection)
-    question = RetrieveRequest.model_validate(
-        {"user_id": user_id, "history": history.split(",") if history else None, "text": text,
-         "image": b64encode(image.read_bytes()).decode() if image else None, "k": k, "filter": where,
-         "exclude_seen": not include_seen, "merge": merge, "fields": ["title"]}
-    )  # fmt: skip
+    try:
+        question = RetrieveRequest.model_validate(
+            {"user_id": user_id, "history": history.split(",") if history else None, "attributes": attributes,
+             "text": text, "image": b64encode(image.read_bytes()).decode() if image else None, "k": k, "filter": where,
+             "exclude_seen": not include_seen, "merge": merge, "fields": ["title"]}
+        )  # fmt: skip
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise click.UsageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     found = ask(database_url(), question)
     if found.skipped:
         say(f"unknown to generation {found.generation}, left out: {', '.join(found.skipped)}")
@@ -240,7 +263,7 @@ def demo(images: Path | None, preset: str, as_json: bool) -> None:
     "--split",
     default="leave_one_out",
     show_default=True,
-    type=click.Choice(["leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items"]),
+    type=click.Choice(["leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items", "cold_users"]),
     help="How the test items are held out.",
 )
 @click.option(
@@ -252,14 +275,7 @@ def demo(images: Path | None, preset: str, as_json: bool) -> None:
     help="Content to encode and learn from (repeatable); none by default.",
 )
 @click.option("--images", type=FOLDER, help="Folder of the pictures that the items name, for --content image.")
-@click.option(
-    "--set",
-    "--option",
-    "options",
-    multiple=True,
-    metavar="NAME=JSON",
-    help="Change one option of the preset, such as epochs=40 or towers.interests=1 (repeatable).",
-)
+@OPTIONS
 @click.option(
     "--distributed",
     is_flag=True,

@@ -54,11 +54,13 @@ Row = TypeVar("Row")
 class Question:
     """One retrieval question: exactly one of user_id, history, vectors [K, D], and text or image (or both of these).
 
-    image: the file's bytes. features: a feature service, such as "ranker". The rest as in docs/http.md.
+    attributes: what is known of somebody with that history, or without one. image: the file's bytes. features: a
+    feature service, such as "ranker". The rest as in docs/http.md.
     """
 
     user_id: str | None = None
     history: Sequence[str] | None = None
+    attributes: Mapping[str, Any] | None = None
     vectors: ArrayLike | None = None
     weights: Sequence[float] | None = None
     text: str | None = None

@@ -15,6 +15,8 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
+    StrictBool,
+    StrictInt,
     WithJsonSchema,
     model_validator,
 )
@@ -33,6 +35,7 @@ def _no_nul(value: str) -> str:
 
 Text = Annotated[str, AfterValidator(_no_nul)]
 Id = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_no_nul)]
+Value = StrictBool | StrictInt | FiniteFloat | Text
 K = Annotated[int, Field(ge=1, le=MAX_K, strict=True)]
 
 
@@ -90,6 +93,11 @@ class RetrieveRequest(Strict):
 
     user_id: Id | None = Field(None, description="a known user")
     history: list[Id] | None = Field(None, min_length=1, max_length=10_000, description="item ids, oldest first")
+    attributes: dict[Text, Value | list[Value]] | None = Field(
+        None,
+        max_length=200,
+        description="what is known of somebody with this history, or without one; for generations that read attributes",
+    )
     vectors: list[Vector] | None = Field(None, min_length=1, max_length=64, description="interests, [K, D]")
     weights: list[FiniteFloat] | None = Field(None, description="one per vector; default equal")
     text: Annotated[Text, Field(min_length=1, max_length=10_000)] | None = Field(None, description="what to look for")
@@ -129,7 +137,7 @@ class RetrieveRequest(Strict):
     def _one_source(self) -> Self:
         sources = {
             "user_id": self.user_id is not None,
-            "history": self.history is not None,
+            "history or attributes": self.history is not None or self.attributes is not None,
             "vectors": self.vectors is not None,
             "text or image": self.asks_by_content,
         }
@@ -309,7 +317,7 @@ class InterestModel(BaseModel):
     interest: int
     weight: float
     embedding: list[float] | str = Field(description="numbers, or little-endian float32 in base64 if asked for")
-    as_of: datetime = Field(description="the newest event that it knows")
+    as_of: datetime = Field(description="the newest event that it knows; 1970: there was none")
 
 
 class InterestsAnswer(BaseModel):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from encoders.attributes import user_vectors
 from serving.batching import Batcher
 from serving.errors import PROBLEMS, Problem
 from serving.loading import Loader
@@ -35,8 +36,21 @@ class OnlineInterests:
     weights: list[float]
 
 
-# generation, item embeddings [T, D], microseconds [T] or None
-History = tuple[int, NDArray[np.float32], NDArray[np.int64] | None]
+@dataclass(frozen=True, eq=False)
+class History:
+    """What a user tower may read of one user. items: [T, D], oldest first, None without events; times: [T],
+    microseconds, or None; attributes: what is known of the user.
+    """
+
+    generation: int
+    items: NDArray[np.float32] | None
+    times: NDArray[np.int64] | None
+    attributes: Mapping[str, Any]
+
+    @property
+    def kind(self) -> tuple[int, bool]:
+        """Histories of one kind go through the tower together."""
+        return self.generation, self.times is None
 
 
 class UserTowers:
@@ -59,13 +73,19 @@ class UserTowers:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._load, generation, weights, config)
 
     async def interests(
-        self, generation: int, history: Sequence[NDArray[Any]], times: Sequence[int] | None = None
+        self,
+        generation: int,
+        history: Sequence[NDArray[Any]],
+        times: Sequence[int] | None = None,
+        attributes: Mapping[str, Any] | None = None,
     ) -> OnlineInterests:
-        """Interests of one user. history: item embeddings [D], oldest first, at least one; times: when they happened
-        (microseconds since 1970), which a tower with relative time reads. Raises Problem.
+        """Interests of one user. history: item embeddings [D], oldest first; times: when they happened (microseconds
+        since 1970); attributes: what is known of the user. Of the last two a tower reads what it was trained with.
+        Raises Problem.
         """
+        items = np.stack(history).astype(np.float32) if history else None
         moments = None if times is None else np.array(times, np.int64)
-        found = await self._batches.ask((generation, np.stack(history).astype(np.float32), moments))
+        found = await self._batches.ask(History(generation, items, moments, attributes or {}))
         if found is None:
             raise Problem(PROBLEMS["PT013"], f"generation {generation} was replaced while it was read; try again")
         return found
@@ -90,9 +110,8 @@ class UserTowers:
         """One forward pass per generation (nearly always one), histories without times apart; None where the
         generation is no longer kept."""
         found: list[OnlineInterests | None] = [None] * len(histories)
-        kinds = {(generation, times is None) for generation, _, times in histories if generation in self._towers}
-        for kind in kinds:
-            places = [place for place, (each, _, times) in enumerate(histories) if (each, times is None) == kind]
+        for kind in {history.kind for history in histories if history.generation in self._towers}:
+            places = [place for place, history in enumerate(histories) if history.kind == kind]
             for place, interests in zip(
                 places, self._forward(kind[0], [histories[place] for place in places]), strict=True
             ):
@@ -102,17 +121,24 @@ class UserTowers:
     def _forward(self, generation: int, histories: Sequence[History]) -> list[OnlineInterests]:
         import torch
 
+        from encoders.towers import Context
+
         tower = self._towers[generation]
         self._towers.move_to_end(generation)
-        width = histories[0][1].shape[1]
-        items_BTD = np.zeros((len(histories), max(len(rows) for _, rows, _ in histories), width), np.float32)
+        none = np.zeros((0, tower.config.dim), np.float32)
+        items = [none if history.items is None else history.items for history in histories]
+        items_BTD = np.zeros((len(items), max(1, *map(len, items)), none.shape[1]), np.float32)
         mask_BT, times_BT = np.zeros(items_BTD.shape[:2], bool), np.zeros(items_BTD.shape[:2], np.int64)
-        for place, (_, rows, times) in enumerate(histories):
+        for place, (rows, history) in enumerate(zip(items, histories, strict=True)):
             items_BTD[place, : len(rows)], mask_BT[place, : len(rows)] = rows, True
-            times_BT[place, : len(rows)] = 0 if times is None else times
-        known = None if histories[0][2] is None else torch.from_numpy(times_BT)
+            times_BT[place, : len(rows)] = 0 if history.times is None else history.times
+        times = None if histories[0].times is None else torch.from_numpy(times_BT)
+        attributes = None
+        if width := tower.config.user_attributes:
+            attributes = torch.from_numpy(user_vectors([history.attributes for history in histories], width))[:, None]
         with torch.inference_mode():
-            found = tower.interests(torch.from_numpy(items_BTD), torch.from_numpy(mask_BT), known)
+            context = Context(times, attributes)
+            found = tower.interests(torch.from_numpy(items_BTD), torch.from_numpy(mask_BT), context)
         vectors_BKD, weights_BK = found.vectors.numpy(), found.weights.numpy()
         return [
             OnlineInterests(vectors[weights > 0], weights[weights > 0].tolist())

@@ -198,7 +198,8 @@ class State(NamedTuple):
 
     The rest is a user's: stored interests (vectors of 16-bit values, high byte first, interest after interest) and the
     newest event that they know, the user's newest event, what was seen, and, where there are events that the interests
-    do not know, the newest part of the history that the generation knows, oldest first, with its times.
+    do not know, the newest part of the history that the generation knows, oldest first, with its times, and what is
+    known of the user.
     """
 
     generation: int
@@ -212,6 +213,7 @@ class State(NamedTuple):
     seen: list[str] | None = None
     history: list[str] | None = None
     microseconds: list[int] | None = None
+    attributes: dict[str, Any] | None = None
 
 
 # No row: no generation is live.
@@ -224,7 +226,7 @@ from generations g cross join item_version v where g.state = 'live' limit 1
 # $3: events of a history at most.
 USER_STATE = """
 select g.generation, g.dim, v.version, u.vectors, u.weights, u.numbers, u.as_of, h.newest_at, h.seen,
-       n.history, n.microseconds
+       n.history, n.microseconds, a.attributes
 from generations g
 cross join item_version v
 cross join lateral (
@@ -248,6 +250,10 @@ cross join lateral (
         order by i.occurred_at desc, i.position desc limit $3
     ) e
 ) n
+left join lateral (
+    select p.attributes from users p
+    where p.user_id = $1 and (u.as_of is null or h.newest_at > u.as_of) limit 1
+) a on true
 where g.state = 'live' limit 1
 """
 
@@ -260,6 +266,12 @@ where generation = %(generation)s and item_id = any (%(item_ids)s) limit 10000
 
 USER_TOWER = """
 select weights, config from towers where generation = %(generation)s and part = 'user_tower' limit 1
+"""
+
+# A row if the generation's user tower reads users' attributes.
+READS_ATTRIBUTES = """
+select 1 from towers
+where generation = %(generation)s and part = 'user_tower' and coalesce((config -> 'user_attributes')::int, 0) > 0
 """
 
 # What a text or picture has to go through: the encoders that the live generation was built from, with their names.

@@ -89,7 +89,7 @@ class Retrieval:
             interests = Interests("content", [_half(content.vector)], None, [0])
         elif question.vectors is not None:
             interests = _given(question)
-        elif question.history is not None:
+        elif question.history is not None or question.attributes is not None:
             interests = await self._of_history(connection, question, state, index)
         else:
             interests = await self._of_user(connection, question, state, index)
@@ -113,13 +113,14 @@ class Retrieval:
     ) -> Interests:
         history = question.history or []
         known = await self._vectors(connection, state.generation, index, history)
-        if not known:
+        if not known and not await self._reads(connection, state.generation, question.attributes):
             raise Problem(
                 UNKNOWN_HISTORY,
-                f"generation {state.generation} knows none of the {len(history)} items of the history",
+                f"generation {state.generation} knows none of the {len(history)} items of the history"
+                + ("" if question.attributes is None else ", and reads no attributes"),
             )
         vectors = [known[item_id] for item_id in history if item_id in known][-SEQUENCE_LENGTH:]
-        interests = await self._computed(connection, state.generation, vectors)
+        interests = await self._computed(connection, state.generation, vectors, None, question.attributes)
         skipped = [item_id for item_id in dict.fromkeys(history) if item_id not in known]
         return replace(interests, banned=history if question.exclude_seen else (), skipped=skipped)
 
@@ -127,15 +128,17 @@ class Retrieval:
         self, connection: Connection, question: RetrieveRequest, state: State, index: ItemIndex | None
     ) -> Interests:
         as_of, newest_at, seen = state.as_of, state.newest_at, state.seen or ()
-        if newest_at is None or (as_of is not None and newest_at <= as_of):
+        if as_of is not None and (newest_at is None or newest_at <= as_of):
             return await self._stored(connection, question, state)
-        if not state.history:  # events of items that came after the generation, and nothing else
-            reason = "the generation knows none of the items"
-            return await self._stored(connection, question, state, STALE + reason)
-        known = await self._vectors(connection, state.generation, index, state.history)
+        history = state.history or []
+        if not history and (as_of is not None or not await self._reads(connection, state.generation, state.attributes)):
+            # no events, or of items that came after the generation, and nothing else
+            reason = None if newest_at is None else STALE + "the generation knows none of the items"
+            return await self._stored(connection, question, state, reason)
+        known = await self._vectors(connection, state.generation, index, history)
         try:
-            vectors = [known[item_id] for item_id in state.history]
-            found = await self._computed(connection, state.generation, vectors, state.microseconds)
+            vectors = [known[item_id] for item_id in history]
+            found = await self._computed(connection, state.generation, vectors, state.microseconds, state.attributes)
             return replace(found, banned=seen)
         except Problem as problem:
             if problem.kind not in (NO_TOWER, LOADING) or as_of is None:
@@ -170,13 +173,18 @@ class Retrieval:
         connection: Connection,
         generation: int,
         history: Sequence[NDArray[Any]],
-        microseconds: Sequence[int] | None = None,
+        microseconds: Sequence[int] | None,
+        attributes: Mapping[str, Any] | None,
     ) -> Interests:
         with self.metrics.stage("tower"):
             await self.load_tower(connection, generation)
-            found = await self.towers.interests(generation, history, microseconds)
+            found = await self.towers.interests(generation, history, microseconds, attributes)
         vectors = [_half(vector) for vector in found.vectors]
         return Interests("online", vectors, found.weights, range(len(vectors)))
+
+    async def _reads(self, connection: Connection, generation: int, attributes: Mapping[str, Any] | None) -> bool:
+        """Whether attributes alone make interests: they are there, and the generation's tower reads them."""
+        return bool(attributes) and bool(await _fetch(connection, queries.READS_ATTRIBUTES, {"generation": generation}))
 
     async def load_tower(self, connection: Connection, generation: int) -> None:
         """Gets the generation's user tower ready. Raises Problem."""

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from encoders.experiment import SPLITS, changed, read_folder, run_experiment
+from encoders.config import changed
+from encoders.experiment import SPLITS, read_folder, run_experiment
 from encoders.folder import read_interactions, read_items
 from encoders.presets import PRESETS, preset
 from polytower.errors import UserError

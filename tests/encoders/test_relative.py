@@ -13,10 +13,10 @@ from encoders import checkpoint
 from encoders.backbone import Recency
 from encoders.catalogue import Catalogue, Histories
 from encoders.config import TowersConfig, TrainConfig
-from encoders.evaluate import TowersScorer, padded, padded_times
+from encoders.evaluate import TowersScorer, context_of, padded
 from encoders.packing import batches, pack
 from encoders.relative import BUCKETS, buckets, looked_up, rotated
-from encoders.towers import UserTower
+from encoders.towers import Context, UserTower
 from encoders.train import train
 from tests.encoders.data import ITEMS, tiny_catalogue, tiny_histories
 
@@ -74,12 +74,12 @@ def test_packing_and_padding_change_nothing(options: dict[str, Any], blocks: int
     times = torch.tensor([[5, 9, 9, 40, 2, 700, 900]]) * DAY
     segments = torch.tensor([[1, 1, 1, 1, 2, 2, 2]])
     allowed = torch.ones(7, 7, dtype=torch.bool).tril() & (segments[:, :, None] == segments[:, None])
-    packed = tower(items, torch.tensor([[0, 1, 2, 3, 0, 1, 2]]), allowed, times_BT=times)
+    packed = tower(items, torch.tensor([[0, 1, 2, 3, 0, 1, 2]]), allowed, context=Context(times))
     wide, mask, when = torch.full((1, 9, 16), 7.0), torch.zeros(1, 9, dtype=torch.bool), torch.zeros(1, 9).long()
     for part, last, spots in ((slice(0, 4), 3, [0, 3, 4, 8]), (slice(4, 7), 6, [1, 2, 6])):
         wide[:, spots], mask[:], when[:, spots] = items[:, part], False, times[:, part]
         mask[:, spots] = True
-        found = tower.interests(wide, mask, when)
+        found = tower.interests(wide, mask, Context(when))
         torch.testing.assert_close(found.vectors, packed.vectors[:, last])
 
 
@@ -95,11 +95,11 @@ def test_only_differences_of_time_count_and_only_where_they_are_read() -> None:
     items, mask = vectors(5), torch.ones(1, 5, dtype=torch.bool)
     times = torch.tensor([[1, 2, 30, 31, 400]]) * DAY
     tower, blind = tower_of(), tower_of(relative="position")
-    found = tower.interests(items, mask, times).vectors
-    torch.testing.assert_close(tower.interests(items, mask, times + 1_000 * DAY).vectors, found)
-    assert not torch.allclose(tower.interests(items, mask, times * 50).vectors, found, atol=1e-4)
+    found = tower.interests(items, mask, Context(times)).vectors
+    torch.testing.assert_close(tower.interests(items, mask, Context(times + 1_000 * DAY)).vectors, found)
+    assert not torch.allclose(tower.interests(items, mask, Context(times * 50)).vectors, found, atol=1e-4)
     assert torch.isfinite(tower.interests(items, mask).vectors).all()
-    assert torch.equal(blind.interests(items, mask, times).vectors, blind.interests(items, mask).vectors)
+    assert torch.equal(blind.interests(items, mask, Context(times)).vectors, blind.interests(items, mask).vectors)
 
 
 def test_rows_and_questions_carry_the_times_of_their_events() -> None:
@@ -109,9 +109,12 @@ def test_rows_and_questions_carry_the_times_of_their_events() -> None:
     valid = rows.segments > 0
     assert set(zip(rows.inputs[valid].tolist(), rows.times[valid].tolist(), strict=True)) <= at
     (batch,) = batches(rows, len(rows), torch.device("cpu"))
-    assert torch.equal(batch.times, torch.from_numpy(rows.times))
+    assert batch.context.times is not None
+    assert torch.equal(batch.context.times, torch.from_numpy(rows.times))
     inputs, mask = padded(histories, 4)
-    asked = zip(inputs[mask].tolist(), padded_times(histories, 4)[mask].tolist(), strict=True)
+    times = context_of(histories, replace(SHAPE, history=4)).times
+    assert times is not None
+    asked = zip(inputs[mask].tolist(), times[mask].tolist(), strict=True)
     assert set(asked) <= at
 
 
@@ -130,7 +133,7 @@ def test_it_trains_and_serves_from_its_bytes(tmp_path: Path, options: dict[str, 
         assert relative.time.abs().sum() > 0
     scorer = TowersScorer(result.towers)
     served = checkpoint.load_user_tower(*checkpoint.user_tower_bytes(result.towers))
-    (inputs, mask), times = padded(histories, 8), padded_times(histories, 8)
-    found = served.interests(scorer.items_VD[inputs], mask, times)
+    inputs, mask = padded(histories, 8)
+    found = served.interests(scorer.items_VD[inputs], mask, context_of(histories, served.config))
     torch.testing.assert_close(found.vectors, scorer.interests(histories).vectors)
     assert scorer(histories).shape == (60, ITEMS)

@@ -7,6 +7,7 @@ from encoders.catalogue import Histories, histories_of
 from encoders.splits import (
     Split,
     cold_items,
+    cold_users,
     leave_one_out,
     production,
     refit,
@@ -74,6 +75,19 @@ def test_cold_items_are_never_trained_on() -> None:
     assert split.test.histories.lengths.min() >= 1
 
 
+def test_cold_users_are_never_trained_on_and_asked_for_their_first_event() -> None:
+    histories = tiny_histories(users=60)
+    split = cold_users(histories)
+    own = as_lists(histories)
+    cold = split.test.histories.user_ids
+    assert len(cold) == 12
+    assert not set(cold) & {*split.train.user_ids, *split.validation.histories.user_ids}
+    assert split.test.histories.lengths.max() == 0
+    assert split.test.targets.tolist() == [own[user][0] for user in cold]
+    strict = leave_one_out(histories.select(np.array([u for u, user in enumerate(own) if user not in cold])))
+    assert inputs_of(strict)[:3] == [as_lists(split.train), *inputs_of(split)[1:3]]
+
+
 def inputs_of(split: Split) -> list[object]:
     """All that a model reads of a split before it answers the test questions, targets of validation included."""
     return [
@@ -111,7 +125,7 @@ def test_shuffling_everything_after_the_cut_changes_no_input() -> None:
     assert inputs_of(temporal(shuffled)) == inputs_of(temporal(before))
 
 
-@pytest.mark.parametrize("split", [leave_one_out, refit, production, temporal, strong_generalisation])
+@pytest.mark.parametrize("split", [leave_one_out, refit, production, temporal, strong_generalisation, cold_users])
 def test_no_users_give_no_questions(split: object) -> None:
     assert callable(split)
     assert len(split(histories_of({})).test) == 0

@@ -36,7 +36,8 @@ def history(platform: str) -> Iterator[dg.DagsterInstance]:
 def test_the_whole_flow(
     history: dg.DagsterInstance, platform: str, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    first = materialize(folder=str(folder), preset="tiny", instance=history)
+    options = {"towers.user_attributes": 32}
+    first = materialize(folder=str(folder), preset="tiny", options=options, instance=history)
     assert first["generation"] == 1
     assert list(first["assets"]) == [
         "items", "interactions", "user_sequences", "content_embeddings", "training_set", "checkpoint", "generation",
@@ -57,7 +58,7 @@ def test_the_whole_flow(
     days = history.get_materialized_partitions(dg.AssetKey("user_sequences"))
     assert days == {*(f"2023-12-{day}" for day in range(27, 32)), *(f"2024-01-0{day}" for day in range(1, 6))}
 
-    second = materialize(preset="tiny", progress=False, instance=history)
+    second = materialize(preset="tiny", options=options, progress=False, instance=history)
     assert second["generation"] == 1
     assert second["assets"]["content_embeddings"]["encoded"] == 0
     assert second["assets"]["user_sequences"]["days"] == "nothing changed"
@@ -68,6 +69,8 @@ def test_the_whole_flow(
     with connect(platform) as connection:
         live = generations.live(connection)
         assert live is not None
+        tower = connection.execute("select config ->> 'user_attributes' from towers where part = 'user_tower'")
+        assert tower.fetchone() == ("32",)
         assert [gate["name"] for gate in live.quality["gates"]] == list(quality.GENERATION_GATES)
         gates = {gate.name: gate for gate in quality.generation_gates(connection, 1)}
         assert gates["ndcg_over_popularity"].value is not None

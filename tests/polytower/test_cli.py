@@ -96,6 +96,12 @@ def test_a_user_or_a_history_but_not_both() -> None:
     assert CliRunner().invoke(cli, ["retrieve", "1", "--history", "2"]).exit_code == 2
 
 
+def test_attributes_that_are_no_values_are_refused(platform: str) -> None:
+    done = run("retrieve", "--attributes", '{"age": {"years": 3}}')
+    assert done.returncode == 2
+    assert "attributes.age" in done.stderr
+
+
 def test_loading_twice_changes_nothing(platform: str, tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "data")
     first, second = (json.loads(run("load", str(folder), "--json").stdout.splitlines()[-1]) for _ in range(2))

@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 from encoders.catalogue import Catalogue
 from encoders.checkpoint import user_tower_bytes
 from encoders.config import TowersConfig
-from encoders.towers import Towers, UserTower
+from encoders.towers import Context, Towers, UserTower
 from polytower.postgres import connect
 from serving.app import create_app
 from tests.generation_factory import Synthetic
@@ -54,7 +54,7 @@ def _expected(
     halves = small.embedding.astype(np.float16).astype(np.float32)
     rows = torch.from_numpy(halves[[small.item_ids.index(item_id) for item_id in history]])[None]
     with torch.inference_mode():
-        when = None if times is None else torch.tensor([times])
+        when = Context(None if times is None else torch.tensor([times]))
         found = tower.interests(rows, torch.ones(1, len(history), dtype=torch.bool), when)
     interests = found.vectors[0].numpy().astype(np.float16).astype(np.float32)
     qualifies = [item_id not in seen | small.unavailable for item_id in small.item_ids]
