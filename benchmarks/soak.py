@@ -4,9 +4,9 @@
 
 A database of its own is made on the platform's server and dropped afterwards; `polytower serve` runs over it as a
 process of its own. Clients (threads of this process) ask without pause: stored interests, histories through the user
-tower, batches, neighbours, events, bad questions. `--stored` asks by user alone: then the server must stay small, since
-torch is never imported. Growth is the slope of resident memory over the second half, when caches and pools are full.
-Writes benchmarks/results/soak.json (soak_stored.json).
+tower, batches, neighbours, events, features, bad questions. `--stored` leaves the histories out: then the server must
+stay small, since torch is never imported. Growth is the slope of resident memory over the second half, when caches and
+pools are full. Writes benchmarks/results/soak.json (soak_stored.json).
 """
 
 import argparse
@@ -39,6 +39,8 @@ from tests.generation_factory import Synthetic, clustered, write_generation
 RESULTS = Path(__file__).parent / "results"
 NAME = "polytower_bench_soak"
 USERS, DIM, INTERESTS = 500, 64, 4
+# Of the questions, by kind.
+SHARES = {"stored": 0.5, "history": 0.2, "batch": 0.1, "similar": 0.1, "events": 0.04, "features": 0.04, "bad": 0.02}
 
 
 @dataclass
@@ -61,7 +63,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--items", type=int, default=20_000)
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--stored", action="store_true", help="stored interests only: torch is never imported")
+    parser.add_argument("--stored", action="store_true", help="no histories: torch is never imported")
     arguments = parser.parse_args()
     with _database() as url:
         with connect(url) as connection:
@@ -147,11 +149,9 @@ def _client(address: str, number: int, end: float, load: Load, arguments: argpar
     random = np.random.default_rng(number)
     with Client(address, retries=0) as client:
         asks = _questions(client, random, arguments.items)
-        kinds, shares = ["stored"], [1.0]
-        if not arguments.stored:
-            kinds, shares = list(asks), [0.5, 0.2, 0.1, 0.1, 0.05, 0.05]
+        shares = np.array([0 if arguments.stored and kind == "history" else SHARES[kind] for kind in asks])
         while time.monotonic() < end:
-            kind = str(random.choice(kinds, p=shares))
+            kind = str(random.choice(list(asks), p=shares / shares.sum()))
             started = time.perf_counter()
             try:
                 asks[kind]()
@@ -175,6 +175,7 @@ def _questions(client: Client, random: np.random.Generator, items: int) -> dict[
         "batch": lambda: client.retrieve_batch([Question(user_id=user(), k=20) for _ in range(8)]),
         "similar": lambda: client.similar(some(1)[0], k=20, filter={"year": {"gte": 1960}}),
         "events": lambda: client.interact([Interaction(user_id=f"new{random.integers(50)}", item_id=some(1)[0])]),
+        "features": lambda: client.features("ranker", user_id=[user()] * 20, item_id=some(20)),
         "bad": lambda: client.retrieve(user_id="nobody", k=100),
     }
 
@@ -195,22 +196,28 @@ def _report(load: Load, samples: list[tuple[float, float]], arguments: argparse.
     rows.append(
         {
             "kind": "memory",
-            "start_mb": round(samples[0][1], 1),
-            "half_mb": round(float(half[0][1]), 1),
-            "end_mb": round(samples[-1][1], 1),
+            "mb_by_minute": _by_minute(samples),
             "growth_mb_per_10_min": round(slope, 2),
             "requests_per_s": round(sum(map(len, load.seconds.values())) / elapsed, 1),
             "problems": dict(load.problems),
             "failures": dict(load.failures),
         }
     )
-    machine = {
+    machine: dict[str, Any] = {
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
         "date": datetime.now(UTC).isoformat(),
         **vars(arguments),
     }
     return {"machine": machine, "rows": rows}
+
+
+def _by_minute(samples: list[tuple[float, float]]) -> dict[str, float]:
+    """Resident MB at the start, every five minutes, and at the end."""
+    last = samples[-1][0] / 60
+    minutes = [0, *range(5, int(last), 5), last]
+    nearest = {minute: min(samples, key=lambda sample: abs(sample[0] - 60 * minute)) for minute in minutes}
+    return {f"{minute:.3g}": round(megabytes, 1) for minute, (_, megabytes) in nearest.items()}
 
 
 if __name__ == "__main__":

@@ -142,6 +142,7 @@ class Backbone(nn.Module):
         self.attention = nn.ModuleList(Attention(config) for _ in range(config.blocks))
         self.feed_forward = nn.ModuleList(FeedForward(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.dim)
+        self.width = config.dim
 
     def forward(
         self,
@@ -184,6 +185,19 @@ class Backbone(nn.Module):
         gaps_BQT = None if asked_at is None or times_BT is None else asked_at[:, :, None] - times_BT[:, None]
         bias_BHQT: Tensor = self.relative(places[0][:, :, None] - places[1][:, None], gaps_BQT)
         return bias_BHQT.masked_fill(~allowed_BQT.unsqueeze(1), float("-inf"))
+
+
+class Backbones(nn.Module):
+    """K transformers side by side that share nothing but the item embeddings: states of K · D, one part from each."""
+
+    def __init__(self, config: TowersConfig) -> None:
+        super().__init__()
+        self.each = nn.ModuleList(Backbone(config) for _ in range(config.interests))
+        self.width = config.interests * config.dim
+
+    def forward(self, *history: Tensor | None) -> Tensor:
+        """As `Backbone.forward`, [B, T, K · D]."""
+        return torch.cat([backbone(*history) for backbone in self.each], dim=-1)
 
 
 def rows_at(values_BTX: Tensor, queries_BQ: Tensor) -> Tensor:

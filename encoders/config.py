@@ -140,6 +140,11 @@ class TrainConfig:
         if found:
             raise UserError(f"configuration: value out of range for {', '.join(found)}")
 
+    @property
+    def softness(self) -> float:
+        """Of the maximum over the interests that scores an item: the same when evaluated as when trained."""
+        return self.temperature if self.objective == "soft_consistent" else 0.0
+
     def as_json(self) -> dict[str, Any]:
         """A dict that JSON can hold and `config_from_json` reads back."""
         return asdict(self)

@@ -32,16 +32,16 @@ class Scorer(Protocol):
 class TowersScorer:
     """max over a user's interests of the inner product with the item embedding: what the index answers, exactly.
 
-    weighing: see `best_scores`; τ of the training makes the score that of a mixture with these weights.
+    softness: of the maximum, see `best_scores`; `TrainConfig.softness` makes it what the towers were trained with.
     """
 
-    def __init__(self, towers: Towers, *, weighing: float = 0.0) -> None:
-        self.towers, self.weighing = towers, weighing
+    def __init__(self, towers: Towers, *, softness: float = 0.0) -> None:
+        self.towers, self.softness = towers, softness
         self.items_VD = towers.item_embeddings().item
 
     def __call__(self, histories: Histories) -> Tensor:
         found = self.interests(histories)
-        return best_scores(found, self.items_VD, self.weighing)
+        return best_scores(found, self.items_VD, self.softness)
 
     def interests(self, histories: Histories) -> Interests:
         """Interests [Q, K, D] and weights [Q, K] of these users."""
@@ -51,20 +51,23 @@ class TowersScorer:
         return self.towers.user_interests(F.embedding(rows_QT, self.items_VD), mask_QT, context)
 
 
-def best_scores(interests: Interests, items_VD: Tensor, weighing: float = 0.0) -> Tensor:
-    """max over the interests in use of v_k·e_i + weighing · log w_k, [Q, V]."""
+def best_scores(interests: Interests, items_VD: Tensor, softness: float = 0.0) -> Tensor:
+    """max over the interests in use of v_k·e_i, or with a softness s: s · log Σ_k exp(v_k·e_i / s), [Q, V]."""
     closed_QK = interests.weights == 0
     some = closed_QK.any(dim=0).tolist()  # a mask costs as much as the scores: only where one is needed
     best = None
     for k, masked in enumerate(some):
         scores = interests.vectors[:, k] @ items_VD.T
-        if weighing:
-            scores += weighing * interests.weights[:, k, None].clamp(min=1e-12).log()
+        if softness:
+            scores /= softness
         if masked:
             scores.masked_fill_(closed_QK[:, k, None], float("-inf"))
-        best = scores if best is None else torch.maximum(best, scores, out=best)
+        if best is None:
+            best = scores
+        else:
+            (torch.logaddexp if softness else torch.maximum)(best, scores, out=best)
     assert best is not None
-    return best
+    return best * softness if softness else best
 
 
 def evaluate(
@@ -120,7 +123,7 @@ def interests_report(scorer: TowersScorer, questions: Questions, *, chunk: int =
     owners, own, weights, cosines = [], [], [], []
     for part, targets_Q in _chunks(questions, chunk):
         found = scorer.interests(part)
-        scores_QV = best_scores(found, scorer.items_VD, scorer.weighing)
+        scores_QV = best_scores(found, scorer.items_VD, scorer.softness)
         lists_QL = scores_QV.masked_fill(seen(part, len(scorer.items_VD)).to(scores_QV.device), float("-inf")).topk(
             min(_LIST, len(scorer.items_VD)), dim=1
         )

@@ -41,14 +41,13 @@ def run_experiment(
     device: str = "auto",
     progress: bool = False,
     images: Path | None = None,
-    weighing: float = 0.0,
     world: World = ALONE,
 ) -> dict[str, Any]:
     """Trains the preset once per seed, evaluates on the split's test questions beside the baselines; JSON-able.
 
     directory: receives a checkpoint per seed (seed-N) and is resumed from. modalities: content to encode and use, none
-    by default; images: the folder that the items' `image` names files in. options: see `config.changed`. weighing: how
-    much the log of an interest's weight adds to its scores when evaluated (`evaluate.best_scores`). world: see `train`.
+    by default; images: the folder that the items' `image` names files in. options: see `config.changed`. world: see
+    `train`.
     "refit" takes its number of epochs from a strict run of the same seed, so that nothing is selected on test items.
     "interests" in the report is of the first seed.
     """
@@ -64,7 +63,7 @@ def run_experiment(
         seeded = replace(config, seed=seed)
         place = directory / f"seed-{seed}"
         results.append(_trained(catalogue, histories, seeded, cut, place, progress=progress, world=world))
-    scorers = [TowersScorer(result.evaluated, weighing=weighing) for result in results]
+    scorers = [TowersScorer(result.evaluated, softness=config.softness) for result in results]
     measured = [evaluate(scorer, cut.test, len(item_ids), vectors_VD=scorer.items_VD) for scorer in scorers]
     points = [point for result in results for point in result.curves]
     return {
@@ -72,7 +71,6 @@ def run_experiment(
         "preset": preset_name,
         "split": split,
         "questions": len(cut.test),
-        "weighing": weighing,
         "seeds": list(seeds),
         "modalities": list(modalities),
         "parameters": sum(value.numel() for value in results[0].evaluated.parameters()),

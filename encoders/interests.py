@@ -37,6 +37,17 @@ class Heads(nn.Module):
         return query_BQD.unsqueeze(2) + change
 
 
+class Apart(nn.Module):
+    """K user towers: each interest is the state of a transformer of its own (`backbone.Backbones`)."""
+
+    def __init__(self, config: TowersConfig) -> None:
+        super().__init__()
+        self.interests = config.interests
+
+    def forward(self, query_BQD: Tensor, states_BTD: Tensor, allowed_BQT: Tensor) -> Tensor:  # noqa: ARG002
+        return query_BQD.view(*query_BQD.shape[:-1], self.interests, -1)
+
+
 class Attentive(nn.Module, ABC):
     """Interests that are sums over the history by attention weights, which a loss may look at."""
 
@@ -176,6 +187,7 @@ def squash(vectors: Tensor) -> Tensor:
 
 EXTRACTORS: dict[str, Callable[[TowersConfig], nn.Module]] = {
     "heads": Heads,
+    "towers": Apart,
     "comirec_sa": SelfAttentive,
     "query_tokens": QueryTokens,
     "mind": MindRouting,
@@ -183,4 +195,4 @@ EXTRACTORS: dict[str, Callable[[TowersConfig], nn.Module]] = {
 }
 
 # extractors that read the states at the query positions and no others: those are all that serving has to compute
-READ_QUERY_ONLY = frozenset({"heads"})
+READ_QUERY_ONLY = frozenset({"heads", "towers"})

@@ -49,9 +49,8 @@ def soft_consistent(
     interests_PKD: Tensor, used_PK: Tensor, positives_PD: Tensor, negatives: Negatives, tau: float
 ) -> Tensor:
     """`consistent` with τ·logsumexp_k(v_k·e/τ) in place of the maximum: every interest gets a gradient."""
-    positive_P = (_scores_of_positive(interests_PKD, used_PK, positives_PD) / tau).logsumexp(dim=1)
-    scores_PKN = (interests_PKD @ negatives.vectors.T).masked_fill(~used_PK[..., None], _UNUSED)
-    return _softmax_loss(positive_P, (scores_PKN / tau).logsumexp(dim=1), negatives)
+    positive_P = tau * (_scores_of_positive(interests_PKD, used_PK, positives_PD) / tau).logsumexp(dim=1)
+    return max_softmax(interests_PKD, used_PK, positive_P, negatives, tau, soft=True)
 
 
 def comirec(interests_PKD: Tensor, used_PK: Tensor, positives_PD: Tensor, negatives: Negatives, tau: float) -> Tensor:
@@ -95,15 +94,33 @@ def label_aware(
     return max_softmax(user_PD.unsqueeze(1), used_PK[:, :1], (user_PD * positives_PD).sum(dim=1), negatives, tau)
 
 
-def max_softmax(interests_PKD: Tensor, used_PK: Tensor, positive_P: Tensor, negatives: Negatives, tau: float) -> Tensor:
+def max_softmax(
+    interests_PKD: Tensor,
+    used_PK: Tensor,
+    positive_P: Tensor,
+    negatives: Negatives,
+    tau: float,
+    *,
+    soft: bool = False,
+) -> Tensor:
     """Mean of −log(e^{s⁺/τ} / (e^{s⁺/τ} + Σ_j e^{max_k v_k·n_j/τ + b_j})); positive_P are the scores s⁺. Scalar.
+
+    soft: Σ_k e^{v_k·n_j/τ} stands for e^{max_k …}.
 
     Fused: loss and gradients of a few positions at a time, in a buffer [K, chunk, N] that stays in the cache. The plain
     expression passes a [P, K, N] block through memory a dozen times, which is most of a step on a CPU. Scores must be
     cosines (≤ 1): 1/τ takes the place of the running maximum of the softmax.
     """
     loss: Tensor = _MaxSoftmax.apply(  # type: ignore[no-untyped-call]
-        interests_PKD, used_PK, positive_P, negatives.vectors, negatives.bias, negatives.rows, negatives.columns, tau
+        interests_PKD,
+        used_PK,
+        positive_P,
+        negatives.vectors,
+        negatives.bias,
+        negatives.rows,
+        negatives.columns,
+        tau,
+        soft,
     )
     return loss
 
@@ -112,7 +129,7 @@ class _MaxSoftmax(torch.autograd.Function):
     @staticmethod
     @torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]
     def forward(  # type: ignore[no-untyped-def]
-        ctx, interests_PKD, used_PK, positive_P, vectors_ND, bias_N, rows, columns, tau: float
+        ctx, interests_PKD, used_PK, positive_P, vectors_ND, bias_N, rows, columns, tau: float, soft: bool
     ) -> Tensor:
         positions, interests, _ = interests_PKD.shape
         size = (_CHUNK_GPU if interests_PKD.is_cuda else _CHUNK) // (1 if interests == 1 else 2)
@@ -134,7 +151,7 @@ class _MaxSoftmax(torch.autograd.Function):
             torch.mm(users_KPX[:, part].flatten(0, 1), biased_XN, out=energy_XN)
             hits = slice(edges[chunk], edges[chunk + 1])
             energy_KCN[:, rows[hits] - start, columns[hits]] = _UNUSED
-            total_P[part] += _energies(energy_KCN)
+            total_P[part] += energy_KCN.exp_().sum(dim=(0, 2)) if soft else _energies(energy_KCN)
             scale_C1 = (total_P[part] * (tau * positions)).reciprocal().unsqueeze(1)
             to_interests_PKD[part] = (energy_XN @ vectors_ND).view(interests, count, -1).mul_(scale_C1).transpose(0, 1)
             to_vectors_ND.addmm_(energy_XN.T, (interests_PKD[part].transpose(0, 1) * scale_C1).flatten(0, 1))
@@ -147,7 +164,7 @@ class _MaxSoftmax(torch.autograd.Function):
     @torch.amp.custom_bwd(device_type="cuda")  # type: ignore[untyped-decorator]
     def backward(ctx, *gradients: Any):  # type: ignore[no-untyped-def]
         interests, positive, vectors = (part * gradients[0] for part in ctx.saved_tensors)
-        return interests, None, positive, vectors, None, None, None, None
+        return interests, None, positive, vectors, None, None, None, None, None
 
 
 def _energies(scores_KCN: Tensor) -> Tensor:

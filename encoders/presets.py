@@ -1,6 +1,6 @@
 """Named configurations. docs/models.md says what each is for and what it was measured at, docs/LOG.md keeps the runs.
 
-The first three are to be used; the others are peers, on the same backbone and budget, to compare with.
+The first three are to be used. The peers are 64 wide, as in their papers, on one backbone and recipe, to compare with.
 """
 
 from dataclasses import replace
@@ -24,7 +24,9 @@ _LONG = TrainConfig(
     epochs=12,
     validate_every=2,
 )
-_FOUR = replace(_SHORT, towers=replace(_SHORT.towers, interests=4))
+# the peers' width, and room for nothing else: what differs between them is the interests
+_NARROW = replace(_SHORT, towers=replace(_SHORT.towers, dim=64, heads=2, recency=False), epochs=15)
+_FOUR = replace(_NARROW, towers=replace(_NARROW.towers, interests=4))
 
 PRESETS: dict[str, TrainConfig] = {
     # movielens-100k in two minutes on one core, and the default everywhere: long histories; the softmax runs over the
@@ -50,12 +52,12 @@ PRESETS: dict[str, TrainConfig] = {
         validate_every=2,
     ),
     # peers
-    "short-k4": replace(_FOUR, preset="short-k4"),
-    "long-k4": replace(_LONG, preset="long-k4", towers=replace(_LONG.towers, interests=4)),
+    "narrow": replace(_NARROW, preset="narrow"),
+    "narrow-k4": replace(_FOUR, preset="narrow-k4"),
     "sasrec": replace(
-        _SHORT,
+        _NARROW,
         preset="sasrec",
-        towers=replace(_SHORT.towers, dim=64, heads=2, dropout=0.2, recency=False),
+        towers=replace(_NARROW.towers, dropout=0.2),
         initial="normal",
         negatives=256,
         learning_rate=1e-3,

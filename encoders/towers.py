@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from encoders.backbone import Backbone, Dropout, rows_at
+from encoders.backbone import Backbone, Backbones, Dropout, rows_at
 from encoders.catalogue import Catalogue
 from encoders.config import TowersConfig
 from encoders.fusion import FUSIONS
@@ -152,9 +152,9 @@ class UserTower(nn.Module):
     def __init__(self, config: TowersConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config)
+        self.backbone = Backbones(config) if config.extractor == "towers" else Backbone(config)
         self.extractor = EXTRACTORS[config.extractor](config)
-        self.weigh = nn.Linear(config.dim, config.interests)
+        self.weigh = nn.Linear(self.backbone.width, config.interests)
         nn.init.zeros_(self.weigh.weight)
         nn.init.zeros_(self.weigh.bias)
         self.attributes = nn.Linear(config.user_attributes, config.dim, bias=False) if config.user_attributes else None

@@ -259,7 +259,8 @@ class Run:
         ndcg = recall = 0.0
         if self.world.first:
             with self._averaged():
-                ndcg, recall = validation_ndcg(TowersScorer(self.towers), self.split.validation, len(self.catalogue))
+                scorer = TowersScorer(self.towers, softness=self.config.softness)
+                ndcg, recall = validation_ndcg(scorer, self.split.validation, len(self.catalogue))
         ndcg, recall = self.world.from_first(ndcg, recall)
         if not self.metrics or ndcg > self.metrics["ndcg@10"]:
             self.metrics, self.best_epoch = {"ndcg@10": ndcg, "recall@50": recall}, point.epoch

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from feature_repo import text_arrays
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -22,8 +24,6 @@ Kind = Literal["text", "json", "integer", "moment", "number", "flag", "texts", "
 POSTGRES_EPOCH_MICROS = 946_684_800_000_000
 # halfvec_send: int16 dimension, int16 unused, then big-endian half floats.
 _HALFVEC_HEADER = 4
-# array_send of one dimension without nulls: five int32, then per element an int32 length and the element.
-_ARRAY_HEADER = 20
 MOMENT = np.dtype([("length", ">i4"), ("micros", ">i8")])
 
 
@@ -31,8 +31,10 @@ def as_python(kind: Kind, column: Sequence[Any]) -> list[Any]:
     """N raw values (None where absent) as Python values: str, int, float, bool or lists of them.
 
     "halves" are packed with `halfvec_send` (or several of their bodies one after the other behind one header),
-    "moments" with `array_send(timestamptz[])`; the latter become microseconds since 1970.
+    "texts" and "moments" with `array_send`; the latter become microseconds since 1970.
     """
+    if kind == "texts":
+        return text_arrays.as_lists(column)
     if kind not in _PACKED:
         return list(column)
     numbers, ends = _decoded(_PACKED[kind], column)
@@ -45,11 +47,13 @@ def as_arrow(kind: Kind, column: Sequence[Any]) -> "pa.Array":
     """The same as an Arrow array. Its type depends on the kind alone: an embedding is list<float>, also when absent."""
     import pyarrow as pa
 
+    if kind == "texts":
+        return text_arrays.as_arrow(column)
     if kind not in _PACKED:
         return pa.array(column, _arrow_type(kind))
     numbers, ends = _decoded(_PACKED[kind], column)
-    absent = pa.array([raw is None for raw in column], pa.bool_())
-    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(numbers), mask=absent)
+    mask = text_arrays.absent(column)
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(numbers), mask=mask)
 
 
 def _arrow_type(kind: Kind) -> "pa.DataType":
@@ -60,7 +64,6 @@ def _arrow_type(kind: Kind) -> "pa.DataType":
         "moment": pa.int64(),
         "number": pa.float64(),
         "flag": pa.bool_(),
-        "texts": pa.list_(pa.string()),
         "reals": pa.list_(pa.float32()),
     }
     return types.get(kind, pa.string())
@@ -77,7 +80,7 @@ class _Packed:
 
 _PACKED: dict[Kind, _Packed] = {
     "halves": _Packed(_HALFVEC_HEADER, np.dtype(">f2"), lambda flat: flat.astype(np.float32)),
-    "moments": _Packed(_ARRAY_HEADER, MOMENT, lambda flat: flat["micros"].astype(np.int64) + POSTGRES_EPOCH_MICROS),
+    "moments": _Packed(text_arrays.HEADER, MOMENT, lambda flat: flat["micros"] + POSTGRES_EPOCH_MICROS),
 }
 
 

@@ -71,9 +71,9 @@ ONLINE_VIEWS: dict[str, OnlineView] = {
         ) as newest""",
         as_of="as_of",
         features={
-            "item_ids": ("item_ids", "texts"),
+            "item_ids": ("array_send(item_ids)", "texts"),
             "occurred_ats": ("array_send(occurred_ats)", "moments"),
-            "kinds": ("kinds", "texts"),
+            "kinds": ("array_send(kinds)", "texts"),
         },
     ),
     USER_STATS_VIEW: OnlineView(
@@ -169,28 +169,33 @@ ONLINE_VIEWS: dict[str, OnlineView] = {
 }
 
 
-@contextmanager
-def snapshot(connection: psycopg.Connection[Any]) -> Iterator[psycopg.Connection[Any]]:
-    """Makes all statements of the block see the same moment: a promotion never falls between two views."""
-    connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-    try:
-        yield connection
-    finally:
-        if not connection.closed:
-            connection.rollback()
-            connection.isolation_level = None
-
-
 def read_columns(connection: psycopg.Connection[Any], reads: Sequence[OnlineRead]) -> list[OnlineColumns]:
     """The newest values for each read, one query per view; entities without a row get None.
 
-    All queries are sent at once: Postgres works on the next view while this process decodes the one before.
+    connection: not in a transaction; left as it was. All queries see the same moment: a promotion never falls between
+    two views. They are sent at once, the transaction's beginning and end with them: Postgres works on the next view
+    while this process decodes the one before.
     """
-    with connection.pipeline(), ExitStack() as stack:
+    with _autocommit(connection), connection.pipeline(), ExitStack() as stack:
+        connection.execute("begin isolation level repeatable read, read only")
         cursors = [stack.enter_context(connection.cursor(binary=True)) for _ in reads]
         for cursor, read in zip(cursors, reads, strict=True):
             cursor.execute(query(read.view, tuple(read.features)), {"ids": list(read.ids)})
+        connection.execute("commit")
         return [_columns(read, cursor.fetchall()) for cursor, read in zip(cursors, reads, strict=True)]
+
+
+@contextmanager
+def _autocommit(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """Leaves BEGIN and COMMIT to the block; what a failure leaves open is rolled back."""
+    before = connection.autocommit
+    connection.autocommit = True
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.rollback()
+            connection.autocommit = before
 
 
 def distinct(ids: Sequence[str]) -> tuple[list[str], list[int] | None]:
@@ -219,7 +224,7 @@ def query(view: str, features: tuple[str, ...]) -> bytes:
     plan = ONLINE_VIEWS[view]
     values = [sql.SQL(", ") + sql.SQL(plan.features[name][0]) for name in features]
     composed = sql.SQL(
-        "with wanted as (select * from unnest(%(ids)s::text[]) with ordinality as wanted (id, position)) "
+        "with wanted as (select * from unnest(%(ids)b::text[]) with ordinality as wanted (id, position)) "
         "select position, {as_of}{values} from wanted {rows}"
     ).format(as_of=sql.SQL(plan.as_of), values=sql.Composed(values), rows=sql.SQL(plan.rows))
     return composed.as_bytes()

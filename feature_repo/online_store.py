@@ -26,7 +26,7 @@ from psycopg_pool import ConnectionPool
 from pydantic import StrictInt, StrictStr
 
 from feature_repo.columns import as_python
-from feature_repo.online_reads import ONLINE_VIEWS, OnlineRead, distinct, read_columns, snapshot
+from feature_repo.online_reads import ONLINE_VIEWS, OnlineRead, distinct, read_columns
 from feature_repo.online_response import ColumnarResponse, FeatureColumn, as_proto
 from feature_repo.online_writes import Row, write_rows
 from polytower.errors import UserError
@@ -85,7 +85,7 @@ class PolytowerOnlineStore(OnlineStore):  # type: ignore[misc]
         columns = [FeatureColumn(key, "text", ids, None, None) for key, ids in columnar.items() if key in keys]
         orders = {key: distinct(columnar[key]) for key in keys}
         reads = [OnlineRead(view.name, orders[key][0], names) for view, names, key in parts]
-        with self._snapshot(config) as connection:
+        with self.connection(config) as connection:
             answers = read_columns(connection, reads)
         for (view, names, key), read in zip(parts, answers, strict=True):
             order = orders[key][1]
@@ -110,7 +110,7 @@ class PolytowerOnlineStore(OnlineStore):  # type: ignore[misc]
         online = _online_view(table.name)
         names = [name for name in requested_features or online.features if name in online.features]
         ids = [key.entity_values[0].string_val for key in entity_keys]
-        with self._snapshot(config) as connection:
+        with self.connection(config) as connection:
             (read,) = read_columns(connection, [OnlineRead(table.name, ids, names)])
         kinds = {name: online.features[name][1] for name in names}
         columns = [as_proto(kinds[name], as_python(kinds[name], read.features[name])) for name in names]
@@ -162,11 +162,6 @@ class PolytowerOnlineStore(OnlineStore):  # type: ignore[misc]
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.close()
-
-    @contextmanager
-    def _snapshot(self, config: RepoConfig) -> Iterator[psycopg.Connection[Any]]:
-        with self.connection(config) as connection, snapshot(connection):
-            yield connection
 
     @contextmanager
     def connection(self, config: RepoConfig) -> Iterator[psycopg.Connection[Any]]:

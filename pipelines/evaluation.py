@@ -71,7 +71,7 @@ def evaluate_checkpoint(
     split = leave_one_out(histories)
     if not len(split.test):
         raise UserError("no user has three interactions: there is nothing to evaluate on")
-    scorer = TowersScorer(towers)
+    scorer = TowersScorer(towers, softness=config.softness)
     contestants = {"polytower": scorer, **baselines(split.train, len(item_ids))}
     results = {
         name: evaluate(one, split.test, len(item_ids), vectors_VD=scorer.items_VD, progress=progress)

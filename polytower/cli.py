@@ -154,7 +154,7 @@ def evaluate(generation: int | None, as_json: bool) -> None:
 @click.option("--include-seen", is_flag=True, help="Keep items that the user has already interacted with.")
 @click.option(
     "--merge",
-    type=click.Choice(["max", "quota", "rrf"]),
+    type=click.Choice(["max", "quota", "rrf", "soft"]),
     default="max",
     show_default=True,
     help="How the interests' lists become one: best score, shares by weight, reciprocal ranks.",
@@ -207,7 +207,8 @@ def retrieve(
     rows = [(c.rank, c.title, c.item_id, c.score, c.interest, c.interest_rank) for c in found.candidates]
     columns = ["rank", "title", "item", "score", "interest", "rank in it"]
     title = f"generation {found.generation}, interests {found.interests}"
-    answer(asdict(found), as_json=as_json, text=table(rows, columns, title=title))
+    document = {**vars(found), "candidates": [asdict(candidate) for candidate in found.candidates]}
+    answer(document, as_json=as_json, text=table(rows, columns, title=title))
 
 
 @cli.command()
@@ -276,13 +277,6 @@ def demo(images: Path | None, preset: str, as_json: bool) -> None:
 @click.option("--images", type=FOLDER, help="Folder of the pictures that the items name, for --content image.")
 @OPTIONS
 @click.option(
-    "--weighing",
-    type=click.FloatRange(0),
-    default=0.0,
-    show_default=True,
-    help="Evaluate with max of score + WEIGHING · log of the interest's weight; the temperature is a natural choice.",
-)
-@click.option(
     "--distributed",
     is_flag=True,
     help="One of several processes: torchrun --nproc-per-node N -m polytower.cli experiment … --distributed.",
@@ -301,7 +295,6 @@ def experiment(
     content: tuple[Any, ...],
     images: Path | None,
     options: tuple[str, ...],
-    weighing: float,
     distributed: bool,
     into: Path | None,
     as_json: bool,
@@ -318,7 +311,7 @@ def experiment(
         report = run_experiment(
             folder, preset, range(seeds), directory=into or config.home / "experiments" / name,
             modalities=content, split=split, options=_options(options), device=config.device, progress=world.first,
-            images=images, weighing=weighing, world=world,
+            images=images, world=world,
         )  # fmt: skip
     if world.first:
         answer(report, as_json=as_json, text=experiment_table(report))

@@ -46,7 +46,7 @@ __all__ = [
 
 ARROW = "application/vnd.apache.arrow.stream"
 Space = Literal["item", "content", "id"]
-Merge = Literal["max", "quota", "rrf", "diverse"]
+Merge = Literal["max", "quota", "rrf", "soft", "diverse"]
 Row = TypeVar("Row")
 
 

@@ -20,7 +20,12 @@ from polytower.settings import settings
     help="Whether requests need an API key [default: $POLYTOWER_REQUIRE_KEYS, else without on this machine's own"
     " address; on any other, one of the two must be said].",
 )
-def serve(host: str, port: int, require_keys: bool | None) -> None:
+@click.option(
+    "--warm",
+    is_flag=True,
+    help="Load torch, the user tower and the encoders now (/readyz says when), not with the first question for them.",
+)
+def serve(host: str, port: int, require_keys: bool | None, warm: bool) -> None:
     """The HTTP API; its documentation is at /docs."""
     # Matrices here are small: threads would spin for longer than they compute.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -41,7 +46,7 @@ def serve(host: str, port: int, require_keys: bool | None) -> None:
         say(f"API keys are required; {usable} may be used")
     else:
         say("API keys are required and there is none yet: `polytower keys create NAME --scope read`")
-    uvicorn.run(create_app(require_keys=guarded), host=host, port=port, log_level="warning")
+    uvicorn.run(create_app(require_keys=guarded, warm=warm), host=host, port=port, log_level="warning")
 
 
 def _guarded(host: str, require_keys: bool | None) -> bool:

@@ -1,7 +1,8 @@
 """The HTTP API: parse, ask, answer. Every error is a problem response; only the pool outlives a request."""
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -22,50 +23,69 @@ from serving.features_endpoint import Features
 from serving.guard import Guard, KeyRing
 from serving.indexes import Indexes
 from serving.limits import Limits
+from serving.loading import Loader
 from serving.metrics import CONTENT_TYPE, Metrics
+from serving.models import RetrieveRequest
 from serving.online import UserTowers
 from serving.openapi import METRICS, PROBLEMS, Api
 from serving.ranking import Ranking
 from serving.retrieval import Retrieval
 from serving.shadow import Shadow
+from serving.straight import Straight
+from serving.warm import warm_up
 
 LOG = logging.getLogger(__name__)
+# What a request may fail with; anything else is the server's own failure, and goes to its log.
+EXPECTED = (Problem, psycopg.Error, RequestValidationError, HTTPException)
 
 
 @dataclass(frozen=True)
 class Caps:
-    """Limits of one server. body: bytes; concurrency: requests in flight; deadline: seconds; pool: connections."""
+    """Limits of one server.
+
+    body: bytes; concurrency: requests in flight; deadline: seconds; pool: connections. patience: seconds that a
+    question waits for torch or an encoder, before it is answered from what is stored or told to come back.
+    """
 
     body: int = 1_000_000
     concurrency: int = 64
     deadline: float = 10.0
     pool: int = 8
+    patience: float = 0.0
 
 
-def create_app(url: str | None = None, *, caps: Caps | None = None, require_keys: bool | None = None) -> FastAPI:
+def create_app(
+    url: str | None = None, *, caps: Caps | None = None, require_keys: bool | None = None, warm: bool = False
+) -> FastAPI:
     """The application over a migrated database; url None means the platform's own.
 
-    require_keys: whether requests need an API key; None: what POLYTOWER_REQUIRE_KEYS says, else no. Starts (and answers
-    /healthz) without Postgres; torch is imported when a request first needs it, Feast never.
+    require_keys: whether requests need an API key; None: what POLYTOWER_REQUIRE_KEYS says, else no. warm: whether
+    torch, the user tower and the encoders are loaded from the start on (/readyz waits for them), else from the first
+    request that needs one. Starts (and answers /healthz) without Postgres; Feast is never imported.
     """
     caps = caps or Caps()
     guarded = bool(settings().require_keys) if require_keys is None else require_keys
     metrics = Metrics()
     where = url or database_url()
-    towers = UserTowers(metrics)
+    loader = Loader(patience=caps.patience)
+    towers = UserTowers(metrics, loader)
     database = Database(where, metrics, size=caps.pool, timeout=caps.deadline * 0.8)
     features = Features(where, metrics, timeout=caps.deadline * 0.8)
     ring = KeyRing(database)
-    content = ContentQueries(database, metrics, patience=caps.deadline * 0.7)
+    content = ContentQueries(database, metrics, loader)
     indexes = Indexes(where, metrics, limit=settings().index_mb << 20)
     shadow = Shadow(database, metrics)
+    retrieval = Retrieval(towers, metrics, indexes, shadow)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await database.open()
         features.open()
         indexes.refresh()
+        app.state.warming = asyncio.create_task(warm_up(database, retrieval, content, loader)) if warm else None
         yield
+        if app.state.warming:
+            app.state.warming.cancel()
         if guarded:
             await _note_use(ring)
         await shadow.settled()
@@ -73,11 +93,12 @@ def create_app(url: str | None = None, *, caps: Caps | None = None, require_keys
         await database.close()
         towers.close()
         content.close()
+        loader.close()
         features.close()
 
     app = Api(guarded=guarded, lifespan=lifespan)
     app.state.database = database
-    app.state.retrieval = Retrieval(towers, metrics, indexes, shadow)
+    app.state.retrieval = retrieval
     app.state.content = content
     app.state.features = features
     app.state.ranking = Ranking(database, features, metrics)
@@ -92,7 +113,16 @@ def create_app(url: str | None = None, *, caps: Caps | None = None, require_keys
         """Prometheus metrics of this process."""
         return Response(metrics.exposition(), media_type=CONTENT_TYPE)
 
-    _handle_errors(app, metrics)
+    respond = _responder(metrics)
+    _handle_errors(app, respond)
+    # The last to be added is the outermost.
+    app.add_middleware(
+        Straight,
+        path="/v1/retrieve",
+        model=RetrieveRequest,
+        endpoint=routes.retrieve,
+        problem=lambda error: respond(error) if isinstance(error, EXPECTED) else None,
+    )
     app.add_middleware(
         Limits,
         metrics=metrics,
@@ -101,7 +131,7 @@ def create_app(url: str | None = None, *, caps: Caps | None = None, require_keys
         deadline=caps.deadline,
     )
     if guarded:
-        # Outermost: who has no key takes no place in the queue.
+        # Who has no key takes no place in the queue.
         app.add_middleware(Guard, ring=ring, metrics=metrics)
     return app
 
@@ -113,35 +143,40 @@ async def _note_use(ring: KeyRing) -> None:
         LOG.warning("when API keys were last used could not be written: %s", error)
 
 
-def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
-    def respond(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
-        metrics.problem(problem.kind.slug)
-        told = {**problem.headers, **(headers or {})}
-        return Response(to_json(problem.as_json()), problem.kind.status, told, MEDIA_TYPE)
+def _problem_of(error: Exception) -> Problem:
+    match error:
+        case Problem():
+            return error
+        case psycopg.Error():
+            return from_postgres(error)
+        case RequestValidationError():
+            # What was sent is not sent back: it may be large, or not JSON at all.
+            errors = [{"where": ".".join(map(str, e["loc"])), "message": e["msg"]} for e in error.errors()[:20]]
+            first = errors[0] if errors else {"where": "body", "message": "cannot be read"}
+            return Problem(INVALID, f"{first['where']}: {first['message']}", {"errors": errors})
+        case HTTPException(status_code=400):  # a body that is not JSON at all
+            return Problem(INVALID, f"body: {error.detail}")
+        case HTTPException():
+            slug = str(error.detail).lower().replace(" ", "-")
+            return Problem(Kind(error.status_code, slug, str(error.detail)), "see /docs for what there is to ask")
+    return Problem(INTERNAL, "the failure is in the server's log")
 
-    @app.exception_handler(Problem)
-    async def _problem(_request: Request, error: Problem) -> Response:
+
+def _responder(metrics: Metrics) -> Callable[[Exception], Response]:
+    def respond(error: Exception) -> Response:
+        problem = _problem_of(error)
+        metrics.problem(problem.kind.slug)
+        named = error.headers if isinstance(error, HTTPException) else None  # 405 names the methods that are allowed
+        return Response(
+            to_json(problem.as_json()), problem.kind.status, {**problem.headers, **(named or {})}, MEDIA_TYPE
+        )
+
+    return respond
+
+
+def _handle_errors(app: FastAPI, respond: Callable[[Exception], Response]) -> None:
+    async def handle(_request: Request, error: Exception) -> Response:
         return respond(error)
 
-    @app.exception_handler(psycopg.Error)
-    async def _postgres(_request: Request, error: psycopg.Error) -> Response:
-        return respond(from_postgres(error))
-
-    @app.exception_handler(RequestValidationError)
-    async def _invalid(_request: Request, error: RequestValidationError) -> Response:
-        # What was sent is not sent back: it may be large, or not JSON at all.
-        errors = [{"where": ".".join(map(str, e["loc"])), "message": e["msg"]} for e in error.errors()[:20]]
-        first = errors[0] if errors else {"where": "body", "message": "cannot be read"}
-        return respond(Problem(INVALID, f"{first['where']}: {first['message']}", {"errors": errors}))
-
-    @app.exception_handler(HTTPException)
-    async def _http(_request: Request, error: HTTPException) -> Response:
-        if error.status_code == 400:  # a body that is not JSON at all
-            return respond(Problem(INVALID, f"body: {error.detail}"))
-        slug = str(error.detail).lower().replace(" ", "-")
-        problem = Problem(Kind(error.status_code, slug, str(error.detail)), "see /docs for what there is to ask")
-        return respond(problem, error.headers or {})  # 405 names the methods that are allowed
-
-    @app.exception_handler(Exception)
-    async def _failed(_request: Request, _error: Exception) -> Response:
-        return respond(Problem(INTERNAL, "the failure is in the server's log"))
+    for kind in (*EXPECTED, Exception):
+        app.add_exception_handler(kind, handle)

@@ -3,6 +3,7 @@
 Shapes: V items, D dimensions, K interests. Vectors are kept in 16 bits, as Postgres keeps them; sums are 32-bit.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 # Up to here a scan is as fast as probing, and exact.
 EXACT_ITEMS = 20_000
@@ -19,6 +21,33 @@ BLOCK = 8192
 OBJECTIVE, DEPTH = 0.98, 100
 # Training points per cell, and rounds of k-means: more changes nothing that can be measured.
 POINTS, ROUNDS = 64, 8
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Rows of all per-interest lists, R of them, interest after interest, each by score, then position.
+
+    interest, position of the item, score, rank in the interest (from 1). A pair of interest and position comes once.
+    """
+
+    interest: Ints
+    position: Ints
+    score: Floats
+    rank: Ints
+
+    @staticmethod
+    def best(interest: Ints, position: Ints, score: Floats, k: int) -> "Lists":
+        """The k best of each interest, from rows whose interests ascend."""
+        order = np.lexsort((position, -score, interest.astype(np.int16)))  # small numbers are sorted by radix
+        rank = np.arange(1, len(order) + 1) - np.searchsorted(interest, interest)
+        first = rank <= k
+        order = order[first]
+        return Lists(interest[order], position[order], score[order], rank[first])
+
+    def split(self, interests: int) -> list[tuple[Ints, Floats]]:
+        """(positions, scores) of each interest."""
+        ends = np.searchsorted(self.interest, np.arange(1, interests))
+        return list(zip(np.split(self.position, ends), np.split(self.score, ends), strict=True))
 
 
 class Cells:
@@ -33,7 +62,11 @@ class Cells:
             return
         self.count = int(2 * np.sqrt(self.items))
         self.probes = probes or max(8, self.count // 64)
-        self._file = _inverted_file(vectors, self.count)
+        self._file, self._block = _readable(_inverted_file(vectors, self.count))
+        # Where each item's values begin in the block; a record is that many bytes from any place on.
+        self._starts = _starts(self._file, self._block, self.items)
+        size = 2 * self.dim
+        self._records = np.ndarray((len(self._block) - size + 1,), f"V{size}", self._block, strides=(1,))
 
     @property
     def bytes(self) -> int:
@@ -47,11 +80,16 @@ class Cells:
         """Rows [P, D] in 32 bits."""
         if self._small is not None:
             return self._small[positions]
-        found: Floats = self._file.reconstruct_batch(np.ascontiguousarray(positions, dtype=np.int64))
-        return found
+        found = self._records[self._starts[positions]].view(np.float16)
+        return found.reshape(-1, self.dim).astype(np.float32)
 
-    def scan(self, interests: Floats, k: int, allowed: NDArray[np.bool_] | None) -> list[tuple[Ints, Floats]]:
-        """The k best allowed items of each interest, exactly: (positions, scores), by score, then position."""
+    @property
+    def searched(self) -> int:
+        """About how many rows an unrestricted search scores for each interest."""
+        return int(self.items * self.probes / self.count)
+
+    def scan(self, interests: Floats, k: int, allowed: Mask | None) -> Lists:
+        """The k best allowed items of each interest, exactly."""
         positions = np.arange(self.items) if allowed is None else np.flatnonzero(allowed)
         scores = np.empty((len(interests), len(positions)), np.float32)
         for start in range(0, len(positions), BLOCK):
@@ -59,16 +97,15 @@ class Cells:
             rows = self._small[start:end] if self._small is not None and allowed is None else None
             rows = self.vectors(positions[start:end]) if rows is None else rows
             np.matmul(interests, rows.T, out=scores[:, start:end])
-        return self._best(interests, [positions[_nearly_first(row, k)] for row in scores], k)
+        interest, near = _nearly_best(scores, k)
+        return _ranked(interests, interest, positions[near], self.vectors(positions[near]), k)
 
-    def scan_members(
-        self, interests: Floats, k: int, members: Ints, rows: Floats, allowed: NDArray[np.bool_]
-    ) -> list[tuple[Ints, Floats]]:
+    def scan_members(self, interests: Floats, k: int, members: Ints, rows: Floats, allowed: Mask) -> Lists:
         """As scan(), over members whose rows [M, D] are at hand; of them those that are allowed."""
         scores = interests @ rows.T
         scores[:, ~allowed[members]] = -np.inf
-        near = [_nearly_first(row, k) for row in scores]
-        return self._best(interests, [members[n[row[n] > -np.inf]] for n, row in zip(near, scores, strict=True)], k)
+        interest, near = _nearly_best(scores, k)
+        return _ranked(interests, interest, members[near], rows[near], k)
 
     def tune(self, interests: Floats) -> float:
         """Sets how many cells are probed so that these interests [Q, D] are answered well; returns their recall then.
@@ -77,10 +114,10 @@ class Cells:
         """
         if self._small is not None or not len(interests):
             return 1.0
-        truth = self.scan(interests, DEPTH, None)
+        truth = self.scan(interests, DEPTH, None).split(len(interests))
         self.probes = 4
         while self.probes < self.count:
-            found = self.probe(interests, DEPTH, None, 1)
+            found = self.probe(interests, DEPTH, None, 1).split(len(interests))
             pairs = zip(found, truth, strict=True)
             recall = float(np.mean([np.mean(scores >= best[-1]) for (_, scores), (_, best) in pairs]))
             if recall >= OBJECTIVE:
@@ -88,9 +125,7 @@ class Cells:
             self.probes = self.probes * 3 // 2 if self.probes * 6 <= self.count else self.count
         return 1.0
 
-    def probe(
-        self, interests: Floats, k: int, allowed: NDArray[np.bool_] | None, sparseness: float
-    ) -> list[tuple[Ints, Floats]]:
+    def probe(self, interests: Floats, k: int, allowed: Mask | None, sparseness: float) -> Lists:
         """As scan(), but only in the nearest cells; all of them where fewer do not hold k allowed items.
 
         sparseness: items per allowed item; the sparser, the more cells.
@@ -109,18 +144,14 @@ class Cells:
             if probes == self.count or (positions[:, -1] >= 0).all():
                 break
             probes = min(self.count, 4 * probes)
-        return self._best(interests, [row[row >= 0] for row in positions], k)
+        found = np.flatnonzero(positions >= 0)
+        near = positions.ravel()[found]
+        return _ranked(interests, found // k, near, self.vectors(near), k)
 
-    def _best(self, interests: Floats, found: list[Ints], k: int) -> list[tuple[Ints, Floats]]:
-        """The k best of what was found for each interest, by scores that are the same whoever computes them."""
-        lengths = [len(positions) for positions in found]
-        rows = self.vectors(np.concatenate(found))
-        scores = inner_products(rows, np.repeat(interests, lengths, axis=0))
-        best = []
-        for positions, each in zip(found, np.split(scores, np.cumsum(lengths)[:-1]), strict=True):
-            order = np.lexsort((positions, -each))[:k]
-            best.append((positions[order], each[order]))
-        return best
+
+def _ranked(interests: Floats, interest: Ints, positions: Ints, rows: Floats, k: int) -> Lists:
+    """The k best of the rows [R, D] found for each interest, by scores that are the same whoever computes them."""
+    return Lists.best(interest, positions, inner_products(rows, interests[interest]), k)
 
 
 def inner_products(rows: Floats, vectors: Floats) -> Floats:
@@ -131,26 +162,31 @@ def inner_products(rows: Floats, vectors: Floats) -> Floats:
     Matrix products add in another order, and a score should not depend on who computed it. Products of 16-bit floats
     are exact in 32 bits, so that fused and separate additions are the same. (Elsewhere the last bit may differ.)
     """
-    products = rows * vectors
-    whole = products.shape[1] // 8 * 8
-    lanes = np.zeros((len(rows), 8), np.float32)
+    products_DP = np.ascontiguousarray((rows * vectors).T)  # whole rows of numbers to add, not eight at a time
+    whole = len(products_DP) // 8 * 8
+    lanes = np.zeros((8, len(rows)), np.float32)
     for start in range(0, whole, 8):
-        lanes += products[:, start : start + 8]
-    quads = lanes[:, :4] + lanes[:, 4:]
-    pairs = quads[:, :2] + quads[:, 2:]
-    sums: Floats = pairs[:, 0] + pairs[:, 1]
-    for column in products.T[whole:]:
-        sums += column
+        lanes += products_DP[start : start + 8]
+    quads = lanes[:4] + lanes[4:]
+    pairs = quads[:2] + quads[2:]
+    sums: Floats = pairs[0] + pairs[1]
+    for row in products_DP[whole:]:
+        sums += row
     return sums
+
+
+def _nearly_best(scores: Floats, k: int) -> tuple[Ints, Ints]:
+    """(interest, number) of each interest's k largest finite scores, of scores [K, P], and of all within a rounding."""
+    near = [_nearly_first(row, k) for row in scores]
+    return np.repeat(np.arange(len(scores)), list(map(len, near))), np.concatenate(near)
 
 
 def _nearly_first(scores: Floats, k: int) -> Ints:
     """Numbers of the k largest scores, of all that equal the last of them, and of those within a rounding of it."""
-    if len(scores) <= k:
-        return np.arange(len(scores))
-    bar = np.partition(scores, len(scores) - k)[len(scores) - k]
-    margin = np.float32(1e-5) * max(np.float32(1), abs(bar)) if np.isfinite(bar) else np.float32(0)
-    return np.flatnonzero(scores >= bar - margin)
+    bar = np.partition(scores, len(scores) - k)[len(scores) - k] if len(scores) > k else -np.inf
+    if bar == -np.inf:
+        return np.flatnonzero(scores > bar)
+    return np.flatnonzero(scores >= bar - np.float32(1e-5) * max(np.float32(1), abs(bar)))
 
 
 def _inverted_file(vectors: NDArray[np.float16], cells: int) -> Any:
@@ -171,5 +207,29 @@ def _inverted_file(vectors: NDArray[np.float16], cells: int) -> Any:
     index.train(vectors[np.sort(sample)].astype(np.float32))
     for start in range(0, items, BLOCK):
         index.add(vectors[start : start + BLOCK].astype(np.float32))
-    index.make_direct_map()
     return index
+
+
+def _readable(index: Any) -> tuple[Any, NDArray[np.uint8]]:
+    """The same index over one block of bytes, which numpy reads too: faiss hands out single vectors slowly."""
+    import faiss
+
+    writer = faiss.VectorIOWriter()
+    faiss.write_index(index, writer)
+    block: NDArray[np.uint8] = faiss.vector_to_array(writer.data)
+    reader = faiss.ZeroCopyIOReader(faiss.swig_ptr(block), len(block))  # type: ignore[attr-defined]
+    return faiss.read_index(reader), block
+
+
+def _starts(index: Any, block: NDArray[np.uint8], items: int) -> Ints:
+    """Where in the block the code of each item begins."""
+    import faiss
+
+    starts = np.empty(items, np.int64)
+    lists = faiss.downcast_InvertedLists(index.invlists)
+    for cell in range(index.nlist):
+        if size := lists.list_size(cell):
+            first = faiss.rev_swig_ptr(lists.get_codes(cell), 1).ctypes.data - block.ctypes.data
+            assert 0 <= first <= len(block) - size * index.code_size, "the index is not where it was read from"
+            starts[faiss.rev_swig_ptr(lists.get_ids(cell), size)] = first + index.code_size * np.arange(size)
+    return starts

@@ -1,14 +1,15 @@
 """Text and pictures as questions: through the encoder that filled the generation, and its content tower.
 
 The content tower's output lies in the space of content embeddings, and so in that of cold items' item embeddings. torch
-and the encoders are imported when the first such question comes, in a thread of their own.
+and the encoders are loaded in the background from the first such question on.
 """
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,6 @@ from serving import queries
 from serving.batching import Batcher
 from serving.database import Database
 from serving.errors import (
-    ENCODER_LOADING,
     ENCODER_MISMATCH,
     INVALID,
     NO_CONTENT,
@@ -34,6 +34,7 @@ from serving.errors import (
     UNREADABLE_IMAGE,
     Problem,
 )
+from serving.loading import Loader
 from serving.metrics import Metrics
 from serving.models import RetrieveRequest
 
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 KEPT = 2
 WINDOW = 0.002
 BATCH = 16
-VARIABLE = {"text": "POLYTOWER_TEXT_ENCODER", "image": "POLYTOWER_IMAGE_ENCODER"}
+VARIABLE: dict[Modality, str] = {"text": "POLYTOWER_TEXT_ENCODER", "image": "POLYTOWER_IMAGE_ENCODER"}
 
 Rows = dict[str, NDArray[np.float32]]
 
@@ -72,17 +73,14 @@ class Projection(NamedTuple):
 
 
 class ContentQueries:
-    """Encoders by modality, content towers of the newest generations, one thread for both.
+    """Encoders by modality, content towers of the newest generations, one thread for both."""
 
-    patience: seconds that a question waits for an encoder to be loaded; the load itself goes on.
-    """
-
-    def __init__(self, database: Database, metrics: Metrics, *, patience: float) -> None:
+    def __init__(self, database: Database, metrics: Metrics, loader: Loader) -> None:
         self._database = database
         self._metrics = metrics
-        self._patience = patience
+        self._loader = loader
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="content")
-        self._loading: dict[Modality, asyncio.Future[ContentEncoder[Any]]] = {}
+        self._encoders: dict[Modality, ContentEncoder[Any]] = {}
         self._towers: OrderedDict[int, Content] = OrderedDict()
         self._texts: Batcher[str, NDArray[np.float32]] = Batcher(
             self._encode_texts, self._thread, window=WINDOW, size=BATCH,
@@ -92,14 +90,14 @@ class ContentQueries:
     async def embed(self, question: RetrieveRequest) -> ContentVector:
         """The question's text and picture as one vector of the live generation's content space. Raises Problem.
 
-        Holds no connection while it encodes: that can take seconds where an encoder has to be loaded first.
+        Holds no connection while it encodes.
         """
         with self._metrics.stage("encode"):
             live = await self._live()
-            if question.text is not None:
-                _check_has(live, "text")
-            if question.image is not None:
-                _check_has(live, "image")
+            for modality in VARIABLE:
+                if getattr(question, modality) is not None:
+                    _check_has(live, modality)
+                    self._loader.start(*_load_of(modality))
             await self._load_tower(live.generation)
             rows: Rows = {}
             if question.text is not None:
@@ -107,6 +105,16 @@ class ContentQueries:
             if question.image is not None:
                 rows["image"] = await self._image(live, question.image)
             return ContentVector(live.generation, await self._project(Projection(live.generation, rows)))
+
+    async def warm(self) -> None:
+        """Loads what questions by content to the live generation need. Raises Problem, UserError."""
+        live = await self._live()
+        modalities = [modality for modality in VARIABLE if modality in live.encoders]
+        if modalities:
+            await self._loader.start_torch()
+            await self._load_tower(live.generation)
+        for modality in modalities:
+            await self._loader.start(*_load_of(modality))
 
     def close(self) -> None:
         """Ends the thread after what it is doing."""
@@ -136,18 +144,8 @@ class ContentQueries:
 
     async def _encoder(self, live: Live, modality: Modality) -> ContentEncoder[Any]:
         """The encoder that this server is set to, if it is the one that filled the generation. Raises Problem."""
-        loading = self._loading.get(modality)
-        if loading is None or (loading.done() and loading.exception()):
-            loop = asyncio.get_running_loop()
-            loading = self._loading[modality] = loop.run_in_executor(self._thread, _build, modality)
-            # Whoever waited may have gone by the time that it fails.
-            loading.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
-            encoder = await asyncio.wait_for(asyncio.shield(loading), self._patience)
-        except TimeoutError as error:
-            raise Problem(
-                ENCODER_LOADING, f"the {modality} encoder is being loaded; try again in a moment", retry_after=5
-            ) from error
+            encoder = self._encoders[modality] = await self._loader.get(*_load_of(modality))
         except UserError as error:
             raise Problem(NO_ENCODER, str(error)) from error
         if encoder.revision != live.encoders[modality]:
@@ -161,8 +159,7 @@ class ContentQueries:
         return encoder
 
     def _encode_texts(self, texts: Sequence[str]) -> Sequence[NDArray[np.float32]]:
-        encoder = self._loading["text"].result()
-        return list(np.concatenate(list(encoder.encode(texts))))
+        return list(np.concatenate(list(self._encoders["text"].encode(texts))))
 
     async def _load_tower(self, generation: int) -> None:
         if generation in self._towers:
@@ -172,6 +169,7 @@ class ContentQueries:
         if row is None:
             detail = f"generation {generation} was built before content towers were kept; build and promote another"
             raise Problem(NO_CONTENT_TOWER, detail)
+        await self._loader.torch()
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self._thread, self._keep, generation, bytes(row["weights"]), row["config"])
@@ -197,6 +195,10 @@ def _check_has(live: Live, modality: Modality) -> None:
     if modality not in live.encoders:
         known = ", ".join(live.encoders) or "none"
         raise Problem(NO_CONTENT, f"generation {live.generation} knows no {modality}; its content is: {known}")
+
+
+def _load_of(modality: Modality) -> tuple[str, Callable[[], ContentEncoder[Any]]]:
+    return f"the {modality} encoder", partial(_build, modality)
 
 
 def _build(modality: Modality) -> ContentEncoder[Any]:

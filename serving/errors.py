@@ -47,7 +47,7 @@ NO_TOWER = Kind(503, "no-user-tower", "The generation brings no user tower")
 NO_CONTENT = Kind(422, "no-such-content", "The generation was not built from such content")
 NO_CONTENT_TOWER = Kind(409, "no-content-tower", "The generation brings no content tower")
 NO_ENCODER = Kind(503, "no-encoder", "The encoder cannot be loaded")
-ENCODER_LOADING = Kind(503, "encoder-loading", "The encoder is being loaded")
+LOADING = Kind(503, "loading", "What answers this is being loaded")
 ENCODER_MISMATCH = Kind(409, "encoder-mismatch", "Another encoder filled the generation")
 UNREADABLE_IMAGE = Kind(422, "unreadable-image", "The picture cannot be read")
 UNKNOWN_SERVICE = Kind(404, "unknown-service", "Unknown feature service")
@@ -76,6 +76,10 @@ class Problem(Exception):  # noqa: N818 the name that RFC 9457 gives it
     detail: str
     extra: dict[str, Any] = field(default_factory=dict)
     retry_after: int = 1
+
+    def __str__(self) -> str:
+        """For logs."""
+        return self.detail
 
     @property
     def headers(self) -> dict[str, str]:

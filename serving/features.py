@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from feature_repo.columns import as_arrow
-from feature_repo.online_reads import ONLINE_VIEWS, OnlineRead, distinct, read_columns, snapshot
+from feature_repo.online_reads import ONLINE_VIEWS, OnlineRead, distinct, read_columns
 from feature_repo.schema import SERVICES
 from polytower.errors import UserError
 
@@ -42,8 +42,7 @@ def fetch_features(
     rows = _rows(service, keys_of(service), entities)
     orders = {key: distinct(ids) for key, ids in rows.items()}
     reads = [OnlineRead(view, orders[ONLINE_VIEWS[view].key][0], tuple(ONLINE_VIEWS[view].features)) for view in views]
-    with snapshot(connection):
-        answers = read_columns(connection, reads)
+    answers = read_columns(connection, reads)
     columns = {key: pa.array(ids, pa.string()) for key, ids in rows.items()}
     takes = {key: None if order is None else pa.array(order, pa.int64()) for key, (_, order) in orders.items()}
     for view, answer in zip(views, answers, strict=True):

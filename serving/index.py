@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.cells import EXACT_ITEMS, Cells
-from serving.merges import MERGES, Floats, Ints, Lists, Question, provenance
-from serving.postings import Mask, Postings
-from serving.queries import Candidate
+from serving.cells import EXACT_ITEMS, Cells, Floats, Ints, Lists, Mask
+from serving.merges import MERGES, Question, provenance
+from serving.postings import Postings
+from serving.queries import Candidates
 from serving.texts import Ids, Texts
 
 # Selective filters whose items are kept at hand, at most EXACT_ITEMS each.
 FILTERS = 4
+# Products of two numbers that take a core two milliseconds at most.
+QUICK = 2_500_000
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Asked:
 
     interests: float32 [K, D], as 16 bits hold them; numbers: what candidates call them; weights: [K], None for equal;
     allow: None for all items; diversity: {"attribute": text, "weight": number}, with the merge `diverse` only.
+    titles: whether candidates come with them.
     """
 
     interests: Floats
@@ -42,6 +45,7 @@ class Asked:
     merge: str
     allow: Sequence[str] | None = None
     diversity: Mapping[str, Any] | None = None
+    titles: bool = False
 
 
 class ItemIndex:
@@ -84,19 +88,26 @@ class ItemIndex:
         held = self._ids.bytes + self._titles.bytes + self._available.nbytes
         return held + self._postings.bytes + self.cells.bytes
 
-    def answer(self, asked: Asked, *, exact: bool = False) -> list[Candidate] | None:
+    def quick(self, asked: Asked) -> bool:
+        """Whether the answer takes so little that handing it to a thread would cost as much."""
+        return (
+            not asked.filter
+            and asked.allow is None
+            and asked.merge != "diverse"
+            and asked.interests.size * max(self.cells.searched, 2 * asked.k) <= QUICK
+        )
+
+    def answer(self, asked: Asked) -> Candidates | None:
         """Candidates, best first. None: only Postgres knows (see Postings), or the question has a fault to name."""
         if asked.interests.shape[1:] != (self.dim,) or not self._readable(asked):
             return None
-        allowed = self._allowed(asked)
-        if allowed is None:
-            return None
+        wanted = self._postings.mask(asked.filter) if asked.filter else None
         merge = self._question(asked)
-        if merge is None:
+        if merge is None or (asked.filter and wanted is None):
             return None
-        lists = Lists.of(self._search(asked, allowed, exact=exact))
+        lists = self._search(asked, self._allowed(asked, wanted))
         merged = MERGES[asked.merge](lists, merge)
-        return self._written(lists, merged.row, merged.score, asked.numbers)
+        return self._written(lists, merged.row, merged.score, asked)
 
     def vectors(self, item_ids: Sequence[str]) -> list[NDArray[np.float32] | None]:
         """The embedding of each item, None for items that the generation does not know."""
@@ -125,14 +136,11 @@ class ItemIndex:
             asked.k, _weights(asked), weight, lambda positions: self._postings.categories(attribute, positions)
         )
 
-    def _allowed(self, asked: Asked) -> Mask | None:
-        """Which items may be answered; None: Postgres knows."""
-        allowed = self._available.copy()
-        if asked.filter:
-            wanted = self._postings.mask(asked.filter)
-            if wanted is None:
-                return None
-            allowed &= wanted
+    def _allowed(self, asked: Asked, wanted: Mask | None) -> Mask | None:
+        """Which items may be answered; None: all. wanted: those that the filter leaves, None for no filter."""
+        if wanted is None and asked.allow is None and not asked.exclude and self._all_available:
+            return None
+        allowed: Mask = self._available.copy() if wanted is None else self._available & wanted
         if asked.allow is not None:
             listed = np.zeros(len(self), bool)
             positions = self._ids.positions(asked.allow)
@@ -143,15 +151,15 @@ class ItemIndex:
             allowed[positions[positions >= 0]] = False
         return allowed
 
-    def _search(self, asked: Asked, allowed: Mask, *, exact: bool) -> list[tuple[Ints, Floats]]:
-        restricted = bool(asked.filter) or asked.allow is not None
-        free = not restricted and not asked.exclude and self._all_available
-        count = int(np.count_nonzero(allowed)) if restricted else len(self) - len(asked.exclude)
-        if asked.filter and asked.allow is None and count <= EXACT_ITEMS < len(self):
-            return self.cells.scan_members(asked.interests, asked.k, *self._members(asked.filter), allowed)
-        if exact or count <= EXACT_ITEMS or len(self) <= EXACT_ITEMS:
-            return self.cells.scan(asked.interests, asked.k, None if free else allowed)
-        return self.cells.probe(asked.interests, asked.k, None if free else allowed, len(self) / count)
+    def _search(self, asked: Asked, allowed: Mask | None) -> Lists:
+        count = len(self) - len(asked.exclude)
+        if allowed is not None and (asked.filter or asked.allow is not None):
+            count = int(np.count_nonzero(allowed))
+            if asked.allow is None and count <= EXACT_ITEMS < len(self):
+                return self.cells.scan_members(asked.interests, asked.k, *self._members(asked.filter), allowed)
+        if count <= EXACT_ITEMS or len(self) <= EXACT_ITEMS:
+            return self.cells.scan(asked.interests, asked.k, allowed)
+        return self.cells.probe(asked.interests, asked.k, allowed, len(self) / count)
 
     def _members(self, wanted: Mapping[str, Any]) -> tuple[Ints, Floats]:
         """What a selective filter leaves, with its vectors: the same few filters come again and again."""
@@ -171,23 +179,17 @@ class ItemIndex:
                 self._filtered.pop(next(iter(self._filtered)))
         return made
 
-    def _written(self, lists: Lists, rows: Ints, scores: Floats, numbers: Sequence[int]) -> list[Candidate]:
+    def _written(self, lists: Lists, rows: Ints, scores: Floats, asked: Asked) -> Candidates:
         positions = lists.position[rows]
-        columns = zip(
+        return Candidates(
+            self.generation,
             self._ids.at(positions),
             scores.tolist(),
-            lists.interest[rows].tolist(),
+            [asked.numbers[n] for n in lists.interest[rows].tolist()],
             lists.rank[rows].tolist(),
-            (
-                (*by, title)
-                for by, title in zip(provenance(lists, rows, numbers), self._titles.at(positions), strict=True)
-            ),
-            strict=True,
+            *provenance(lists, rows, asked.numbers),
+            self._titles.at(positions) if asked.titles else None,
         )
-        return [
-            Candidate(item_id, score, rank, numbers[interest], interest_rank, self.generation, *found)
-            for rank, (item_id, score, interest, interest_rank, found) in enumerate(columns, 1)
-        ]
 
 
 def _weights(asked: Asked) -> Sequence[float]:

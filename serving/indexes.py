@@ -14,7 +14,7 @@ import psycopg
 from serving.index import Asked, ItemIndex
 from serving.index_load import TooLarge, load
 from serving.metrics import Metrics
-from serving.queries import Candidate
+from serving.queries import Candidates
 
 LOG = logging.getLogger(__name__)
 # Seconds before the next try after one that failed, or was too large.
@@ -55,10 +55,11 @@ class Indexes:
             await asyncio.shield(self._loading)
         return self._index
 
-    async def answer(self, index: ItemIndex, asked: Asked, *, exact: bool = False) -> list[Candidate] | None:
-        """index.answer(), off the event loop."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._searchers, lambda: index.answer(asked, exact=exact))
+    async def answer(self, index: ItemIndex, asked: Asked) -> Candidates | None:
+        """index.answer(), off the event loop unless it is done in a moment."""
+        if index.quick(asked):
+            return index.answer(asked)
+        return await asyncio.get_running_loop().run_in_executor(self._searchers, index.answer, asked)
 
     async def close(self) -> None:
         """Ends the threads; a load that is going on is waited for."""

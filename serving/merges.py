@@ -1,4 +1,4 @@
-"""Merges of per-interest lists in numpy: the same rules, ties included, as migrations/sql/merge_lists_v2.sql.
+"""Merges of per-interest lists in numpy: the same rules, ties included, as migrations/sql/merge_lists_v3.sql.
 
 Items are positions in ascending order of their id's bytes, so a tie on the score goes to the lower position.
 """
@@ -9,35 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
+from serving.cells import Floats, Ints, Lists
 
 # Reciprocal rank fusion's constant (Cormack et al., SIGIR 2009).
 FUSION = 60
-
-
-@dataclass(frozen=True)
-class Lists:
-    """Rows of all per-interest lists, R of them: interest, position of the item, score, rank in the interest (from 1).
-
-    A pair of interest and position comes once.
-    """
-
-    interest: Ints
-    position: Ints
-    score: Floats
-    rank: Ints
-
-    @staticmethod
-    def of(found: Sequence[tuple[Ints, Floats]]) -> "Lists":
-        """From one (positions, scores) pair per interest, each sorted by score, then position."""
-        lengths = [len(positions) for positions, _ in found]
-        return Lists(
-            np.repeat(np.arange(len(found)), lengths),
-            np.concatenate([positions for positions, _ in found]),
-            np.concatenate([scores for _, scores in found]),
-            np.concatenate([np.arange(1, length + 1) for length in lengths]),
-        )
+# The temperature that all presets train with: the maximum over interests is as soft as it was to the loss.
+SOFTNESS = 0.07
 
 
 @dataclass(frozen=True)
@@ -60,9 +37,11 @@ class Question:
 
 def best_rows(lists: Lists) -> Ints:
     """One row per item, its best-scored (of equals the lowest interest's), by score, then position."""
-    order = np.lexsort((lists.interest, -lists.score, lists.position))
+    order = np.lexsort((-lists.score, lists.position))  # stable: of equals the first interest's comes first
     positions = lists.position[order]
-    rows = order[np.flatnonzero(np.diff(positions, prepend=-1))]
+    first = np.ones(len(order), bool)
+    first[1:] = positions[1:] != positions[:-1]
+    rows: Ints = order[first]
     return rows[np.argsort(-lists.score[rows], kind="stable")]
 
 
@@ -96,12 +75,29 @@ def shares(weights: Sequence[float], k: int) -> list[int]:
 
 def merge_rrf(lists: Lists, question: Question) -> Merged:
     """Reciprocal rank fusion: the sum of 1 / (60 + rank) over the interests that found the item."""
-    rows = best_rows(lists)
     order = np.lexsort((lists.rank, lists.position))  # summed from the best rank on, as SQL does
-    _, starts = np.unique(lists.position[order], return_index=True)
-    sums = _sums(1.0 / (FUSION + lists.rank[order]), starts).astype(np.float32)
-    fused = sums[np.searchsorted(lists.position[order][starts], lists.position[rows])]
-    best = np.lexsort((lists.position[rows], -fused))[: question.k]
+    positions, starts = np.unique(lists.position[order], return_index=True)
+    return _fused(lists, question.k, positions, _sums(1.0 / (FUSION + lists.rank[order]), starts))
+
+
+def merge_soft(lists: Lists, question: Question) -> Merged:
+    """τ · log Σ exp(score / τ) over the interests that found the item: the soft maximum of `soft_consistent`.
+
+    An interest that did not list it would add less than its last one does: no metric moves (docs/LOG.md).
+    """
+    order = np.argsort(lists.position, kind="stable")
+    positions, starts = np.unique(lists.position[order], return_index=True)
+    scores = lists.score[order].astype(np.float64)
+    best = np.maximum.reduceat(scores, starts) if len(scores) else scores
+    ratios = np.exp((scores - np.repeat(best, np.diff(starts, append=len(scores)))) / SOFTNESS)
+    return _fused(lists, question.k, positions, best + SOFTNESS * np.log(_sums(ratios, starts)))
+
+
+def _fused(lists: Lists, k: int, positions: Ints, scores: NDArray[np.float64]) -> Merged:
+    """The answer by these scores, one per item; positions are ascending."""
+    rows = best_rows(lists)
+    fused = scores.astype(np.float32)[np.searchsorted(positions, lists.position[rows])]
+    best = np.lexsort((lists.position[rows], -fused))[:k]
     return Merged(rows[best], fused[best])
 
 
@@ -140,19 +136,19 @@ MERGES: Mapping[str, Callable[[Lists, Question], Merged]] = {
     "max": merge_max,
     "quota": merge_quota,
     "rrf": merge_rrf,
+    "soft": merge_soft,
     "diverse": merge_diverse,
 }
 
 
-def provenance(lists: Lists, rows: Ints, numbers: Sequence[int]) -> list[tuple[list[int], list[int], list[float]]]:
-    """Of each given row's item: numbers of the interests that found it, its rank and its score in each of them."""
-    order = np.lexsort((lists.interest, lists.position))
-    positions = lists.position[order]
-    wanted = lists.position[rows]
-    first, last = np.searchsorted(positions, wanted), np.searchsorted(positions, wanted, side="right")
+def provenance(
+    lists: Lists, rows: Ints, numbers: Sequence[int]
+) -> tuple[list[list[int]], list[list[int]], list[list[float]]]:
+    """By row given: numbers of the interests that found its item, the item's rank and its score in each of them."""
+    order = np.argsort(lists.position, kind="stable")
+    positions, wanted = lists.position[order], lists.position[rows]
+    starts, ends = (np.searchsorted(positions, wanted, side).tolist() for side in ("left", "right"))
     interests = [numbers[n] for n in lists.interest[order].tolist()]
     ranks, scores = lists.rank[order].tolist(), lists.score[order].tolist()
-    return [
-        (interests[start:end], ranks[start:end], scores[start:end])
-        for start, end in zip(first.tolist(), last.tolist(), strict=True)
-    ]
+    spans = list(map(slice, starts, ends))
+    return [interests[span] for span in spans], [ranks[span] for span in spans], [scores[span] for span in spans]

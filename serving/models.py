@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-Merge = Literal["max", "quota", "rrf", "diverse"]
+Merge = Literal["max", "quota", "rrf", "soft", "diverse"]
 Space = Literal["item", "content", "id"]
 MAX_K = 1000
 
@@ -193,7 +193,9 @@ class CandidateModel(BaseModel):
     """One candidate, with where it comes from."""
 
     item_id: str
-    score: float = Field(description="inner product of unit vectors (or the fused score of rrf); higher is better")
+    score: float = Field(
+        description="inner product of unit vectors (or the fused score of rrf and soft); higher is better"
+    )
     rank: int
     interest: int = Field(description="number of the interest that gave the score")
     interest_rank: int = Field(description="rank within that interest")

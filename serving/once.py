@@ -9,6 +9,7 @@ from serving.content import ContentQueries
 from serving.database import Database
 from serving.errors import Problem, user_error
 from serving.indexes import Indexes
+from serving.loading import Loader
 from serving.metrics import Metrics
 from serving.models import RetrieveRequest
 from serving.online import UserTowers
@@ -29,9 +30,10 @@ def ask(url: str, question: RetrieveRequest) -> Answer:
 
 async def _ask(url: str, question: RetrieveRequest) -> Answer:
     metrics = Metrics()
-    towers = UserTowers(metrics, window=0)
+    loader = Loader(patience=PATIENCE)
+    towers = UserTowers(metrics, loader, window=0)
     database = Database(url, metrics, size=1, timeout=PATIENCE)
-    content = ContentQueries(database, metrics, patience=PATIENCE)
+    content = ContentQueries(database, metrics, loader)
     # one question is not worth an index
     indexes = Indexes(url, metrics, limit=0)
     await database.open()
@@ -43,4 +45,5 @@ async def _ask(url: str, question: RetrieveRequest) -> Answer:
         await database.close()
         towers.close()
         content.close()
+        loader.close()
         await indexes.close()

@@ -1,6 +1,6 @@
 """Interests computed now, from the newest events: the user tower inside the server.
 
-torch is imported when the first such request comes, in the tower's own thread: a server without them stays small.
+torch is imported in the background from the first such request on: a server without them stays small.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from encoders.attributes import user_vectors
 from serving.batching import Batcher
 from serving.errors import PROBLEMS, Problem
+from serving.loading import Loader
 from serving.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ class History:
 class UserTowers:
     """The user towers of the newest generations, and the one thread that runs them, batch by batch."""
 
-    def __init__(self, metrics: Metrics, *, window: float = WINDOW, batch: int = BATCH) -> None:
+    def __init__(self, metrics: Metrics, loader: Loader, *, window: float = WINDOW, batch: int = BATCH) -> None:
+        self._loader = loader
         self._towers: OrderedDict[int, UserTower] = OrderedDict()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="user-tower")
         self._batches: Batcher[History, OnlineInterests | None] = Batcher(
@@ -66,13 +68,9 @@ class UserTowers:
         return generation in self._towers
 
     async def load(self, generation: int, weights: bytes, config: Mapping[str, Any]) -> None:
-        """Keeps a generation's tower. Raises UserError when weights and config do not fit."""
+        """Keeps a generation's tower. Raises UserError when weights and config do not fit, and Problem (loading)."""
+        await self._loader.torch()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._load, generation, weights, config)
-
-    def reads_attributes(self, generation: int) -> bool:
-        """Whether a kept tower reads users' attributes, and so has interests for users without any event."""
-        tower = self._towers.get(generation)
-        return tower is not None and "attributes" in tower.config.reads
 
     async def interests(
         self,

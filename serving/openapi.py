@@ -34,7 +34,7 @@ CONFLICT: dict[int | str, dict[str, Any]] = {
 UNREADY: dict[int | str, dict[str, Any]] = {
     503: {
         "model": ProblemModel,
-        "description": "Postgres, the tables or a live generation is missing",
+        "description": "Postgres, the tables or a live generation is missing, or the server is still loading",
         "content": _CONTENT,
     }
 }

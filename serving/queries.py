@@ -3,10 +3,10 @@
 The command line (synchronous functions here) and HTTP (asynchronous, serving/retrieval.py) share the statements.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from pgvector import HalfVector
@@ -34,6 +34,35 @@ class Candidate:
     found_ranks: Sequence[int]
     found_scores: Sequence[float]
     title: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """N retrieved items by column, best first; the columns are those of Candidate.
+
+    A server writes answers of a hundred items from columns: that many objects cost it more than finding them does.
+    titles: None where they were not asked for.
+    """
+
+    generation: int
+    item_ids: list[str]
+    scores: list[float]
+    interests: list[int]
+    interest_ranks: list[int]
+    found_by: list[list[int]]
+    found_ranks: list[list[int]]
+    found_scores: list[list[float]]
+    titles: list[str | None] | None = None
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    def __iter__(self) -> Iterator[Candidate]:
+        titles = self.titles or [None] * len(self)
+        found = zip(self.found_by, self.found_ranks, self.found_scores, titles, strict=True)
+        columns = zip(self.item_ids, self.scores, self.interests, self.interest_ranks, found, strict=True)
+        for rank, (item_id, score, interest, interest_rank, rest) in enumerate(columns, 1):
+            yield Candidate(item_id, score, rank, interest, interest_rank, self.generation, *rest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,16 +193,37 @@ def _titles(connection: psycopg.Connection[Any], item_ids: Sequence[str]) -> dic
     return dict(connection.execute(TITLES, {"item_ids": list(item_ids)}).fetchall())
 
 
-# What every question starts from: the live generation, and what tells a server whether its index is of this state.
+class State(NamedTuple):
+    """What a question starts from: the live generation, and what tells a server whether its index is of this state.
+
+    The rest is a user's: stored interests (vectors of 16-bit values, high byte first, interest after interest) and the
+    newest event that they know, the user's newest event, what was seen, and, where there are events that the interests
+    do not know, the newest part of the history that the generation knows, oldest first, with its times, and what is
+    known of the user.
+    """
+
+    generation: int
+    dim: int
+    version: int
+    vectors: bytes | None = None
+    weights: list[float] | None = None
+    numbers: list[int] | None = None
+    as_of: datetime | None = None
+    newest_at: datetime | None = None
+    seen: list[str] | None = None
+    history: list[str] | None = None
+    microseconds: list[int] | None = None
+    attributes: dict[str, Any] | None = None
+
+
 # No row: no generation is live.
 STATE = """
 select g.generation, g.dim, v.version
 from generations g cross join item_version v where g.state = 'live' limit 1
 """
 
-# The same with all that a user's question needs, in one round trip: stored interests (values of 16 bits, high byte
-# first, interest after interest), what was seen, and, where it holds events that the interests do not know, the newest
-# part of the history that the generation knows, oldest first, with its times, and what is known of the user.
+# The same with all that a user's question needs, in one round trip. $1: user; $2: whether to leave out what was seen;
+# $3: events of a history at most.
 USER_STATE = """
 select g.generation, g.dim, v.version, u.vectors, u.weights, u.numbers, u.as_of, h.newest_at, h.seen,
        n.history, n.microseconds, a.attributes
@@ -183,11 +233,11 @@ cross join lateral (
     select string_agg(substr(halfvec_send(i.embedding), 5), '' order by i.interest) as vectors,
            array_agg(i.weight order by i.interest) as weights, array_agg(i.interest order by i.interest) as numbers,
            max(i.as_of) as as_of
-    from user_interests i where i.generation = g.generation and i.user_id = %(user_id)s
+    from user_interests i where i.generation = g.generation and i.user_id = $1
 ) u
 cross join lateral (
-    select max(i.occurred_at) as newest_at, array_agg(i.item_id) filter (where %(exclude_seen)s) as seen
-    from interactions i where i.user_id = %(user_id)s
+    select max(i.occurred_at) as newest_at, array_agg(i.item_id) filter (where $2) as seen
+    from interactions i where i.user_id = $1
 ) h
 cross join lateral (
     select array_agg(e.item_id order by e.occurred_at, e.position) as history,
@@ -196,13 +246,13 @@ cross join lateral (
     from (
         select i.item_id, i.occurred_at, i.position
         from interactions i join item_embeddings e on e.generation = g.generation and e.item_id = i.item_id
-        where i.user_id = %(user_id)s and (u.as_of is null or h.newest_at > u.as_of)
-        order by i.occurred_at desc, i.position desc limit %(length)s
+        where i.user_id = $1 and (u.as_of is null or h.newest_at > u.as_of)
+        order by i.occurred_at desc, i.position desc limit $3
     ) e
 ) n
 left join lateral (
     select p.attributes from users p
-    where p.user_id = %(user_id)s and (u.as_of is null or h.newest_at > u.as_of) limit 1
+    where p.user_id = $1 and (u.as_of is null or h.newest_at > u.as_of) limit 1
 ) a on true
 where g.state = 'live' limit 1
 """
@@ -216,6 +266,12 @@ where generation = %(generation)s and item_id = any (%(item_ids)s) limit 10000
 
 USER_TOWER = """
 select weights, config from towers where generation = %(generation)s and part = 'user_tower' limit 1
+"""
+
+# A row if the generation's user tower reads users' attributes.
+READS_ATTRIBUTES = """
+select 1 from towers
+where generation = %(generation)s and part = 'user_tower' and coalesce((config -> 'user_attributes')::int, 0) > 0
 """
 
 # What a text or picture has to go through: the encoders that the live generation was built from, with their names.

@@ -11,15 +11,12 @@ from serving.errors import UNUSABLE_FEATURES, Problem
 from serving.features_endpoint import Features
 from serving.metrics import Metrics
 from serving.models import RetrieveRequest
-from serving.queries import Candidate
+from serving.queries import Candidates
 from serving.retrieval import Answer
 from serving.similarity import Pair, similarities
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-COLUMNS = ("item_id", "score", "rank", "interest", "interest_rank")
-FOUND = ("found_by", "found_ranks", "found_scores")
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class Ranked:
     def as_json(self) -> dict[str, Any]:
         """The answer as JSON values; what is the user's stands once, beside the candidates."""
         answer = self.answer
-        rows = [_candidate(each, "title" in self.question.fields) for each in answer.candidates]
+        rows = _rows(answer.candidates)
         document: dict[str, Any] = {
             "generation": answer.generation,
             "interests": answer.interests,
@@ -61,14 +58,20 @@ class Ranked:
         import pyarrow as pa
 
         answer = self.answer
-        numbers = (pa.int32(), pa.int32(), pa.int32())
-        types = (pa.string(), pa.float32(), *numbers, *map(pa.list_, (pa.int32(), pa.int32(), pa.float32())))
+        found = answer.candidates
+        numbers, scores = pa.list_(pa.int32()), pa.list_(pa.float32())
         columns = {
-            name: pa.array([getattr(candidate, name) for candidate in answer.candidates], kind)
-            for name, kind in zip((*COLUMNS, *FOUND), types, strict=True)
+            "item_id": pa.array(found.item_ids, pa.string()),
+            "score": pa.array(found.scores, pa.float32()),
+            "rank": pa.array(range(1, len(found) + 1), pa.int32()),
+            "interest": pa.array(found.interests, pa.int32()),
+            "interest_rank": pa.array(found.interest_ranks, pa.int32()),
+            "found_by": pa.array(found.found_by, numbers),
+            "found_ranks": pa.array(found.found_ranks, numbers),
+            "found_scores": pa.array(found.found_scores, scores),
         }
-        if "title" in self.question.fields:
-            columns["title"] = pa.array([candidate.title for candidate in answer.candidates], pa.string())
+        if found.titles is not None:
+            columns["title"] = pa.array(found.titles, pa.string())
         for table in (self.features, self.similarity):
             if table is not None:
                 columns |= {name: table[name] for name in table.column_names if name not in columns}
@@ -101,16 +104,14 @@ class Ranking:
     async def _features(self, question: RetrieveRequest, answer: Answer) -> tuple["pa.Table | None", list[str]]:
         if question.features is None:
             return None, []
-        return await self.features.of_candidates(
-            question.features, question.user_id, [candidate.item_id for candidate in answer.candidates]
-        )
+        return await self.features.of_candidates(question.features, question.user_id, answer.candidates.item_ids)
 
     async def _similarity(self, question: RetrieveRequest, answer: Answer) -> "pa.Table | None":
         if not question.similarity:
             return None
         if question.user_id is None:
             raise Problem(UNUSABLE_FEATURES, "similarity is that of candidates to a user's events: ask by user_id")
-        items = [candidate.item_id for candidate in answer.candidates]
+        items = answer.candidates.item_ids
         return await self.similarity([question.user_id] * len(items), items)
 
     async def similarity(self, user_ids: list[str], item_ids: list[str]) -> "pa.Table":
@@ -122,8 +123,24 @@ class Ranking:
                 return await similarities(connection, pairs)
 
 
-def _candidate(candidate: Candidate, titled: bool) -> dict[str, Any]:
-    content: dict[str, Any] = {name: getattr(candidate, name) for name in COLUMNS}
-    found = zip(candidate.found_by, candidate.found_ranks, candidate.found_scores, strict=True)
-    content["found_by"] = [{"interest": interest, "rank": rank, "score": score} for interest, rank, score in found]
-    return {**content, "title": candidate.title} if titled else content
+def _rows(found: Candidates) -> list[dict[str, Any]]:
+    """Candidates as JSON values."""
+    columns = zip(
+        found.item_ids, found.scores, found.interests, found.interest_ranks,
+        found.found_by, found.found_ranks, found.found_scores, strict=True,
+    )  # fmt: skip
+    rows: list[dict[str, Any]] = [
+        {
+            "item_id": item_id,
+            "score": score,
+            "rank": rank,
+            "interest": interest,
+            "interest_rank": interest_rank,
+            "found_by": [{"interest": n, "rank": r, "score": s} for n, r, s in zip(by, ranks, scores, strict=True)],
+        }
+        for rank, (item_id, score, interest, interest_rank, by, ranks, scores) in enumerate(columns, 1)
+    ]
+    if found.titles is not None:
+        for row, title in zip(rows, found.titles, strict=True):
+            row["title"] = title
+    return rows

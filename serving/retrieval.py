@@ -13,24 +13,26 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 from pgvector import HalfVector
-from psycopg.rows import class_row, dict_row
+from psycopg.rows import dict_row
 
 from feature_repo.schema import SEQUENCE_LENGTH
 from polytower.errors import UserError
 from serving import queries
 from serving.content import ContentVector
-from serving.errors import NO_TOWER, PROBLEMS, UNKNOWN_HISTORY, UNREADABLE, Problem
+from serving.errors import LOADING, NO_TOWER, PROBLEMS, UNKNOWN_HISTORY, UNREADABLE, Problem
 from serving.index import Asked, ItemIndex
 from serving.indexes import Indexes
 from serving.metrics import Metrics
 from serving.models import RetrieveRequest
 from serving.online import UserTowers
-from serving.queries import Candidate
+from serving.queries import Candidates, State
 from serving.shadow import Shadow
+from serving.statement import Statement
 
 Connection = psycopg.AsyncConnection[Any]
+STATE = Statement("polytower_state", queries.STATE, State)
+USER_STATE = Statement("polytower_user_state", queries.USER_STATE, State, "text", "bool", "int4")
 Source = Literal["stored", "online", "given", "content"]
-State = Mapping[str, Any]
 # Merges whose answer is a prefix by score: the others may rightly prefer a lower score.
 SHADOWED = ("max",)
 STALE = "interests are older than the user's newest events: "
@@ -42,20 +44,20 @@ class Answer:
 
     generation: int
     interests: Source
-    candidates: list[Candidate]
+    candidates: Candidates
     skipped: list[str] = field(default_factory=list)
     degraded: str | None = None
 
 
 @dataclass(frozen=True)
 class Interests:
-    """What is searched for. vectors: K of D 16-bit values; numbers: what candidates call them; weights: None for equal.
+    """What is searched for. vectors: K of D values that 16 bits hold; numbers: what candidates call them.
 
-    banned: items to leave out, beside those that the question names.
+    weights: None for equal. banned: items to leave out, beside those that the question names.
     """
 
     source: Source
-    vectors: Sequence[HalfVector]
+    vectors: Sequence[NDArray[np.float32]]
     weights: Sequence[float] | None
     numbers: Sequence[int]
     banned: Sequence[str] = ()
@@ -81,10 +83,10 @@ class Retrieval:
         """
         state = await self._state(connection, question)
         # a text or picture was embedded before this snapshot was taken: it stays with the generation that embedded it
-        generation = state["generation"] if content is None else content.generation
-        index = self.indexes.current(generation, state["version"])
+        generation = state.generation if content is None else content.generation
+        index = self.indexes.current(generation, state.version)
         if content is not None:
-            interests = Interests("content", [HalfVector(content.vector)], None, [0])
+            interests = Interests("content", [_half(content.vector)], None, [0])
         elif question.vectors is not None:
             interests = _given(question)
         elif question.history is not None or question.attributes is not None:
@@ -96,64 +98,62 @@ class Retrieval:
         return Answer(generation, interests.source, candidates, interests.skipped, interests.degraded)
 
     async def _state(self, connection: Connection, question: RetrieveRequest) -> State:
-        parameters = {"user_id": question.user_id, "exclude_seen": question.exclude_seen, "length": SEQUENCE_LENGTH}
         with self.metrics.stage("state"):
-            rows = await _fetch(connection, queries.USER_STATE if question.user_id else queries.STATE, parameters)
-        if not rows:
+            if question.user_id is None:
+                state = await STATE.first(connection)
+            else:
+                seen = str(question.exclude_seen).lower()
+                state = await USER_STATE.first(connection, question.user_id, seen, str(SEQUENCE_LENGTH))
+        if state is None:
             raise Problem(PROBLEMS["PT001"], "no generation is live; build one and promote it")
-        return rows[0]
+        return state
 
     async def _of_history(
         self, connection: Connection, question: RetrieveRequest, state: State, index: ItemIndex | None
     ) -> Interests:
         history = question.history or []
-        known = await self._vectors(connection, state["generation"], index, history)
-        if not known and not await self._knows(connection, state["generation"], question.attributes):
+        known = await self._vectors(connection, state.generation, index, history)
+        if not known and not await self._reads(connection, state.generation, question.attributes):
             raise Problem(
                 UNKNOWN_HISTORY,
-                f"generation {state['generation']} knows none of the {len(history)} items of the history"
+                f"generation {state.generation} knows none of the {len(history)} items of the history"
                 + ("" if question.attributes is None else ", and reads no attributes"),
             )
         vectors = [known[item_id] for item_id in history if item_id in known][-SEQUENCE_LENGTH:]
-        interests = await self._computed(connection, state["generation"], vectors, None, question.attributes)
+        interests = await self._computed(connection, state.generation, vectors, None, question.attributes)
         skipped = [item_id for item_id in dict.fromkeys(history) if item_id not in known]
         return replace(interests, banned=history if question.exclude_seen else (), skipped=skipped)
 
     async def _of_user(
         self, connection: Connection, question: RetrieveRequest, state: State, index: ItemIndex | None
     ) -> Interests:
-        as_of, newest_at, seen = state["as_of"], state["newest_at"], state["seen"] or ()
+        as_of, newest_at, seen = state.as_of, state.newest_at, state.seen or ()
         if as_of is not None and (newest_at is None or newest_at <= as_of):
             return await self._stored(connection, question, state)
-        history = state["history"] or []
-        if not history and (
-            as_of is not None or not await self._knows(connection, state["generation"], state["attributes"])
-        ):
+        history = state.history or []
+        if not history and (as_of is not None or not await self._reads(connection, state.generation, state.attributes)):
             # no events, or of items that came after the generation, and nothing else
             reason = None if newest_at is None else STALE + "the generation knows none of the items"
             return await self._stored(connection, question, state, reason)
-        known = await self._vectors(connection, state["generation"], index, history)
+        known = await self._vectors(connection, state.generation, index, history)
         try:
             vectors = [known[item_id] for item_id in history]
-            found = await self._computed(
-                connection, state["generation"], vectors, state["microseconds"], state["attributes"]
-            )
+            found = await self._computed(connection, state.generation, vectors, state.microseconds, state.attributes)
             return replace(found, banned=seen)
         except Problem as problem:
-            if problem.kind is not NO_TOWER or as_of is None:
+            if problem.kind not in (NO_TOWER, LOADING) or as_of is None:
                 raise
             return await self._stored(connection, question, state, STALE + problem.detail)
 
     async def _stored(
         self, connection: Connection, question: RetrieveRequest, state: State, degraded: str | None = None
     ) -> Interests:
-        if state["vectors"] is None:
-            await _fetch(
-                connection, queries.UNKNOWN_USER, {"user_id": question.user_id, "generation": state["generation"]}
-            )
-        rows = np.frombuffer(state["vectors"], ">f2").reshape(-1, state["dim"])
-        vectors = [HalfVector(row) for row in rows]
-        return Interests("stored", vectors, state["weights"], state["numbers"], state["seen"] or (), degraded=degraded)
+        if state.vectors is None or state.numbers is None:
+            parameters = {"user_id": question.user_id, "generation": state.generation}
+            await _fetch(connection, queries.UNKNOWN_USER, parameters)
+            raise AssertionError("the statement says what is wrong with the user")
+        vectors = list(np.frombuffer(state.vectors, ">f2").reshape(-1, state.dim).astype(np.float32))
+        return Interests("stored", vectors, state.weights, state.numbers, state.seen or (), degraded=degraded)
 
     async def _vectors(
         self, connection: Connection, generation: int, index: ItemIndex | None, item_ids: Sequence[str]
@@ -177,22 +177,17 @@ class Retrieval:
         attributes: Mapping[str, Any] | None,
     ) -> Interests:
         with self.metrics.stage("tower"):
-            await self._load_tower(connection, generation)
+            await self.load_tower(connection, generation)
             found = await self.towers.interests(generation, history, microseconds, attributes)
-        vectors = [HalfVector(vector) for vector in found.vectors]
+        vectors = [_half(vector) for vector in found.vectors]
         return Interests("online", vectors, found.weights, range(len(vectors)))
 
-    async def _knows(self, connection: Connection, generation: int, attributes: Mapping[str, Any] | None) -> bool:
-        """Whether attributes alone make interests: the tower reads them, and they are there."""
-        if not attributes:
-            return False
-        try:
-            await self._load_tower(connection, generation)
-        except Problem:
-            return False
-        return self.towers.reads_attributes(generation)
+    async def _reads(self, connection: Connection, generation: int, attributes: Mapping[str, Any] | None) -> bool:
+        """Whether attributes alone make interests: they are there, and the generation's tower reads them."""
+        return bool(attributes) and bool(await _fetch(connection, queries.READS_ATTRIBUTES, {"generation": generation}))
 
-    async def _load_tower(self, connection: Connection, generation: int) -> None:
+    async def load_tower(self, connection: Connection, generation: int) -> None:
+        """Gets the generation's user tower ready. Raises Problem."""
         if generation in self.towers:
             return
         rows = await _fetch(connection, queries.USER_TOWER, {"generation": generation})
@@ -210,25 +205,24 @@ class Retrieval:
         generation: int,
         index: ItemIndex | None,
         interests: Interests,
-    ) -> list[Candidate]:
+    ) -> Candidates:
         with self.metrics.stage("search"):
             found = None if index is None else await self._in_memory(index, question, interests)
             by = "sql" if found is None else "memory"
-            parameters = _parameters(question, generation, interests)
             if found is None:
-                found = await _by_sql(connection, question, parameters, interests.numbers)
+                found = await _by_sql(
+                    connection, question, _parameters(question, generation, interests), interests.numbers
+                )
         self.metrics.searched(by)
-        if self.shadow is not None and question.merge in SHADOWED:
-            self.shadow.sample(by, parameters, found)
+        if self.shadow is not None and question.merge in SHADOWED and self.shadow.due:
+            self.shadow.sample(by, _parameters(question, generation, interests), found.scores)
         return found
 
-    async def _in_memory(
-        self, index: ItemIndex, question: RetrieveRequest, interests: Interests
-    ) -> list[Candidate] | None:
-        if question.searched_space != "item" or len({vector.dimensions() for vector in interests.vectors}) > 1:
+    async def _in_memory(self, index: ItemIndex, question: RetrieveRequest, interests: Interests) -> Candidates | None:
+        if question.searched_space != "item" or len(set(map(len, interests.vectors))) > 1:
             return None
         asked = Asked(
-            np.stack([vector.to_numpy() for vector in interests.vectors]).astype(np.float32),
+            np.stack(interests.vectors),
             interests.numbers,
             interests.weights,
             question.k,
@@ -237,6 +231,7 @@ class Retrieval:
             question.merge,
             question.allow,
             None if question.diversity is None else question.diversity.model_dump(),
+            "title" in question.fields,
         )
         return await self.indexes.answer(index, asked)
 
@@ -256,36 +251,47 @@ def _parameters(question: RetrieveRequest, generation: int, interests: Interests
         diversity=None if question.diversity is None else question.diversity.model_dump(),
     )
     weights = None if interests.weights is None else list(interests.weights)
-    searched = {"interests": list(interests.vectors), "weights": weights, "generation": generation}
+    searched = {
+        "interests": [HalfVector(vector) for vector in interests.vectors],
+        "weights": weights,
+        "generation": generation,
+    }
     return parameters | searched | {"space": question.searched_space}
 
 
 async def _by_sql(
     connection: Connection, question: RetrieveRequest, parameters: Mapping[str, Any], numbers: Sequence[int]
-) -> list[Candidate]:
-    async with connection.cursor(binary=True, row_factory=class_row(Candidate)) as cursor:
+) -> Candidates:
+    async with connection.cursor(binary=True) as cursor:
         await cursor.execute(queries.CANDIDATES_BY_VECTORS, parameters)
-        found = await cursor.fetchall()
-    titles: dict[str, str | None] = {}
+        rows = await cursor.fetchall()
+    item_ids, scores, _, interests, interest_ranks, _, found_by, ranks_there, scores_there = (
+        map(list, zip(*rows, strict=True)) if rows else ([] for _ in range(9))
+    )
+    titles = None
     if "title" in question.fields:
-        rows = await _fetch(connection, queries.TITLES, {"item_ids": [row.item_id for row in found]})
-        titles = {row["item_id"]: row["title"] for row in rows}
-    return [
-        replace(
-            row,
-            interest=numbers[row.interest],
-            found_by=[numbers[n] for n in row.found_by],
-            title=titles.get(row.item_id),
-        )
-        for row in found
-    ]
+        known = await _fetch(connection, queries.TITLES, {"item_ids": item_ids})
+        by_id = {row["item_id"]: row["title"] for row in known}
+        titles = [by_id.get(item_id) for item_id in item_ids]
+    return Candidates(
+        parameters["generation"],
+        item_ids,
+        scores,
+        [numbers[n] for n in interests],
+        interest_ranks,
+        [[numbers[n] for n in by] for by in found_by],
+        ranks_there,
+        scores_there,
+        titles,
+    )
 
 
-def _half(vector: Sequence[float]) -> HalfVector:
-    values: NDArray[np.float64] = np.asarray(vector)
+def _half(vector: Sequence[float] | NDArray[Any]) -> NDArray[np.float32]:
+    """The vector in the precision that embeddings are stored in."""
+    values: NDArray[Any] = np.asarray(vector)
     if np.abs(values).max() > np.finfo(np.float16).max:
         raise Problem(UNREADABLE, "a vector's value is beyond half precision; embeddings have unit length")
-    return HalfVector(values)
+    return values.astype(np.float16).astype(np.float32)
 
 
 async def _fetch(connection: Connection, statement: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:

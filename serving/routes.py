@@ -259,7 +259,11 @@ async def health() -> Health:
 
 @probes.get("/readyz", responses=UNREADY)
 async def ready(request: Request) -> Ready:
-    """503 without Postgres, without the tables, or without a live generation."""
+    """503 without Postgres, without the tables, without a live generation, or while `--warm` is loading."""
+    if request.app.state.warming and not request.app.state.warming.done():
+        raise Problem(
+            NOT_READY, "torch, the user tower or an encoder is being loaded; questions are answered meanwhile"
+        )
     try:
         async with request.app.state.database.connection(timeout=2) as connection:
             return Ready(status="ready", generation=await _live(connection))

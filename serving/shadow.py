@@ -16,7 +16,6 @@ from serving import queries
 from serving.database import Database
 from serving.errors import Problem
 from serving.metrics import Metrics
-from serving.queries import Candidate
 
 LOG = logging.getLogger(__name__)
 INTERVAL = 10.0
@@ -34,11 +33,15 @@ class Shadow:
         self._not_before = monotonic() + interval
         self._asking: asyncio.Task[None] | None = None
 
-    def sample(self, by: str, parameters: Mapping[str, Any], found: Sequence[Candidate]) -> None:
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a sample."""
+        return monotonic() >= self._not_before and (self._asking is None or self._asking.done())
+
+    def sample(self, by: str, parameters: Mapping[str, Any], scores: Sequence[float]) -> None:
         """Takes an answer, if it is time for one. parameters: of queries.CANDIDATES_BY_VECTORS."""
-        if found and monotonic() >= self._not_before and (self._asking is None or self._asking.done()):
+        if scores and self.due:
             self._not_before = float("inf")
-            scores = [row.score for row in found]
             self._asking = asyncio.get_running_loop().create_task(self._ask(by, parameters, scores))
 
     async def settled(self) -> None:

@@ -76,13 +76,11 @@ def test_the_score_is_the_best_interest_in_use() -> None:
     assert best_scores(both, items)[0].tolist() == pytest.approx([1.0, 1.0, 0.8])
 
 
-def test_weights_enter_the_score_as_logarithms() -> None:
-    interests = Interests(torch.eye(2)[None], torch.tensor([[0.75, 0.25]]))
-    items = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
-    found = best_scores(interests, items, 0.5)[0].exp()
-    assert found.tolist() == pytest.approx(
-        [np.e * 0.75**0.5, np.e * 0.25**0.5, max(np.exp(0.6) * 0.75**0.5, np.exp(0.8) * 0.25**0.5)]
-    )
+def test_a_soft_maximum_adds_up_what_the_interests_in_use_say() -> None:
+    interests = Interests(torch.eye(3)[None], torch.tensor([[0.75, 0.25, 0.0]]))
+    items = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])
+    sums = [np.exp(1 / 0.5) + 1, np.exp(0.6 / 0.5) + np.exp(0.8 / 0.5), 2]
+    assert best_scores(interests, items, 0.5)[0].tolist() == pytest.approx([0.5 * np.log(one) for one in sums])
 
 
 def test_towers_score_every_user_alone_as_in_company() -> None:

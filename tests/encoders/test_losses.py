@@ -70,6 +70,14 @@ def test_attention_variance_by_hand() -> None:
     assert losses.attention_variance(attention, 4).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_soft_consistent_lets_every_interest_count() -> None:
+    vectors, used, positives, negatives = case()
+    scores = (vectors @ negatives.vectors.T).masked_fill(~used[..., None], -9)
+    own = torch.einsum("pkd,pd->pk", vectors, positives).masked_fill(~used, -9)
+    expected = softmax_reference(TAU * (own / TAU).logsumexp(dim=1), TAU * (scores / TAU).logsumexp(dim=1), negatives)
+    torch.testing.assert_close(losses.soft_consistent(vectors, used, positives, negatives, TAU), expected)
+
+
 def test_soft_consistent_is_consistent_for_one_interest() -> None:
     given = case(1)
     torch.testing.assert_close(losses.soft_consistent(*given, TAU), losses.consistent(*given, TAU))

@@ -13,12 +13,23 @@ import httpx
 import numpy as np
 import psycopg
 import pytest
+import torch
 from fastapi.testclient import TestClient
+from psycopg.types.json import Jsonb
 
+from encoders.catalogue import Catalogue
+from encoders.checkpoint import content_tower_bytes, user_tower_bytes
+from encoders.config import TowersConfig
+from encoders.content_encoders import CONTENT_ENCODERS
+from encoders.towers import Towers
 from polytower.postgres import connect
-from serving.app import create_app
+from serving.app import Caps, create_app
 from tests.conftest import cloned
+from tests.encoders.checkpoints import bert
 from tests.generation_factory import Synthetic, unit, write_generation
+
+# A server that waits for torch and encoders, and answers however slow the machine is.
+PATIENT = Caps(deadline=120, patience=60)
 
 
 def small_data() -> Synthetic:
@@ -53,6 +64,43 @@ def served(server: str, small: Synthetic) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="package")
+def text_encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny checkpoint in the place of MiniLM."""
+    return str(bert(tmp_path_factory.mktemp("bert")))
+
+
+@pytest.fixture(scope="package")
+def documented(server: str, text_encoder: str) -> Iterator[str]:
+    """URL of a database with the ids and attributes that the examples name, and the towers."""
+    random = np.random.default_rng(5)
+    item_ids = [str(n) for n in range(1, 101)]
+    data = Synthetic(
+        item_ids,
+        unit(random.standard_normal((100, 8))),
+        {user: unit(random.standard_normal((4, 8))) for user in ("196", "186")},
+        attributes=[{"genres": [["Comedy", "Drama", "War"][n % 3]], "year": 1950 + n} for n in range(100)],
+        seen={"196": ["1", "2"], "186": ["3"]},
+    )
+    torch.manual_seed(0)
+    encoder = CONTENT_ENCODERS["text"](model=text_encoder, device="cpu")
+    texts = np.ones((100, encoder.dim), np.float32)
+    catalogue = Catalogue(item_ids, {"text": texts}, {"text": np.ones(100, bool)})
+    towers = Towers(TowersConfig(dim=8, interests=4, modalities=catalogue.modalities), catalogue)
+    content = content_tower_bytes(towers)
+    assert content is not None
+    with cloned(server, "test_serving_docs") as url:
+        with connect(url) as connection:
+            write_generation(connection, data)
+            connection.execute("update generations set config = %s", [Jsonb({"encoders": {"text": encoder.revision}})])
+            for part, (weights, config) in {"user_tower": user_tower_bytes(towers), "content": content}.items():
+                connection.execute(
+                    "insert into towers (generation, part, weights, config) values (1, %s, %s, %s)",
+                    [part, weights, Jsonb(config)],
+                )
+        yield url
+
+
 @pytest.fixture
 def connection(served: str) -> Iterator[psycopg.Connection[Any]]:
     """Whatever a test writes here is rolled back."""
@@ -72,20 +120,20 @@ def own(database: str, small: Synthetic) -> str:
 @pytest.fixture
 def client(served: str) -> Iterator[TestClient]:
     """A client of a server over `served`; exceptions become responses, as behind uvicorn."""
-    with TestClient(create_app(served), raise_server_exceptions=False) as opened:
+    with TestClient(create_app(served, caps=PATIENT), raise_server_exceptions=False) as opened:
         yield opened
 
 
 @pytest.fixture
 def own_client(own: str) -> Iterator[TestClient]:
     """A client of a server over `own`."""
-    with TestClient(create_app(own), raise_server_exceptions=False) as opened:
+    with TestClient(create_app(own, caps=PATIENT), raise_server_exceptions=False) as opened:
         yield opened
 
 
 @contextmanager
-def listening(url: str, *options: str) -> Iterator[str]:
-    """`polytower serve` over this database in a process of its own: yields its URL.
+def listening(url: str, *options: str, ready: bool = True) -> Iterator[str]:
+    """`polytower serve` over this database in a process of its own: yields its URL once it is ready (or answers).
 
     A process, since Hypothesis and Feast's import both build syntax trees: in two threads Python 3.11 mixes them up.
     """
@@ -96,7 +144,7 @@ def listening(url: str, *options: str) -> Iterator[str]:
     process = subprocess.Popen(command, env={**os.environ, "POLYTOWER_DATABASE_URL": url})
     address = f"http://127.0.0.1:{port}"
     try:
-        while not _answers(f"{address}/readyz"):
+        while not _answers(address + ("/readyz" if ready else "/healthz")):
             assert process.poll() is None, "the server did not start"
             time.sleep(0.05)
         yield address

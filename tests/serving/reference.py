@@ -3,6 +3,7 @@
 Exact where vectors are: drawn from multiples of 1/8, an inner product has no rounding at all (see eighths()).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -97,6 +98,18 @@ def merge_rrf(lists: list[list[Listed]], weights: Sequence[float], k: int) -> li
     return _numbered(sorted(fused, key=_by_score)[:k])
 
 
+def merge_soft(lists: list[list[Listed]], weights: Sequence[float], k: int) -> list[Found]:
+    """The soft maximum of the scores, at temperature .07."""
+    scores: dict[str, list[float]] = {}
+    for row in (row for rows in lists for row in rows):
+        scores.setdefault(row.item_id, []).append(row.score)
+    soft = {
+        item_id: float(np.float32(max(found) + 0.07 * math.log(sum(math.exp((x - max(found)) / 0.07) for x in found))))
+        for item_id, found in scores.items()
+    }
+    return _numbered(sorted((replace(row, score=soft[row.item_id]) for row in _best(lists)), key=_by_score)[:k])
+
+
 def merge_diverse(lists: list[list[Listed]], k: int, weight: float, categories: Mapping[str, set[Any]]) -> list[Found]:
     """One by one the item of largest score + weight × (picked ones that share no category with it)."""
     pool, picked = _best(lists), list[Listed]()
@@ -121,6 +134,7 @@ MERGES: Mapping[str, Callable[[list[list[Listed]], Sequence[float], int], list[F
     "max": merge_max,
     "quota": merge_quota,
     "rrf": merge_rrf,
+    "soft": merge_soft,
 }
 
 

@@ -15,6 +15,7 @@ from encoders.checkpoint import user_tower_bytes
 from encoders.config import TowersConfig
 from encoders.towers import Towers
 from serving.batching import Batcher
+from serving.loading import Loader
 from serving.metrics import Metrics
 from serving.online import UserTowers
 
@@ -88,7 +89,7 @@ def test_a_batch_of_histories_is_what_each_would_get_alone() -> None:
     metrics = Metrics()
 
     async def ask(window: float) -> list[np.ndarray]:
-        online = UserTowers(metrics, window=window)
+        online = UserTowers(metrics, Loader(patience=60), window=window)
         await online.load(1, weights, config)
         together = await asyncio.gather(*(online.interests(1, history) for history in histories))
         alone = [await online.interests(1, history) for history in histories]

@@ -132,10 +132,11 @@ def in_memory(index: ItemIndex | None, data: Synthetic, k: int, question: Questi
         question["merge"],
         question["allow"],
         question["diversity"],
+        titles=True,
     )
     found = index.answer(asked)
     assert found is not None
-    return found
+    return [*found]
 
 
 @settings(max_examples=36, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)

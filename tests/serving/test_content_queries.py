@@ -25,10 +25,11 @@ from encoders.content_encoders import CONTENT_ENCODERS
 from encoders.towers import Towers
 from polytower.cli import cli
 from polytower.postgres import connect
-from serving.app import Caps, create_app
+from serving.app import create_app
 from tests.conftest import cloned
 from tests.encoders.checkpoints import WORDS, bert, vit
 from tests.generation_factory import Synthetic, write_generation
+from tests.serving.conftest import PATIENT
 
 COLOURS = [(200, 30, 30), (30, 30, 200), (30, 200, 30), (240, 240, 20)]
 
@@ -96,7 +97,7 @@ def encoders(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def client(shop: Shop, encoders: None) -> Iterator[TestClient]:
-    with TestClient(create_app(shop.url, caps=Caps(deadline=120)), raise_server_exceptions=False) as opened:
+    with TestClient(create_app(shop.url, caps=PATIENT), raise_server_exceptions=False) as opened:
         yield opened
 
 
@@ -207,7 +208,7 @@ def test_another_encoder_is_refused(
     shop: Shop, encoders: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POLYTOWER_TEXT_ENCODER", str(bert(tmp_path / "other", seed=1)))
-    with TestClient(create_app(shop.url, caps=Caps(deadline=120))) as client:
+    with TestClient(create_app(shop.url, caps=PATIENT)) as client:
         answer = client.post("/v1/retrieve", json={"text": "red"})
     _refused(answer, 409, "encoder-mismatch")
     assert "POLYTOWER_TEXT_ENCODER" in answer.json()["detail"]
@@ -216,18 +217,8 @@ def test_another_encoder_is_refused(
 
 def test_an_encoder_that_is_not_there(shop: Shop, encoders: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYTOWER_TEXT_ENCODER", "/nowhere/at/all")
-    with TestClient(create_app(shop.url, caps=Caps(deadline=120))) as client:
+    with TestClient(create_app(shop.url, caps=PATIENT)) as client:
         _refused(client.post("/v1/retrieve", json={"text": "red"}), 503, "no-encoder")
-
-
-def test_a_slow_encoder_is_loaded_in_the_background(shop: Shop, encoders: None) -> None:
-    """A deadline that is too short for the load: the questions are told to come back, and one day they are answered."""
-    with TestClient(create_app(shop.url, caps=Caps(deadline=120)), raise_server_exceptions=False) as client:
-        content = client.app.state.content  # type: ignore[attr-defined]
-        content._patience = 0.0
-        _refused(client.post("/v1/retrieve", json={"text": "red"}), 503, "encoder-loading")
-        content._patience = 60.0
-        assert client.post("/v1/retrieve", json={"text": "red"}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -248,7 +239,7 @@ def test_what_a_generation_may_lack(shop: Shop, encoders: None, damage: str, sta
         try:
             connection.execute(damage)  # type: ignore[call-overload]
             connection.commit()
-            with TestClient(create_app(shop.url, caps=Caps(deadline=120)), raise_server_exceptions=False) as client:
+            with TestClient(create_app(shop.url, caps=PATIENT), raise_server_exceptions=False) as client:
                 _refused(client.post("/v1/retrieve", json={"text": "red"}), status, slug)
         finally:
             connection.execute("update generations set state = 'live', config = %s", [Jsonb(config[0])])

@@ -30,9 +30,11 @@ def test_probing_finds_what_a_scan_finds(probed: Any) -> None:
     exact = Cells(halves, None)
     recalls = []
     for interests in tastes.values():
-        for (near, scores), (true, _) in zip(
-            found.probe(interests, 100, None, 1), exact.scan(interests, 100, None), strict=True
-        ):
+        probed_lists, exact_lists = (
+            lists.split(len(interests))
+            for lists in (found.probe(interests, 100, None, 1), exact.scan(interests, 100, None))
+        )
+        for (near, scores), (true, _) in zip(probed_lists, exact_lists, strict=True):
             recalls.append(len({*near.tolist()} & {*true.tolist()}) / 100)
             assert (np.diff(scores) <= 0).all()
     assert np.mean(recalls) >= 0.97
@@ -42,7 +44,7 @@ def test_a_scan_is_exact_with_and_without_cells(probed: Any) -> None:
     found, halves, tastes = probed
     allowed = np.arange(ITEMS) % 50 == 0
     for mask in (None, allowed):
-        (near, scores), *_ = found.scan(tastes["u1"], 60, mask)
+        (near, scores), *_ = found.scan(tastes["u1"], 60, mask).split(4)
         every = inner_products(halves.astype(np.float32), tastes["u1"][0])
         order = np.lexsort((np.arange(ITEMS), -np.where(True if mask is None else mask, every, -np.inf)))
         np.testing.assert_array_equal(near, order[:60])
@@ -54,7 +56,7 @@ def test_k_come_whenever_k_qualify(probed: Any, share: int) -> None:
     found, _, tastes = probed
     allowed = np.arange(ITEMS) % share == 0
     many = min(100, int(allowed.sum()))
-    for near, _ in found.probe(tastes["u2"], 100, allowed, 1):
+    for near, _ in found.probe(tastes["u2"], 100, allowed, 1).split(4):
         assert len(near) == many
         assert allowed[near].all()
 

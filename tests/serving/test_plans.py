@@ -86,7 +86,7 @@ def _scans(connection: psycopg.Connection[Any]) -> tuple[int, int]:
     return row
 
 
-@pytest.mark.parametrize("merge", ["max", "quota", "rrf"])
+@pytest.mark.parametrize("merge", ["max", "quota", "rrf", "soft"])
 def test_walks_the_index_and_never_scans(large_connection: psycopg.Connection[Any], merge: str) -> None:
     for n in range(USERS):
         assert len(retrieve(large_connection, f"u{n}", k=K, merge=merge)) == K

@@ -32,13 +32,14 @@ def test_recall_of_a_sample(served: str, connection: psycopg.Connection[Any]) ->
     found = retrieve(connection, "ada", k=8, exclude_seen=False)
 
     async def ask(answer: list[queries.Candidate], interval: float) -> list[str]:
+        scores = [row.score for row in answer]
         metrics = Metrics()
         database = Database(served, metrics, size=1, timeout=10)
         await database.open()
         shadow = Shadow(database, metrics, interval=interval)
-        shadow.sample("memory", _parameters(connection, 8), answer)
+        shadow.sample("memory", _parameters(connection, 8), scores)
         await shadow.settled()
-        shadow.sample("memory", _parameters(connection, 8), answer)  # too soon after the first
+        shadow.sample("memory", _parameters(connection, 8), scores)  # too soon after the first
         await shadow.settled()
         await database.close()
         return _recalls(metrics)
@@ -57,7 +58,7 @@ def test_postgres_away(connection: psycopg.Connection[Any]) -> None:
         database = Database("postgresql://nobody@127.0.0.1:1/nothing", metrics, size=1, timeout=0.2)
         await database.open()
         shadow = Shadow(database, metrics, interval=0)
-        shadow.sample("memory", _parameters(connection, 3), found)
+        shadow.sample("memory", _parameters(connection, 3), [row.score for row in found])
         await shadow.settled()
         await database.close()
         return _recalls(metrics)
