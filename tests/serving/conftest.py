@@ -13,19 +13,12 @@ import httpx
 import numpy as np
 import psycopg
 import pytest
-import torch
 from fastapi.testclient import TestClient
 from psycopg.types.json import Jsonb
 
-from encoders.catalogue import Catalogue
-from encoders.checkpoint import content_tower_bytes, user_tower_bytes
-from encoders.config import TowersConfig
-from encoders.content_encoders import CONTENT_ENCODERS
-from encoders.towers import Towers
 from polytower.postgres import connect
 from serving.app import Caps, create_app
 from tests.conftest import cloned
-from tests.encoders.checkpoints import bert
 from tests.generation_factory import Synthetic, unit, write_generation
 
 # A server that waits for torch and encoders, and answers however slow the machine is.
@@ -67,12 +60,22 @@ def served(server: str, small: Synthetic) -> Iterator[str]:
 @pytest.fixture(scope="package")
 def text_encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny checkpoint in the place of MiniLM."""
+    from tests.encoders.checkpoints import bert
+
     return str(bert(tmp_path_factory.mktemp("bert")))
 
 
 @pytest.fixture(scope="package")
 def documented(server: str, text_encoder: str) -> Iterator[str]:
     """URL of a database with the ids and attributes that the examples name, and the towers."""
+    import torch
+
+    from encoders.catalogue import Catalogue
+    from encoders.checkpoint import content_tower_bytes, user_tower_bytes
+    from encoders.config import TowersConfig
+    from encoders.content_encoders import CONTENT_ENCODERS
+    from encoders.towers import Towers
+
     random = np.random.default_rng(5)
     item_ids = [str(n) for n in range(1, 101)]
     data = Synthetic(
