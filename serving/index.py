@@ -25,8 +25,8 @@ from serving.texts import Ids, Texts
 FILTERS = 4
 # Weights that Postgres takes for certain: finite in 32 bits, and some of them not rounded to zero.
 LARGEST, SMALLEST = 3e38, 1e-37
-# Products of two numbers that take a core two milliseconds at most.
-QUICK = 2_500_000
+# Products of two numbers that take a core three milliseconds at most.
+QUICK = 4_000_000
 
 
 @dataclass(frozen=True)
