@@ -46,7 +46,8 @@ def serve(host: str, port: int, require_keys: bool | None, warm: bool) -> None:
         say(f"API keys are required; {usable} may be used")
     else:
         say("API keys are required and there is none yet: `polytower keys create NAME --scope read`")
-    uvicorn.run(create_app(require_keys=guarded, warm=warm), host=host, port=port, log_level="warning")
+    app = create_app(require_keys=guarded, warm=warm)
+    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
 
 
 def _guarded(host: str, require_keys: bool | None) -> bool:

@@ -83,6 +83,24 @@ def test_unreadable_bodies(client: TestClient, body: bytes) -> None:
     _problem(answer, 400 if answer.status_code == 400 else 422, "invalid-request")
 
 
+@pytest.mark.parametrize("kind", ["text/plain", "application/xml", "json", ""])
+def test_a_body_that_is_not_declared_as_json(client: TestClient, kind: str) -> None:
+    answer = client.post("/v1/retrieve", content=b'{"user_id": "ada"}', headers={"content-type": kind})
+    _problem(answer, 422, "invalid-request")
+    answer = client.post("/v1/retrieve", content=b'{"user_id": "ada"}', headers={"content-type": "application/a+json"})
+    assert answer.status_code == 200
+
+
+def test_a_failure_of_the_server_says_nothing(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr(Metrics, "searched", fail)
+    answer = client.post("/v1/retrieve", json={"user_id": "ada"})
+    assert "secret" not in answer.text
+    _problem(answer, 500, "internal-error")
+
+
 @pytest.mark.parametrize(
     ("path", "status", "slug"),
     [
