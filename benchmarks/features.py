@@ -4,7 +4,7 @@
 
 read: p50 for N users and N items × (sequence, stats, embeddings). "feast-postgres" and "polytower" are
 `get_online_features(...).to_dict()`, "polytower-arrow" `to_arrow()`, "polytower-protobuf" what `feast serve` sends;
-"polytower-http" is POST /v1/features as Arrow, answered by a uvicorn process and read into a table; "sql" is the floor:
+"polytower-http" is POST /v1/features as Arrow, asked and read into a table by polytower.client; "sql" is the floor:
 our three queries through psycopg, rows fetched and left as they are.
 write: rows/s of `online_write_batch` of one view into an empty table; rewrite: the same rows again.
 materialise: rows/s of `materialize` from a foreign table into an empty one; rematerialise: the same again.
@@ -32,7 +32,6 @@ import httpx
 import pandas as pd
 import psutil
 import psycopg
-import pyarrow as pa
 from psycopg import sql
 
 import migrations
@@ -41,6 +40,7 @@ from benchmarks.feature_server import SERVICE
 from feature_repo import definitions, store
 from feature_repo.environment import feast_environment
 from feature_repo.schema import ITEM_ID, SEQUENCE_LENGTH, USER_ID
+from polytower.client import Client
 from polytower.postgres import EmbeddedPostgres, connect
 
 RESULTS = Path(__file__).parent / "results" / "features.json"
@@ -48,7 +48,6 @@ ENTITIES = (1, 100, 500, 1000)
 ROUNDS = 15
 WRITE_ROUNDS = 5
 EVENTS = 1000
-ARROW = "application/vnd.apache.arrow.stream"
 TABLES = {"user_sequence": "user_sequences", "user_stats": "user_stats"}
 FEATURES = [
     *(f"user_sequence:{name}" for name in ("item_ids", "occurred_ats", "kinds")),
@@ -161,18 +160,18 @@ def reads(url: str, stores: Stores, port: int) -> list[dict[str, Any]]:
     """p50 per contestant and number of entities; the answers are compared first."""
     results = []
     ours, stock = stores["polytower"], stores["feast-postgres"]
-    with connect(url) as connection, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+    with connect(url) as connection, Client(f"http://127.0.0.1:{port}", timeout=60) as client:
         for entities in ENTITIES:
             wanted = _entities(entities)
             answer = respond(ours, wanted).to_dict()
             assert _same(answer, respond(stock, wanted).to_dict())
-            assert _same(answer, over_http(client, wanted).to_pydict())
+            assert _same(answer, client.features(SERVICE, **wanted).to_pydict())
             contestants: dict[str, Callable[[], Any]] = {
                 "feast-postgres": lambda wanted=wanted: respond(stock, wanted).to_dict(),  # type: ignore[misc]
                 "polytower": lambda wanted=wanted: respond(ours, wanted).to_dict(),  # type: ignore[misc]
                 "polytower-arrow": lambda wanted=wanted: respond(ours, wanted).to_arrow(),  # type: ignore[misc]
                 "polytower-protobuf": lambda wanted=wanted: respond(ours, wanted).proto,  # type: ignore[misc]
-                "polytower-http": lambda wanted=wanted: over_http(client, wanted),  # type: ignore[misc]
+                "polytower-http": lambda wanted=wanted: client.features(SERVICE, **wanted),  # type: ignore[misc]
                 "sql": lambda wanted=wanted: direct(connection, wanted),  # type: ignore[misc]
             }
             for name, p50 in timed(contestants).items():
@@ -198,12 +197,6 @@ def timed(contestants: dict[str, Callable[[], Any]]) -> dict[str, float]:
 
 def respond(target: feast.FeatureStore, wanted: dict[str, list[str]]) -> Any:
     return target.get_online_features(features=FEATURES, entity_rows=wanted)
-
-
-def over_http(client: httpx.Client, wanted: dict[str, list[str]]) -> pa.Table:
-    answer = client.post("/v1/features", json={"service": SERVICE, "entities": wanted}, headers={"accept": ARROW})
-    answer.raise_for_status()
-    return pa.ipc.open_stream(answer.content).read_all()
 
 
 def direct(connection: psycopg.Connection[Any], wanted: dict[str, list[str]]) -> list[Any]:

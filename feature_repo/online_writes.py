@@ -232,7 +232,7 @@ def _known(connection: psycopg.Connection[Any], view: str, history: History, row
     """Which of the rows have a stored one of the same entity and day."""
     wanted = {"ids": [row.entity for row in rows], "days": [row.as_of.astimezone(UTC).date() for row in rows]}
     statement = sql.SQL(
-        "select (position - 1)::integer from unnest(%(ids)s::text[], %(days)s::date[]) with ordinality "
+        "select (position - 1)::integer from unnest(%(ids)b::text[], %(days)b::date[]) with ordinality "
         "as wanted (id, day, position) join {table} as stored on stored.{key} = id and stored.day = wanted.day"
     ).format(table=sql.Identifier(history.table), key=sql.Identifier(ONLINE_VIEWS[view].key))
     return {position for (position,) in connection.execute(statement, wanted)}
