@@ -157,7 +157,8 @@ class UserTower(nn.Module):
         self.weigh = nn.Linear(self.backbone.width, config.interests)
         nn.init.zeros_(self.weigh.weight)
         nn.init.zeros_(self.weigh.bias)
-        self.attributes = nn.Linear(config.user_attributes, config.dim, bias=False) if config.user_attributes else None
+        width = self.backbone.width
+        self.attributes = nn.Linear(config.user_attributes, width, bias=False) if config.user_attributes else None
         if self.attributes is not None:
             nn.init.zeros_(self.attributes.weight)
 
