@@ -222,8 +222,7 @@ select g.generation, g.dim, v.version
 from generations g cross join item_version v where g.state = 'live' limit 1
 """
 
-# The same with all that a user's question needs, in one round trip. $1: user; $2: whether to leave out what was seen;
-# $3: events of a history at most.
+# The same with all that a user's question needs, in one round trip. length: events of a history at most.
 USER_STATE = """
 select g.generation, g.dim, v.version, u.vectors, u.weights, u.numbers, u.as_of, h.newest_at, h.seen,
        n.history, n.microseconds, a.attributes
@@ -233,11 +232,11 @@ cross join lateral (
     select string_agg(substr(halfvec_send(i.embedding), 5), '' order by i.interest) as vectors,
            array_agg(i.weight order by i.interest) as weights, array_agg(i.interest order by i.interest) as numbers,
            max(i.as_of) as as_of
-    from user_interests i where i.generation = g.generation and i.user_id = $1
+    from user_interests i where i.generation = g.generation and i.user_id = %(user_id)s
 ) u
 cross join lateral (
-    select max(i.occurred_at) as newest_at, array_agg(i.item_id) filter (where $2) as seen
-    from interactions i where i.user_id = $1
+    select max(i.occurred_at) as newest_at, array_agg(i.item_id) filter (where %(exclude_seen)s) as seen
+    from interactions i where i.user_id = %(user_id)s
 ) h
 cross join lateral (
     select array_agg(e.item_id order by e.occurred_at, e.position) as history,
@@ -246,13 +245,13 @@ cross join lateral (
     from (
         select i.item_id, i.occurred_at, i.position
         from interactions i join item_embeddings e on e.generation = g.generation and e.item_id = i.item_id
-        where i.user_id = $1 and (u.as_of is null or h.newest_at > u.as_of)
-        order by i.occurred_at desc, i.position desc limit $3
+        where i.user_id = %(user_id)s and (u.as_of is null or h.newest_at > u.as_of)
+        order by i.occurred_at desc, i.position desc limit %(length)s
     ) e
 ) n
 left join lateral (
     select p.attributes from users p
-    where p.user_id = $1 and (u.as_of is null or h.newest_at > u.as_of) limit 1
+    where p.user_id = %(user_id)s and (u.as_of is null or h.newest_at > u.as_of) limit 1
 ) a on true
 where g.state = 'live' limit 1
 """

@@ -13,7 +13,7 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 from pgvector import HalfVector
-from psycopg.rows import dict_row
+from psycopg.rows import class_row, dict_row
 
 from feature_repo.schema import SEQUENCE_LENGTH
 from polytower.errors import UserError
@@ -27,11 +27,8 @@ from serving.models import RetrieveRequest
 from serving.online import UserTowers
 from serving.queries import Candidates, State
 from serving.shadow import Shadow
-from serving.statement import Statement
 
 Connection = psycopg.AsyncConnection[Any]
-STATE = Statement("polytower_state", queries.STATE, State)
-USER_STATE = Statement("polytower_user_state", queries.USER_STATE, State, "text", "bool", "int4")
 Source = Literal["stored", "online", "given", "content"]
 # Merges whose answer is a prefix by score: the others may rightly prefer a lower score.
 SHADOWED = ("max",)
@@ -99,11 +96,11 @@ class Retrieval:
 
     async def _state(self, connection: Connection, question: RetrieveRequest) -> State:
         with self.metrics.stage("state"):
-            if question.user_id is None:
-                state = await STATE.first(connection)
-            else:
-                seen = str(question.exclude_seen).lower()
-                state = await USER_STATE.first(connection, question.user_id, seen, str(SEQUENCE_LENGTH))
+            statement = queries.STATE if question.user_id is None else queries.USER_STATE
+            asked = {"user_id": question.user_id, "exclude_seen": question.exclude_seen, "length": SEQUENCE_LENGTH}
+            cursor = connection.cursor(row_factory=class_row(State))
+            await cursor.execute(statement, asked, prepare=True, binary=True)
+            state = await cursor.fetchone()
         if state is None:
             raise Problem(PROBLEMS["PT001"], "no generation is live; build one and promote it")
         return state
