@@ -130,7 +130,7 @@ def served(task: Task) -> Iterator[list[Contestant]]:
             }
             yield [
                 Contestant(
-                    name, lambda extra=extra: _over_http(task, port, extra), process.pid, filtered="filter" in extra
+                    name, lambda extra=extra: over_http(task, port, extra), process.pid, filtered="filter" in extra
                 )
                 for name, extra in names.items()
             ]
@@ -140,7 +140,8 @@ def served(task: Task) -> Iterator[list[Contestant]]:
 
 
 @contextmanager
-def _over_http(task: Task, port: int, extra: Mapping[str, Any]) -> Iterator[Answer]:
+def over_http(task: Task, port: int, extra: Mapping[str, Any]) -> Iterator[Answer]:
+    """One client of a served polytower, on one connection. extra: fields of every question."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
     def answer(user: int) -> list[str]:

@@ -40,9 +40,9 @@ def main() -> None:
     with ExitStack() as stack:
         url = arguments.url
         if url is None:
-            url = stack.enter_context(retrieval._database())
+            url = stack.enter_context(retrieval.database())
             with connect(url) as connection:
-                retrieval._fill(connection, vectors, tastes)
+                retrieval.fill(connection, vectors, tastes)
         rounded = np.stack(list(tastes.values())).astype(np.float16).astype(np.float32)
         task = contestants.Task(url, vectors, rounded, 100)
         *_, plain = contestants.of_postgres(task)
@@ -51,7 +51,7 @@ def main() -> None:
             "four plain queries": (stack.enter_context(plain.open()), None)
         }
         for tree, (port, process) in servers.items():
-            session = stack.enter_context(contestants._over_http(task, port, {}))
+            session = stack.enter_context(contestants.over_http(task, port, {}))
             asked[tree] = session, process
         rows = _rows(asked, arguments.rounds)
     for row in rows:

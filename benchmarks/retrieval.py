@@ -77,9 +77,9 @@ def _catalogue(items: int, dim: int, arguments: argparse.Namespace, peers: list[
     vectors, tastes = clustered(0, items, dim, arguments.users, widest)
     stored = vectors.astype(np.float16).astype(np.float32)
     rows: list[dict[str, Any]] = []
-    with _database() as url:
+    with database() as url:
         with connect(url) as connection:
-            seen = _fill(connection, vectors, tastes)
+            seen = fill(connection, vectors, tastes)
         for width in arguments.interests:
             every = np.stack([rows[:width] for rows in tastes.values()]).astype(np.float16).astype(np.float32)
             with connect(url) as connection:
@@ -206,7 +206,8 @@ def _recall(found: list[str], expected: set[str]) -> float:
 
 
 @contextmanager
-def _database() -> Iterator[str]:
+def database() -> Iterator[str]:
+    """URL of an empty database of the current schema, dropped in the end."""
     server = database_url()
     identifier = sql.Identifier(NAME)
     url = server.rsplit("/", 1)[0] + "/" + NAME
@@ -220,7 +221,7 @@ def _database() -> Iterator[str]:
             admin.execute(sql.SQL("drop database {} with (force)").format(identifier))
 
 
-def _fill(connection: psycopg.Connection[Any], vectors: Floats, tastes: dict[str, Floats]) -> dict[str, list[int]]:
+def fill(connection: psycopg.Connection[Any], vectors: Floats, tastes: dict[str, Floats]) -> dict[str, list[int]]:
     """Writes the catalogue as generation 1; answers what each user has seen."""
     random = np.random.default_rng(1)
     seen = {user: random.choice(len(vectors), 100, replace=False).tolist() for user in tastes}
