@@ -7,6 +7,7 @@ step of its ladder that reaches the recall objective (WIDTHS).
 
 import http.client
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -179,7 +180,7 @@ def _free_port() -> int:
 
 
 def _wait(process: "subprocess.Popen[bytes]", port: int, items: int) -> None:
-    loaded = f'polytower_index{{what="items"}} {float(items)}'
+    loaded = re.compile(r'^polytower_index\{what="items"\} (\S+)', re.MULTILINE)
     for _ in range(1200):
         time.sleep(0.5)
         if process.poll() is not None:
@@ -187,7 +188,8 @@ def _wait(process: "subprocess.Popen[bytes]", port: int, items: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         try:
             connection.request("GET", "/metrics")
-            if loaded in connection.getresponse().read().decode():
+            found = loaded.search(connection.getresponse().read().decode())
+            if found and float(found[1]) == items:  # a million is written 1e+06 there
                 return
         except OSError:
             continue
