@@ -105,7 +105,7 @@ def max_softmax(
 ) -> Tensor:
     """Mean of −log(e^{s⁺/τ} / (e^{s⁺/τ} + Σ_j e^{max_k v_k·n_j/τ + b_j})); positive_P are the scores s⁺. Scalar.
 
-    soft: Σ_k e^{v_k·n_j/τ} stands for e^{max_k …}.
+    soft: Σ_k e^{v_k·n_j/τ} stands for e^{max_k …}; s⁺ may then exceed 1, by τ·log K at most.
 
     Fused: loss and gradients of a few positions at a time, in a buffer [K, chunk, N] that stays in the cache. The plain
     expression passes a [P, K, N] block through memory a dozen times, which is most of a step on a CPU. Scores must be

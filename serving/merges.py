@@ -83,7 +83,7 @@ def merge_rrf(lists: Lists, question: Question) -> Merged:
 def merge_soft(lists: Lists, question: Question) -> Merged:
     """τ · log Σ exp(score / τ) over the interests that found the item: the soft maximum of `soft_consistent`.
 
-    An interest that did not list it would add less than its last one does: no metric moves (docs/LOG.md).
+    An interest that did not list it would add less than its last one does: recall moves by .001 (docs/LOG.md).
     """
     order = np.argsort(lists.position, kind="stable")
     positions, starts = np.unique(lists.position[order], return_index=True)
