@@ -74,6 +74,7 @@ class Question:
     merge: Merge = "max"
     diversity: Mapping[str, Any] | None = None
     titles: bool = False
+    found_by: bool = True
     features: str | None = None
     similarity: bool = False
 
@@ -95,7 +96,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One retrieved item, with the interest that gave its score. found_by: all interests that found it."""
+    """One retrieved item, with the interest that gave its score. found_by: all that found it, unless left out."""
 
     item_id: str
     score: float
@@ -243,7 +244,7 @@ class Client:
         return int(self._ask("GET", "/readyz")["generation"])
 
     def _ask(self, method: str, path: str, body: Any = None, *, safe: bool = True) -> Any:
-        return json.loads(self._transport.request(method, path, body, safe=safe).body)
+        return self._transport.request(method, path, body, safe=safe).json()
 
     def _table(self, path: str, body: Any) -> "pa.Table":
         import pyarrow as pa
@@ -258,7 +259,7 @@ def _answer(document: Mapping[str, Any]) -> Answer:
 
 def _row(kind: type[Row], document: Mapping[str, Any]) -> Row:
     """A dataclass from what it knows of a document: a newer server may say more."""
-    known = {each.name for each in fields(kind)}  # type: ignore[arg-type]
+    known = kind.__dataclass_fields__  # type: ignore[attr-defined]
     return kind(**{name: value for name, value in document.items() if name in known})
 
 

@@ -1,4 +1,4 @@
-"""HTTP for the client: kept connections, timeouts, retries that honour Retry-After. Standard library only."""
+"""HTTP for the client: kept connections, timeouts, retries that honour Retry-After."""
 
 import http.client
 import json
@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
+
+import orjson
 
 from polytower.errors import UserError
 
@@ -65,6 +67,10 @@ class Reply:
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+    def json(self) -> Any:
+        """The body, read as JSON."""
+        return orjson.loads(self.body)
 
 
 @dataclass
@@ -161,4 +167,4 @@ class Transport:
             raise ClientError(
                 f"{method} {self.url}{path}: HTTP {reply.status}, and no problem document: not our server?"
             )
-        raise ERRORS.get(reply.status, ProblemError)(json.loads(reply.body), reply.status)
+        raise ERRORS.get(reply.status, ProblemError)(reply.json(), reply.status)

@@ -10,8 +10,8 @@ import psycopg
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
-from pydantic_core import to_json
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from polytower.postgres import database_url
 from polytower.settings import settings
@@ -33,6 +33,7 @@ from serving.retrieval import Retrieval
 from serving.shadow import Shadow
 from serving.straight import Straight
 from serving.warm import warm_up
+from serving.writing import json_bytes
 
 LOG = logging.getLogger(__name__)
 # What a request may fail with; anything else is the server's own failure, and goes to its log.
@@ -96,7 +97,22 @@ def create_app(
         loader.close()
         features.close()
 
-    app = Api(guarded=guarded, lifespan=lifespan)
+    respond = _responder(metrics)
+
+    def around(inner: ASGIApp) -> ASGIApp:
+        straight = Straight(
+            inner,
+            path="/v1/retrieve",
+            model=RetrieveRequest,
+            endpoint=routes.retrieve,
+            expected=EXPECTED,
+            respond=respond,
+        )
+        limits = Limits(straight, metrics, body=caps.body, concurrency=caps.concurrency, deadline=caps.deadline)
+        # Who has no key takes no place in the queue.
+        return Guard(limits, ring, metrics) if guarded else limits
+
+    app = Api(guarded=guarded, around=around, lifespan=lifespan)
     app.state.database = database
     app.state.retrieval = retrieval
     app.state.content = content
@@ -113,26 +129,7 @@ def create_app(
         """Prometheus metrics of this process."""
         return Response(metrics.exposition(), media_type=CONTENT_TYPE)
 
-    respond = _responder(metrics)
     _handle_errors(app, respond)
-    # The last to be added is the outermost.
-    app.add_middleware(
-        Straight,
-        path="/v1/retrieve",
-        model=RetrieveRequest,
-        endpoint=routes.retrieve,
-        problem=lambda error: respond(error) if isinstance(error, EXPECTED) else None,
-    )
-    app.add_middleware(
-        Limits,
-        metrics=metrics,
-        body=caps.body,
-        concurrency=caps.concurrency,
-        deadline=caps.deadline,
-    )
-    if guarded:
-        # Who has no key takes no place in the queue.
-        app.add_middleware(Guard, ring=ring, metrics=metrics)
     return app
 
 
@@ -168,7 +165,7 @@ def _responder(metrics: Metrics) -> Callable[[Exception], Response]:
         metrics.problem(problem.kind.slug)
         named = error.headers if isinstance(error, HTTPException) else None  # 405 names the methods that are allowed
         return Response(
-            to_json(problem.as_json()), problem.kind.status, {**problem.headers, **(named or {})}, MEDIA_TYPE
+            json_bytes(problem.as_json()), problem.kind.status, {**problem.headers, **(named or {})}, MEDIA_TYPE
         )
 
     return respond

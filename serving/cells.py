@@ -38,7 +38,7 @@ class Lists:
     @staticmethod
     def best(interest: Ints, position: Ints, score: Floats, k: int) -> "Lists":
         """The k best of each interest, from rows whose interests ascend."""
-        order = np.lexsort((position, -score, interest.astype(np.int16)))  # small numbers are sorted by radix
+        order = np.lexsort((by_score(score, position), interest.astype(np.int16)))  # small numbers are sorted by radix
         rank = np.arange(1, len(order) + 1) - np.searchsorted(interest, interest)
         first = rank <= k
         order = order[first]
@@ -63,6 +63,7 @@ class Cells:
         self.count = int(2 * np.sqrt(self.items))
         self.probes = probes or max(8, self.count // 64)
         self._file, self._block = _readable(_inverted_file(vectors, self.count))
+        self._codec = _codec(self.dim)
         # Where each item's values begin in the block; a record is that many bytes from any place on.
         self._starts = _starts(self._file, self._block, self.items)
         size = 2 * self.dim
@@ -80,8 +81,9 @@ class Cells:
         """Rows [P, D] in 32 bits."""
         if self._small is not None:
             return self._small[positions]
-        found = self._records[self._starts[positions]].view(np.float16)
-        return found.reshape(-1, self.dim).astype(np.float32)
+        found = self._records[self._starts[positions]].view(np.uint8)
+        decoded: Floats = self._codec.decode(found.reshape(-1, 2 * self.dim))
+        return decoded
 
     @property
     def searched(self) -> int:
@@ -154,6 +156,13 @@ def _ranked(interests: Floats, interest: Ints, positions: Ints, rows: Floats, k:
     return Lists.best(interest, positions, inner_products(rows, interests[interest]), k)
 
 
+def by_score(score: Floats, position: Ints) -> Ints:
+    """Numbers that ascend as rows do: by falling score, then by position; one sort instead of two."""
+    bits = (np.float32(0) - score).view(np.int32)  # 0 - 0 is 0 whatever its sign
+    falling: Ints = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64)
+    return (falling << 32) | position
+
+
 def inner_products(rows: Floats, vectors: Floats) -> Floats:
     """Scores [P] of rows [P, D] with vectors [P, D] or [D], to the last bit as pgvector computes them on x86.
 
@@ -162,11 +171,9 @@ def inner_products(rows: Floats, vectors: Floats) -> Floats:
     Matrix products add in another order, and a score should not depend on who computed it. Products of 16-bit floats
     are exact in 32 bits, so that fused and separate additions are the same. (Elsewhere the last bit may differ.)
     """
-    products_DP = np.ascontiguousarray((rows * vectors).T)  # whole rows of numbers to add, not eight at a time
+    products_DP = (rows * vectors).T.copy()  # whole rows of numbers to add, not eight at a time
     whole = len(products_DP) // 8 * 8
-    lanes = np.zeros((8, len(rows)), np.float32)
-    for start in range(0, whole, 8):
-        lanes += products_DP[start : start + 8]
+    lanes = np.add.reduce(products_DP[:whole].reshape(whole // 8, 8, len(rows)), axis=0, initial=0)
     quads = lanes[:4] + lanes[4:]
     pairs = quads[:2] + quads[2:]
     sums: Floats = pairs[0] + pairs[1]
@@ -219,6 +226,13 @@ def _readable(index: Any) -> tuple[Any, NDArray[np.uint8]]:
     block: NDArray[np.uint8] = faiss.vector_to_array(writer.data)
     reader = faiss.ZeroCopyIOReader(faiss.swig_ptr(block), len(block))  # type: ignore[attr-defined]
     return faiss.read_index(reader), block
+
+
+def _codec(dim: int) -> Any:
+    """Reads codes in an eighth of numpy's time for 16-bit floats."""
+    import faiss
+
+    return faiss.ScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16)
 
 
 def _starts(index: Any, block: NDArray[np.uint8], items: int) -> Ints:

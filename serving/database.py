@@ -1,17 +1,35 @@
 """The server's pool of connections: vector types registered, a statement timeout, and no request left hanging."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
 from pgvector.psycopg import register_vector_async
+from psycopg.rows import tuple_row
 from psycopg.types import TypeInfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from polytower.postgres import connection_options
 from serving.errors import NO_DATABASE, Problem
 from serving.metrics import Metrics
+
+
+class Session(psycopg.AsyncConnection[Any]):
+    """A connection that keeps the cursors of the statements that questions begin with."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._kept: dict[str, psycopg.AsyncCursor[Any]] = {}
+
+    async def first(self, statement: str, parameters: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        """A prepared statement's first row. A cursor that has run it before knows how to send and to read it."""
+        cursor = self._kept.get(statement)
+        if cursor is None:
+            cursor = self._kept[statement] = self.cursor(row_factory=tuple_row)
+        await cursor.execute(statement, parameters, prepare=True, binary=True)
+        row: tuple[Any, ...] | None = await cursor.fetchone()
+        return row
 
 
 class Database:
@@ -25,8 +43,9 @@ class Database:
         options["options"] += f" -c statement_timeout={int(timeout * 1000)}"
         self._metrics = metrics
         self._timeout = timeout
-        self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] = AsyncConnectionPool(
-            url, min_size=1, max_size=size, open=False, configure=_configure, timeout=timeout, reconnect_timeout=60,
+        self._pool: AsyncConnectionPool[Session] = AsyncConnectionPool(
+            url, connection_class=Session, min_size=1, max_size=size, open=False, configure=_configure,
+            timeout=timeout, reconnect_timeout=60,
             kwargs={"autocommit": True, "connect_timeout": 5, **options},
         )  # fmt: skip
 
@@ -39,7 +58,7 @@ class Database:
         await self._pool.close()
 
     @asynccontextmanager
-    async def connection(self, timeout: float | None = None) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    async def connection(self, timeout: float | None = None) -> AsyncIterator[Session]:
         """Lends a connection in autocommit mode. Raises Problem when none is to be had in time."""
         try:
             with self._metrics.stage("pool"):
@@ -57,7 +76,7 @@ class Database:
             await self._pool.putconn(connection)
 
 
-async def _configure(connection: psycopg.AsyncConnection[Any]) -> None:
+async def _configure(connection: Session) -> None:
     # An unmigrated database has no vectors yet; /readyz says so.
     if await TypeInfo.fetch(connection, "vector") is not None:
         await register_vector_async(connection)

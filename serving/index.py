@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from serving.cells import EXACT_ITEMS, Cells, Floats, Ints, Lists, Mask
 from serving.merges import MERGES, Question, provenance
 from serving.postings import Postings
-from serving.queries import Candidates
+from serving.queries import Candidates, Found
 from serving.texts import Ids, Texts
 
 # Selective filters whose items are kept at hand, at most EXACT_ITEMS each.
@@ -35,7 +35,7 @@ class Asked:
 
     interests: float32 [K, D], as 16 bits hold them; numbers: what candidates call them; weights: [K], None for equal;
     allow: None for all items; diversity: {"attribute": text, "weight": number}, with the merge `diverse` only.
-    titles: whether candidates come with them.
+    titles and found_by: whether candidates come with them.
     """
 
     interests: Floats
@@ -48,6 +48,7 @@ class Asked:
     allow: Sequence[str] | None = None
     diversity: Mapping[str, Any] | None = None
     titles: bool = False
+    found_by: bool = True
 
 
 class ItemIndex:
@@ -184,15 +185,21 @@ class ItemIndex:
 
     def _written(self, lists: Lists, rows: Ints, scores: Floats, asked: Asked) -> Candidates:
         positions = lists.position[rows]
+        numbers = np.asarray(asked.numbers)[lists.interest]
         return Candidates(
             self.generation,
             self._ids.at(positions),
-            scores.tolist(),
-            [asked.numbers[n] for n in lists.interest[rows].tolist()],
-            lists.rank[rows].tolist(),
-            *provenance(lists, rows, asked.numbers),
+            scores,
+            numbers[rows],
+            lists.rank[rows],
+            _found(lists, rows, numbers) if asked.found_by else None,
             self._titles.at(positions) if asked.titles else None,
         )
+
+
+def _found(lists: Lists, rows: Ints, numbers: Ints) -> Found:
+    found, ends = provenance(lists, rows)
+    return Found(numbers[found], lists.rank[found], lists.score[found], ends)
 
 
 def _weights(asked: Asked) -> Sequence[float]:

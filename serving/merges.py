@@ -141,14 +141,12 @@ MERGES: Mapping[str, Callable[[Lists, Question], Merged]] = {
 }
 
 
-def provenance(
-    lists: Lists, rows: Ints, numbers: Sequence[int]
-) -> tuple[list[list[int]], list[list[int]], list[list[float]]]:
-    """By row given: numbers of the interests that found its item, the item's rank and its score in each of them."""
+def provenance(lists: Lists, rows: Ints) -> tuple[Ints, Ints]:
+    """Who found the items of these rows: all their rows of the lists, item after item, and where each item's end."""
     order = np.argsort(lists.position, kind="stable")
     positions, wanted = lists.position[order], lists.position[rows]
-    starts, ends = (np.searchsorted(positions, wanted, side).tolist() for side in ("left", "right"))
-    interests = [numbers[n] for n in lists.interest[order].tolist()]
-    ranks, scores = lists.rank[order].tolist(), lists.score[order].tolist()
-    spans = list(map(slice, starts, ends))
-    return [interests[span] for span in spans], [ranks[span] for span in spans], [scores[span] for span in spans]
+    starts = np.searchsorted(positions, wanted)
+    counts = np.searchsorted(positions, wanted, "right") - starts
+    ends = np.cumsum(counts)
+    offsets = np.repeat(starts - ends + counts, counts)
+    return order[offsets + np.arange(len(offsets))], ends

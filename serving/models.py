@@ -117,6 +117,7 @@ class RetrieveRequest(Strict):
     fields: list[Literal["title"]] = Field(
         default_factory=list, max_length=1, description="further fields of candidates"
     )
+    found_by: bool = Field(True, description="whether candidates list all interests that found them")
     features: Annotated[Text, Field(min_length=1, max_length=200)] | None = Field(
         None, description="a feature service, such as ranker: its values for every candidate"
     )
@@ -199,7 +200,9 @@ class CandidateModel(BaseModel):
     rank: int
     interest: int = Field(description="number of the interest that gave the score")
     interest_rank: int = Field(description="rank within that interest")
-    found_by: list[FoundModel] = Field(description="all interests that found it, as deep as they were searched")
+    found_by: list[FoundModel] | None = Field(
+        None, description="all interests that found it, as deep as they were searched"
+    )
     title: str | None = None
     features: dict[str, Any] | None = Field(None, description="the service's features of the item")
     similarity: SimilarityModel | None = None

@@ -1,8 +1,10 @@
 """The OpenAPI document: what FastAPI derives from the code, and the problems and keys that lie outside of it."""
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from serving.errors import MEDIA_TYPE
 from serving.guard import scope_of
@@ -51,11 +53,19 @@ REFUSALS = {
 
 
 class Api(FastAPI):
-    """guarded: whether requests need a key; the document then says so, with the scope of each operation."""
+    """guarded: whether requests need a key; the document then says so, with the scope of each operation.
 
-    def __init__(self, *, guarded: bool, **options: Any) -> None:
+    around: what every request passes first. Not FastAPI's middleware, which puts three layers of its own outside.
+    """
+
+    def __init__(self, *, guarded: bool, around: Callable[[ASGIApp], ASGIApp], **options: Any) -> None:
         super().__init__(title="polytower", version="1", description=DESCRIPTION, **options)
         self.guarded = guarded
+        self.around = around
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """The application as it is called."""
+        return self.around(super().build_middleware_stack())
 
     def openapi(self) -> dict[str, Any]:
         """The document; made when it is first asked for."""

@@ -9,11 +9,15 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import psycopg
+from numpy.typing import NDArray
 from pgvector import HalfVector
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 Row = Mapping[str, Any]
+Column = NDArray[Any]
+# Interests that found an item, its rank and its score in each.
+Finders = tuple[Sequence[int], Sequence[int], Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,32 +41,56 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """Who found N items, F rows in all, item after item: the interest, and the item's rank and score there.
+
+    ends: [N], where each item's rows end.
+    """
+
+    interests: Column
+    ranks: Column
+    scores: Column
+    ends: Column
+
+    def spans(self) -> list[slice]:
+        """Each item's rows."""
+        ends = self.ends.tolist()
+        return list(map(slice, [0, *ends[:-1]], ends))
+
+    def by_item(self) -> list[Finders]:
+        """(interests, ranks, scores) of each item."""
+        interests, ranks, scores = self.interests.tolist(), self.ranks.tolist(), self.scores.tolist()
+        return [(interests[span], ranks[span], scores[span]) for span in self.spans()]
+
+
+@dataclass(frozen=True, slots=True)
 class Candidates:
     """N retrieved items by column, best first; the columns are those of Candidate.
 
     A server writes answers of a hundred items from columns: that many objects cost it more than finding them does.
-    titles: None where they were not asked for.
+    found and titles: None where they were not asked for.
     """
 
     generation: int
     item_ids: list[str]
-    scores: list[float]
-    interests: list[int]
-    interest_ranks: list[int]
-    found_by: list[list[int]]
-    found_ranks: list[list[int]]
-    found_scores: list[list[float]]
+    scores: Column
+    interests: Column
+    interest_ranks: Column
+    found: Found | None
     titles: list[str | None] | None = None
 
     def __len__(self) -> int:
         return len(self.item_ids)
 
     def __iter__(self) -> Iterator[Candidate]:
-        titles = self.titles or [None] * len(self)
-        found = zip(self.found_by, self.found_ranks, self.found_scores, titles, strict=True)
-        columns = zip(self.item_ids, self.scores, self.interests, self.interest_ranks, found, strict=True)
-        for rank, (item_id, score, interest, interest_rank, rest) in enumerate(columns, 1):
-            yield Candidate(item_id, score, rank, interest, interest_rank, self.generation, *rest)
+        nobody: Finders = ((), (), ())
+        found = [nobody] * len(self) if self.found is None else self.found.by_item()
+        columns = zip(
+            self.item_ids, self.scores.tolist(), self.interests.tolist(), self.interest_ranks.tolist(),
+            found, self.titles or [None] * len(self), strict=True,
+        )  # fmt: skip
+        for rank, (item_id, score, interest, interest_rank, (by, ranks, scores), title) in enumerate(columns, 1):
+            yield Candidate(item_id, score, rank, interest, interest_rank, self.generation, by, ranks, scores, title)
 
 
 @dataclass(frozen=True, slots=True)

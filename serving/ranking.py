@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from serving import writing
 from serving.database import Database
 from serving.errors import UNUSABLE_FEATURES, Problem
 from serving.features_endpoint import Features
 from serving.metrics import Metrics
 from serving.models import RetrieveRequest
-from serving.queries import Candidates
+from serving.queries import Candidates, Found
 from serving.retrieval import Answer
 from serving.similarity import Pair, similarities
 
@@ -32,26 +35,19 @@ class Ranked:
     similarity: "pa.Table | None" = None
     user_columns: list[str] = field(default_factory=list)
 
-    def as_json(self) -> dict[str, Any]:
-        """The answer as JSON values; what is the user's stands once, beside the candidates."""
+    def as_json(self) -> bytes:
+        """The answer as JSON; what is the user's stands once, beside the candidates."""
         answer = self.answer
-        rows = _rows(answer.candidates)
-        document: dict[str, Any] = {
-            "generation": answer.generation,
-            "interests": answer.interests,
-            "candidates": rows,
-            "skipped": answer.skipped,
-            "degraded": answer.degraded,
-        }
+        columns = _columns(answer.candidates)
+        document: dict[str, Any] = {"generation": answer.generation, "interests": answer.interests}
         if self.features is not None:
             once = [name for name in self.features.column_names if name in self.user_columns]
             document["user_features"] = next(iter(self.features.select(once).slice(0, 1).to_pylist()), {})
-            for row, values in zip(rows, self.features.drop_columns([*once, "item_id"]).to_pylist(), strict=True):
-                row["features"] = values
+            columns["features"] = writing.values(self.features.drop_columns([*once, "item_id"]).to_pylist())
         if self.similarity is not None:
-            for row, values in zip(rows, self.similarity.to_pylist(), strict=True):
-                row["similarity"] = values
-        return document
+            columns["similarity"] = writing.values(self.similarity.to_pylist())
+        document |= {"candidates": writing.array(writing.objects(columns))}
+        return writing.json_bytes(document | {"skipped": answer.skipped, "degraded": answer.degraded})
 
     def as_table(self) -> "pa.Table":
         """One row per candidate with all that was asked for; the rest of the answer is in the schema's metadata."""
@@ -59,17 +55,21 @@ class Ranked:
 
         answer = self.answer
         found = answer.candidates
-        numbers, scores = pa.list_(pa.int32()), pa.list_(pa.float32())
         columns = {
             "item_id": pa.array(found.item_ids, pa.string()),
             "score": pa.array(found.scores, pa.float32()),
             "rank": pa.array(range(1, len(found) + 1), pa.int32()),
             "interest": pa.array(found.interests, pa.int32()),
             "interest_rank": pa.array(found.interest_ranks, pa.int32()),
-            "found_by": pa.array(found.found_by, numbers),
-            "found_ranks": pa.array(found.found_ranks, numbers),
-            "found_scores": pa.array(found.found_scores, scores),
         }
+        if found.found is not None:
+            by = found.found
+            offsets = pa.array(np.concatenate([[0], by.ends]), pa.int32())
+            columns |= {
+                "found_by": pa.ListArray.from_arrays(offsets, pa.array(by.interests, pa.int32())),
+                "found_ranks": pa.ListArray.from_arrays(offsets, pa.array(by.ranks, pa.int32())),
+                "found_scores": pa.ListArray.from_arrays(offsets, pa.array(by.scores, pa.float32())),
+            }
         if found.titles is not None:
             columns["title"] = pa.array(found.titles, pa.string())
         for table in (self.features, self.similarity):
@@ -123,24 +123,24 @@ class Ranking:
                 return await similarities(connection, pairs)
 
 
-def _rows(found: Candidates) -> list[dict[str, Any]]:
-    """Candidates as JSON values."""
-    columns = zip(
-        found.item_ids, found.scores, found.interests, found.interest_ranks,
-        found.found_by, found.found_ranks, found.found_scores, strict=True,
-    )  # fmt: skip
-    rows: list[dict[str, Any]] = [
-        {
-            "item_id": item_id,
-            "score": score,
-            "rank": rank,
-            "interest": interest,
-            "interest_rank": interest_rank,
-            "found_by": [{"interest": n, "rank": r, "score": s} for n, r, s in zip(by, ranks, scores, strict=True)],
-        }
-        for rank, (item_id, score, interest, interest_rank, by, ranks, scores) in enumerate(columns, 1)
-    ]
+def _columns(found: Candidates) -> dict[str, list[str]]:
+    """Candidates as columns of JSON."""
+    columns = {
+        "item_id": writing.values(found.item_ids),
+        "score": writing.numbers(found.scores),
+        "rank": [str(rank) for rank in range(1, len(found) + 1)],
+        "interest": writing.numbers(found.interests),
+        "interest_rank": writing.numbers(found.interest_ranks),
+    }
+    if found.found is not None:
+        columns["found_by"] = _found_by(found.found)
     if found.titles is not None:
-        for row, title in zip(rows, found.titles, strict=True):
-            row["title"] = title
-    return rows
+        columns["title"] = writing.values(found.titles)
+    return columns
+
+
+def _found_by(found: Found) -> list[str]:
+    """Who found each item, as JSON."""
+    interests, ranks, scores = (writing.numbers(column) for column in (found.interests, found.ranks, found.scores))
+    rows = writing.objects({"interest": interests, "rank": ranks, "score": scores})
+    return ["[" + ",".join(rows[span]) + "]" for span in found.spans()]

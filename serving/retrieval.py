@@ -7,28 +7,28 @@ answer. A question to a warm server is one statement.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
-import psycopg
 from numpy.typing import NDArray
 from pgvector import HalfVector
-from psycopg.rows import class_row, dict_row
+from psycopg.rows import dict_row
 
 from feature_repo.schema import SEQUENCE_LENGTH
 from polytower.errors import UserError
 from serving import queries
 from serving.content import ContentVector
+from serving.database import Session
 from serving.errors import LOADING, NO_TOWER, PROBLEMS, UNKNOWN_HISTORY, UNREADABLE, Problem
 from serving.index import Asked, ItemIndex
 from serving.indexes import Indexes
 from serving.metrics import Metrics
 from serving.models import RetrieveRequest
 from serving.online import UserTowers
-from serving.queries import Candidates, State
+from serving.queries import Candidates, Found, State
 from serving.shadow import Shadow
 
-Connection = psycopg.AsyncConnection[Any]
 Source = Literal["stored", "online", "given", "content"]
 # Merges whose answer is a prefix by score: the others may rightly prefer a lower score.
 SHADOWED = ("max",)
@@ -54,7 +54,7 @@ class Interests:
     """
 
     source: Source
-    vectors: Sequence[NDArray[np.float32]]
+    vectors: Sequence[NDArray[np.float32]] | NDArray[np.float32]
     weights: Sequence[float] | None
     numbers: Sequence[int]
     banned: Sequence[str] = ()
@@ -72,7 +72,7 @@ class Retrieval:
     shadow: Shadow | None = None
 
     async def answer(
-        self, connection: Connection, question: RetrieveRequest, content: ContentVector | None = None
+        self, connection: Session, question: RetrieveRequest, content: ContentVector | None = None
     ) -> Answer:
         """Raises Problem, or psycopg.Error with a SQLSTATE of errors.PROBLEMS.
 
@@ -94,19 +94,17 @@ class Retrieval:
         self.metrics.candidates(interests.source, len(candidates))
         return Answer(generation, interests.source, candidates, interests.skipped, interests.degraded)
 
-    async def _state(self, connection: Connection, question: RetrieveRequest) -> State:
+    async def _state(self, connection: Session, question: RetrieveRequest) -> State:
         with self.metrics.stage("state"):
             statement = queries.STATE if question.user_id is None else queries.USER_STATE
             asked = {"user_id": question.user_id, "exclude_seen": question.exclude_seen, "length": SEQUENCE_LENGTH}
-            cursor = connection.cursor(row_factory=class_row(State))
-            await cursor.execute(statement, asked, prepare=True, binary=True)
-            state = await cursor.fetchone()
-        if state is None:
+            row = await connection.first(statement, asked)
+        if row is None:
             raise Problem(PROBLEMS["PT001"], "no generation is live; build one and promote it")
-        return state
+        return State(*row)
 
     async def _of_history(
-        self, connection: Connection, question: RetrieveRequest, state: State, index: ItemIndex | None
+        self, connection: Session, question: RetrieveRequest, state: State, index: ItemIndex | None
     ) -> Interests:
         history = question.history or []
         known = await self._vectors(connection, state.generation, index, history)
@@ -122,7 +120,7 @@ class Retrieval:
         return replace(interests, banned=history if question.exclude_seen else (), skipped=skipped)
 
     async def _of_user(
-        self, connection: Connection, question: RetrieveRequest, state: State, index: ItemIndex | None
+        self, connection: Session, question: RetrieveRequest, state: State, index: ItemIndex | None
     ) -> Interests:
         as_of, newest_at, seen = state.as_of, state.newest_at, state.seen or ()
         if as_of is not None and (newest_at is None or newest_at <= as_of):
@@ -143,17 +141,17 @@ class Retrieval:
             return await self._stored(connection, question, state, STALE + problem.detail)
 
     async def _stored(
-        self, connection: Connection, question: RetrieveRequest, state: State, degraded: str | None = None
+        self, connection: Session, question: RetrieveRequest, state: State, degraded: str | None = None
     ) -> Interests:
         if state.vectors is None or state.numbers is None:
             parameters = {"user_id": question.user_id, "generation": state.generation}
             await _fetch(connection, queries.UNKNOWN_USER, parameters)
             raise AssertionError("the statement says what is wrong with the user")
-        vectors = list(np.frombuffer(state.vectors, ">f2").reshape(-1, state.dim).astype(np.float32))
-        return Interests("stored", vectors, state.weights, state.numbers, state.seen or (), degraded=degraded)
+        vectors_KD = np.frombuffer(state.vectors, ">f2").reshape(-1, state.dim).astype(np.float32)
+        return Interests("stored", vectors_KD, state.weights, state.numbers, state.seen or (), degraded=degraded)
 
     async def _vectors(
-        self, connection: Connection, generation: int, index: ItemIndex | None, item_ids: Sequence[str]
+        self, connection: Session, generation: int, index: ItemIndex | None, item_ids: Sequence[str]
     ) -> dict[str, NDArray[Any]]:
         """The embeddings of those items that the generation knows."""
         wanted = sorted({*item_ids})
@@ -167,7 +165,7 @@ class Retrieval:
 
     async def _computed(
         self,
-        connection: Connection,
+        connection: Session,
         generation: int,
         history: Sequence[NDArray[Any]],
         microseconds: Sequence[int] | None,
@@ -176,14 +174,13 @@ class Retrieval:
         with self.metrics.stage("tower"):
             await self.load_tower(connection, generation)
             found = await self.towers.interests(generation, history, microseconds, attributes)
-        vectors = [_half(vector) for vector in found.vectors]
-        return Interests("online", vectors, found.weights, range(len(vectors)))
+        return Interests("online", _half(found.vectors), found.weights, range(len(found.vectors)))
 
-    async def _reads(self, connection: Connection, generation: int, attributes: Mapping[str, Any] | None) -> bool:
+    async def _reads(self, connection: Session, generation: int, attributes: Mapping[str, Any] | None) -> bool:
         """Whether attributes alone make interests: they are there, and the generation's tower reads them."""
         return bool(attributes) and bool(await _fetch(connection, queries.READS_ATTRIBUTES, {"generation": generation}))
 
-    async def load_tower(self, connection: Connection, generation: int) -> None:
+    async def load_tower(self, connection: Session, generation: int) -> None:
         """Gets the generation's user tower ready. Raises Problem."""
         if generation in self.towers:
             return
@@ -197,7 +194,7 @@ class Retrieval:
 
     async def _search(
         self,
-        connection: Connection,
+        connection: Session,
         question: RetrieveRequest,
         generation: int,
         index: ItemIndex | None,
@@ -216,10 +213,11 @@ class Retrieval:
         return found
 
     async def _in_memory(self, index: ItemIndex, question: RetrieveRequest, interests: Interests) -> Candidates | None:
-        if question.searched_space != "item" or len(set(map(len, interests.vectors))) > 1:
+        vectors = interests.vectors
+        if question.searched_space != "item" or len({len(vector) for vector in vectors}) > 1:
             return None
         asked = Asked(
-            np.stack(interests.vectors),
+            vectors if isinstance(vectors, np.ndarray) else np.stack(vectors),
             interests.numbers,
             interests.weights,
             question.k,
@@ -229,6 +227,7 @@ class Retrieval:
             question.allow,
             None if question.diversity is None else question.diversity.model_dump(),
             "title" in question.fields,
+            question.found_by,
         )
         return await self.indexes.answer(index, asked)
 
@@ -257,12 +256,12 @@ def _parameters(question: RetrieveRequest, generation: int, interests: Interests
 
 
 async def _by_sql(
-    connection: Connection, question: RetrieveRequest, parameters: Mapping[str, Any], numbers: Sequence[int]
+    connection: Session, question: RetrieveRequest, parameters: Mapping[str, Any], numbers: Sequence[int]
 ) -> Candidates:
     async with connection.cursor(binary=True) as cursor:
         await cursor.execute(queries.CANDIDATES_BY_VECTORS, parameters)
         rows = await cursor.fetchall()
-    item_ids, scores, _, interests, interest_ranks, _, found_by, ranks_there, scores_there = (
+    item_ids, scores, _, interests, ranks, _, *found = (
         map(list, zip(*rows, strict=True)) if rows else ([] for _ in range(9))
     )
     titles = None
@@ -270,17 +269,23 @@ async def _by_sql(
         known = await _fetch(connection, queries.TITLES, {"item_ids": item_ids})
         by_id = {row["item_id"]: row["title"] for row in known}
         titles = [by_id.get(item_id) for item_id in item_ids]
+    called = np.asarray(numbers)
     return Candidates(
         parameters["generation"],
         item_ids,
-        scores,
-        [numbers[n] for n in interests],
-        interest_ranks,
-        [[numbers[n] for n in by] for by in found_by],
-        ranks_there,
-        scores_there,
+        np.array(scores, np.float32),
+        called[np.array(interests, int)],
+        np.array(ranks, int),
+        _found(found, called) if question.found_by else None,
         titles,
     )
+
+
+def _found(columns: Sequence[list[list[Any]]], called: NDArray[Any]) -> Found:
+    """From arrays by item: interests, ranks and scores. called: the number of each interest."""
+    interests, ranks, scores = (list(chain.from_iterable(column)) for column in columns)
+    ends = np.cumsum([len(each) for each in columns[0]], dtype=int)
+    return Found(called[np.array(interests, int)], np.array(ranks, int), np.array(scores, np.float32), ends)
 
 
 def _half(vector: Sequence[float] | NDArray[Any]) -> NDArray[np.float32]:
@@ -291,7 +296,7 @@ def _half(vector: Sequence[float] | NDArray[Any]) -> NDArray[np.float32]:
     return values.astype(np.float16).astype(np.float32)
 
 
-async def _fetch(connection: Connection, statement: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+async def _fetch(connection: Session, statement: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
     async with connection.cursor(binary=True, row_factory=dict_row) as cursor:
         await cursor.execute(statement, parameters)
         return await cursor.fetchall()

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import psycopg
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
+from orjson import Fragment
 from pgvector import HalfVector
 from psycopg import IsolationLevel
 from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
-from pydantic_core import to_json
 
 from serving import interactions, queries
 from serving.content import ContentVector
+from serving.database import Session
 from serving.errors import NOT_READY, PROBLEMS, Problem, from_postgres
 from serving.features import json_rows
 from serving.features_endpoint import ARROW, as_arrow, with_columns
@@ -40,7 +41,8 @@ from serving.models import (
 from serving.openapi import CONFLICT, UNREADY
 from serving.queries import Interest, Neighbour
 from serving.ranking import Ranked
-from serving.retrieval import Answer, Connection, Retrieval
+from serving.retrieval import Answer, Retrieval
+from serving.writing import json_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,7 +53,8 @@ v1 = APIRouter(prefix="/v1")
 
 def _json(content: Any) -> Response:
     # Written straight from rows: validating a thousand candidates on the way out costs more than finding them.
-    return Response(to_json(content, inf_nan_mode="null"), media_type="application/json")
+    written = content if isinstance(content, bytes) else json_bytes(content)
+    return Response(written, media_type="application/json")
 
 
 _ARROW = {"content": {ARROW: {"schema": {"type": "string", "format": "binary"}}}}
@@ -100,12 +103,14 @@ async def retrieve_batch(batch: BatchRequest, request: Request) -> Response:
     return _json({"answers": [await _completed(request, *pair) for pair in zip(batch.requests, answers, strict=True)]})
 
 
-async def _completed(request: Request, question: RetrieveRequest, answer: Answer | Problem) -> dict[str, Any]:
+async def _completed(
+    request: Request, question: RetrieveRequest, answer: Answer | Problem
+) -> Fragment | dict[str, Any]:
     try:
         if isinstance(answer, Problem):
             return answer.as_json()
         ranked: Ranked = await request.app.state.ranking.complete(question, answer)
-        return ranked.as_json()
+        return Fragment(ranked.as_json())
     except Problem as problem:
         return problem.as_json()
 
@@ -129,7 +134,7 @@ async def _embedded(question: RetrieveRequest, request: Request) -> ContentVecto
 
 
 async def _one_of_batch(
-    retrieval: Retrieval, connection: Connection, question: RetrieveRequest, content: ContentVector | Problem | None
+    retrieval: Retrieval, connection: Session, question: RetrieveRequest, content: ContentVector | Problem | None
 ) -> Answer | Problem:
     try:
         if isinstance(content, Problem):
@@ -271,7 +276,7 @@ async def ready(request: Request) -> Ready:
         raise Problem(NOT_READY, "the database is not migrated; run `polytower init`") from error
 
 
-async def _live(connection: Connection) -> int:
+async def _live(connection: Session) -> int:
     row = await (await connection.execute(queries.READY)).fetchone()
     if row is None:
         raise Problem(PROBLEMS["PT001"], "no generation is live; build one and promote it")

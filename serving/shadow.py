@@ -6,16 +6,18 @@ question is not taken before a hundred times what the last one cost has passed, 
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from time import monotonic
 from typing import Any
 
+import numpy as np
 import psycopg
 
 from serving import queries
 from serving.database import Database
 from serving.errors import Problem
 from serving.metrics import Metrics
+from serving.queries import Column
 
 LOG = logging.getLogger(__name__)
 INTERVAL = 10.0
@@ -38,9 +40,9 @@ class Shadow:
         """Whether it is time for a sample."""
         return monotonic() >= self._not_before and (self._asking is None or self._asking.done())
 
-    def sample(self, by: str, parameters: Mapping[str, Any], scores: Sequence[float]) -> None:
+    def sample(self, by: str, parameters: Mapping[str, Any], scores: Column) -> None:
         """Takes an answer, if it is time for one. parameters: of queries.CANDIDATES_BY_VECTORS."""
-        if scores and self.due:
+        if len(scores) and self.due:
             self._not_before = float("inf")
             self._asking = asyncio.get_running_loop().create_task(self._ask(by, parameters, scores))
 
@@ -49,7 +51,7 @@ class Shadow:
         if self._asking is not None:
             await asyncio.wait([self._asking])
 
-    async def _ask(self, by: str, parameters: Mapping[str, Any], scores: Sequence[float]) -> None:
+    async def _ask(self, by: str, parameters: Mapping[str, Any], scores: Column) -> None:
         started = monotonic()
         try:
             async with (
@@ -61,7 +63,7 @@ class Shadow:
             if exact:
                 # By score, so that one of two equal items is as good as the other; a rounding apart is equal.
                 bar = min(exact) - 1e-6
-                self._metrics.recall(by, min(1.0, sum(score >= bar for score in scores) / len(exact)))
+                self._metrics.recall(by, min(1.0, float(np.count_nonzero(scores >= bar)) / len(exact)))
         except (psycopg.Error, Problem) as error:
             LOG.info("a shadow query failed (%s)", type(error).__name__)
         finally:

@@ -5,6 +5,7 @@ through the routes, solving dependencies that are not there) takes as long as fi
 """
 
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -16,11 +17,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.errors import INVALID, Problem
 
+LOG = logging.getLogger(__name__)
+
 
 class Straight:
     """Wraps the application: a POST to `path` goes to `endpoint` at once.
 
-    model: of the body. problem: the response to an error, or None for one that is the server's own failure.
+    model: of the body. respond: the response to an error; one that is not expected is the server's own failure.
     """
 
     def __init__(
@@ -30,13 +33,15 @@ class Straight:
         path: str,
         model: type[BaseModel],
         endpoint: Callable[[Any, Request], Awaitable[Response]],
-        problem: Callable[[Exception], Response | None],
+        expected: tuple[type[Exception], ...],
+        respond: Callable[[Exception], Response],
     ) -> None:
         self.app = app
         self.path_format = path  # the name under which routes are measured
         self.model = model
         self.endpoint = endpoint
-        self.problem = problem
+        self.expected = expected
+        self.respond = respond
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Everything else goes on to the application."""
@@ -47,11 +52,11 @@ class Straight:
         request = Request(scope, receive)
         try:
             response = await self.endpoint(await self._question(request), request)
+        except self.expected as error:
+            response = self.respond(error)
         except Exception as error:
-            told = self.problem(error)
-            if told is None:
-                raise
-            response = told
+            LOG.exception("POST %s failed", self.path_format)
+            response = self.respond(error)
         await response(scope, receive, send)
 
     async def _question(self, request: Request) -> BaseModel:

@@ -15,10 +15,19 @@ from tests.generation_factory import Synthetic
 def _candidates(body: dict[str, Any]) -> list[Candidate]:
     candidates = []
     for row in body["candidates"]:
-        columns = {f"found_{name}s": [by[name] for by in row["found_by"]] for name in ("rank", "score")}
-        columns["found_by"] = [by["interest"] for by in row["found_by"]]
+        columns = {
+            "score": _score(row["score"]),
+            "found_by": [by["interest"] for by in row["found_by"]],
+            "found_ranks": [by["rank"] for by in row["found_by"]],
+            "found_scores": [_score(by["score"]) for by in row["found_by"]],
+        }
         candidates.append(Candidate(**{**row, **columns}, generation=body["generation"]))
     return candidates
+
+
+def _score(written: float) -> float:
+    """JSON has as many digits as tell 32-bit numbers apart."""
+    return float(np.float32(written))
 
 
 QUESTIONS: list[dict[str, Any]] = [
@@ -44,6 +53,15 @@ def test_http_agrees_with_sql(
         answer = _ok(client.post("/v1/retrieve", json=given))
         assert answer["interests"] == "given"
         assert _candidates(answer) == expected
+
+
+def test_who_found_a_candidate_can_be_left_out(client: TestClient) -> None:
+    question = {"user_id": "ada", "k": 5}
+    whole = _ok(client.post("/v1/retrieve", json=question))["candidates"]
+    less = _ok(client.post("/v1/retrieve", json={**question, "found_by": False}))["candidates"]
+    for each in whole:
+        assert each.pop("found_by")
+    assert less == whole
 
 
 def test_titles(client: TestClient) -> None:

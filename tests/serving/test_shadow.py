@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import numpy as np
 import psycopg
 
 from serving import queries
@@ -32,7 +33,7 @@ def test_recall_of_a_sample(served: str, connection: psycopg.Connection[Any]) ->
     found = retrieve(connection, "ada", k=8, exclude_seen=False)
 
     async def ask(answer: list[queries.Candidate], interval: float) -> list[str]:
-        scores = [row.score for row in answer]
+        scores = np.array([row.score for row in answer], np.float32)
         metrics = Metrics()
         database = Database(served, metrics, size=1, timeout=10)
         await database.open()
