@@ -232,6 +232,7 @@ Table(
     Column("content_embedding", HALFVEC),
     Column("id_embedding", HALFVEC),
     PrimaryKeyConstraint("generation", "item_id", name="item_embeddings_pkey"),
+    Index("item_embeddings_item_idx", "item_id", postgresql_using="hash"),
     postgresql_partition_by="list (generation)",
 )
 

@@ -1,0 +1,36 @@
+-- The first `depth` qualifying items of each query vector by one scan (exact). Internal: callers have checked everything.
+-- members: the ids that a filter left, or null for all available items that match path (null: any).
+create function scanned_lists(
+    generation bigint, dim int, space_column text, queries halfvec[], depth int, path jsonpath, exclude text[],
+    members text[], out interest int, out item_id text, out score real)
+returns setof record
+language plpgsql stable
+set search_path = polytower, public
+as $$
+begin
+    -- The scores are computed once per interest; `offset 0` keeps them out of the sort's comparisons.
+    return query execute format($sql$
+        with qualifying as materialized (
+            select e.item_id, e.%1$I::halfvec(%2$s) as vector from %3$s
+            where e.%1$I is not null and e.item_id <> all ($3) and %4$s
+        )
+        select q.number::int, c.item_id, c.score
+        from unnest($1) with ordinality q (vector, number)
+        cross join lateral (
+            select item_id, score from (
+                select item_id, (-(vector <#> q.vector))::real as score from qualifying offset 0
+            ) scored order by score desc, item_id collate "C" limit $2
+        ) c $sql$, space_column, dim,
+        -- The limit keeps this a look-up of each member, by hash; the planner would read the whole partition for a few
+        -- per cent.
+        case when members is not null
+                 then format('unnest($5) m (id) cross join lateral (select e.item_id, e.%I from %I e'
+                             ' where e.generation = %s and e.item_id = m.id limit 1) e',
+                             space_column, 'item_embeddings_g' || generation, generation)
+             else format('%I e', 'item_embeddings_g' || generation) end,
+        case when members is not null then 'true'
+             when path is not null
+                 then 'e.item_id in (select i.item_id from items i where i.available and i.attributes @@ $4)'
+             else 'not exists (select from items i where i.item_id = e.item_id and not i.available)' end)
+    using queries, depth, exclude, path, members;
+end $$;
