@@ -127,6 +127,7 @@ def served(task: Task) -> Iterator[list[Contestant]]:
             _wait(process, port, len(task.vectors))
             names = {
                 "polytower HTTP": {},
+                "polytower HTTP, found_by left out": {"found_by": False},
                 "polytower HTTP, 2 % filter": {"filter": {"rare": True}},
                 "polytower HTTP, seen excluded": {"exclude_seen": True},
             }
