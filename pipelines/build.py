@@ -55,8 +55,10 @@ def build(connection: psycopg.Connection[Any], directory: Path, *, progress: boo
 
 def _identity(checkpoint: Checkpoint, training_set: TrainingSet) -> dict[str, Any]:
     """What decides a generation's content: equal identities make equal generations."""
+    options = {"options": dict(checkpoint.options)} if checkpoint.options else {}
     return {
         "preset": checkpoint.preset,
+        **options,
         "checkpoint": checkpoint.sha256,
         "encoders": dict(training_set.encoders),
         "catalogue": training_set.catalogue.fingerprint(),

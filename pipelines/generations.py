@@ -39,6 +39,11 @@ class Generation:
     live_at: datetime | None
     retired_at: datetime | None
 
+    @property
+    def recipe(self) -> tuple[str, dict[str, Any]]:
+        """(preset, options) of the training behind it."""
+        return self.config.get("preset", "demo"), self.config.get("options", {})
+
     def as_json(self) -> dict[str, Any]:
         """The same, with times as ISO strings."""
         return {

@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from pipelines import generations
 from pipelines.materialize import Until, materialize
 from pipelines.model_assets import MODEL_ASSETS
 from pipelines.resources import PostgresResource
@@ -24,9 +25,12 @@ train = dg.define_asset_job(
 
 
 class FlowConfig(dg.Config):
-    """preset, options: training configuration. folder, images: loaded first when given."""
+    """preset, options: training configuration; without a preset that of the live generation, or else `demo`.
 
-    preset: str = "demo"
+    folder, images: loaded first when given.
+    """
+
+    preset: str = ""
     options: dict[str, Any] = Field(default_factory=dict)
     folder: str = ""
     images: str = ""
@@ -45,11 +49,18 @@ def run_everything(context: dg.OpExecutionContext, config: FlowConfig, postgres:
 
 
 def _run(context: dg.OpExecutionContext, config: FlowConfig, postgres: PostgresResource, until: Until) -> None:
+    preset, options = config.preset, config.options
+    if not preset:
+        # A night's run renews what serves; it does not replace it by another model.
+        with postgres.connect() as connection:
+            live = generations.live(connection)
+        preset, before = ("demo", {}) if live is None else live.recipe
+        options = {**before, **options}
     result = materialize(
         postgres.database_url(),
         until=until,
-        preset=config.preset,
-        options=config.options,
+        preset=preset,
+        options=options,
         folder=config.folder,
         images=config.images,
         progress=False,

@@ -4,7 +4,7 @@ trains twice and a killed run finds its own state again."""
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,8 @@ class Checkpoint:
     """A finished checkpoint folder.
 
     sha256: of the tower weights. encoders: modality -> revision it was trained with. metrics: of the validation items.
-    curves: one entry per epoch (loss, seconds, validation metrics where due). reused: found, not trained.
+    curves: one entry per epoch (loss, seconds, validation metrics where due). reused: found, not trained. options: what
+    differed from the preset.
     """
 
     directory: Path
@@ -42,6 +43,7 @@ class Checkpoint:
     best_epoch: int
     seconds: float
     reused: bool
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def towers(self) -> TowersConfig:
@@ -85,6 +87,7 @@ def train_checkpoint(
         directory / _SUMMARY,
         {
             "preset": preset_name,
+            "options": dict(options or {}),
             "encoders": dict(training_set.encoders),
             "metrics": result.metrics,
             "curves": [asdict(point) for point in result.curves],

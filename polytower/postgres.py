@@ -33,7 +33,7 @@ _HELD: dict[Path, "EmbeddedPostgres"] = {}
 # Small enough for a laptop, large enough that an HNSW build of a million 64-d vectors stays in memory.
 _CONFIGURATION = """
 listen_addresses = '127.0.0.1'
-shared_buffers = '256MB'
+shared_buffers = '{buffers}MB'
 maintenance_work_mem = '512MB'
 work_mem = '32MB'
 max_wal_size = '4GB'
@@ -41,6 +41,12 @@ checkpoint_timeout = '15min'
 jit = off
 timezone = 'UTC'
 """
+
+
+def _buffers() -> int:
+    """Mebibytes of shared buffers: an eighth of the memory, up to 2 GiB; a graph of a million vectors takes .4."""
+    total: int = psutil.virtual_memory().total
+    return min(2048, max(128, total >> 23))
 
 
 class EmbeddedPostgres:
@@ -120,8 +126,10 @@ class EmbeddedPostgres:
         self._package_server()
         (self.directory / "port").write_text(str(_wheel("utils").find_suitable_port()))
         configuration = self.data / "postgresql.conf"
-        if _CONFIGURATION not in configuration.read_text():
-            configuration.write_text(configuration.read_text() + _CONFIGURATION)
+        written = configuration.read_text()
+        ours = _CONFIGURATION.format(buffers=_buffers())
+        if ours not in written:
+            configuration.write_text(written + ours)
         self._start()
         password = secrets.token_urlsafe(24)
         with psycopg.connect(self._socket_conninfo(), autocommit=True) as connection:

@@ -25,19 +25,23 @@ from serving.indexes import Indexes
 from serving.limits import Limits
 from serving.loading import Loader
 from serving.metrics import CONTENT_TYPE, Metrics
-from serving.models import RetrieveRequest
+from serving.models import FeaturesRequest, RetrieveRequest
 from serving.online import UserTowers
 from serving.openapi import METRICS, PROBLEMS, Api
 from serving.ranking import Ranking
 from serving.retrieval import Retrieval
 from serving.shadow import Shadow
-from serving.straight import Straight
-from serving.warm import warm_up
+from serving.straight import HotRoute, Straight
+from serving.warm import warmer
 from serving.writing import json_bytes
 
 LOG = logging.getLogger(__name__)
 # What a request may fail with; anything else is the server's own failure, and goes to its log.
 EXPECTED = (Problem, psycopg.Error, RequestValidationError, HTTPException)
+HOT = (
+    HotRoute("/v1/retrieve", RetrieveRequest, routes.retrieve),
+    HotRoute("/v1/features", FeaturesRequest, routes.features),
+)
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,10 @@ def create_app(
         await database.open()
         features.open()
         indexes.refresh()
-        app.state.warming = asyncio.create_task(warm_up(database, retrieval, content, loader)) if warm else None
+        warming = None if app.state.warmer is None else asyncio.create_task(app.state.warmer.run())
         yield
-        if app.state.warming:
-            app.state.warming.cancel()
+        if warming is not None:
+            warming.cancel()
         if guarded:
             await _note_use(ring)
         await shadow.settled()
@@ -100,14 +104,7 @@ def create_app(
     respond = _responder(metrics)
 
     def around(inner: ASGIApp) -> ASGIApp:
-        straight = Straight(
-            inner,
-            path="/v1/retrieve",
-            model=RetrieveRequest,
-            endpoint=routes.retrieve,
-            expected=EXPECTED,
-            respond=respond,
-        )
+        straight = Straight(inner, HOT, expected=EXPECTED, respond=respond)
         limits = Limits(straight, metrics, body=caps.body, concurrency=caps.concurrency, deadline=caps.deadline)
         # Who has no key takes no place in the queue.
         return Guard(limits, ring, metrics) if guarded else limits
@@ -120,6 +117,7 @@ def create_app(
     app.state.ranking = Ranking(database, features, metrics)
     app.state.indexes = indexes
     app.state.metrics = metrics
+    app.state.warmer = warmer(database, retrieval, content, loader) if warm else None
     app.state.ring = ring
     app.include_router(routes.probes)
     app.include_router(routes.v1, responses=PROBLEMS)

@@ -265,7 +265,7 @@ async def health() -> Health:
 @probes.get("/readyz", responses=UNREADY)
 async def ready(request: Request) -> Ready:
     """503 without Postgres, without the tables, without a live generation, or while `--warm` is loading."""
-    if request.app.state.warming and not request.app.state.warming.done():
+    if request.app.state.warmer is not None and not request.app.state.warmer.done:
         raise Problem(
             NOT_READY, "torch, the user tower or an encoder is being loaded; questions are answered meanwhile"
         )

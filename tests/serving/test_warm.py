@@ -95,3 +95,33 @@ def test_a_failed_load_is_told_once_and_tried_again() -> None:
         loader.close()
 
     asyncio.run(ask())
+
+
+def test_each_generation_is_loaded_once() -> None:
+    import asyncio
+
+    from serving.warm import Warmer
+
+    seen = iter([None, 1, 1, None, 2, 2, 1])
+    loads: list[int | None] = []
+    now: int | None = None
+
+    async def run() -> None:
+        async def live() -> int | None:
+            nonlocal now
+            now = next(seen, 1)
+            return now
+
+        async def load() -> None:
+            loads.append(now)
+
+        warmer = Warmer(live, load, interval=0)
+        assert not warmer.done
+        running = asyncio.create_task(warmer.run())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert warmer.done
+        running.cancel()
+
+    asyncio.run(run())
+    assert loads == [None, 1, 2, 1]
