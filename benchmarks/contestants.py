@@ -266,7 +266,9 @@ def usearch(task: Task, objective: float, _folder: str) -> Contestant:
     def search(interests: Floats, width: int) -> list[tuple[Sequence[int], Sequence[float]]]:
         index.expansion_search = max(width, task.k)
         found = index.search(interests, task.k, threads=1)
-        return list(zip(found.keys.tolist(), (-found.distances).tolist(), strict=True))
+        # One question's answer has one dimension less.
+        keys, distances = np.atleast_2d(found.keys), np.atleast_2d(found.distances)
+        return list(zip(keys.tolist(), (-distances).tolist(), strict=True))
 
     return _contestant("usearch f16, in process", task, search, objective)
 
