@@ -27,9 +27,8 @@ from polytower.settings import settings
 )
 def serve(host: str, port: int, require_keys: bool | None, warm: bool) -> None:
     """The HTTP API; its documentation is at /docs."""
-    # Matrices and searches here are small: threads would spin for longer than they compute.
+    # Matrices here are small: threads would spin for longer than they compute.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     import uvicorn
 
     from polytower.postgres import connect

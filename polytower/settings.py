@@ -19,6 +19,7 @@ class Settings:
     database_url: an external Postgres (>= 16 with pgvector >= 0.8.4); None means the embedded one.
     device: "auto", "cpu", "cuda", "cuda:1" ...; auto takes CUDA where there is one.
     index_mb: mebibytes that a server's index in memory may take; 0 for none (SQL answers then).
+    search_threads: of a server's search in memory. Two answer a lone client sooner, one answers more clients.
     text_encoder, image_encoder: "default" for the bundled weights, else any transformers checkpoint by name or path.
     require_keys: whether the HTTP API asks for API keys; None: undecided (`polytower serve` decides by the address).
     """
@@ -27,6 +28,7 @@ class Settings:
     database_url: str | None
     device: str
     index_mb: int
+    search_threads: int
     text_encoder: str
     image_encoder: str
     require_keys: bool | None = None
@@ -54,11 +56,22 @@ def settings() -> Settings:
         home=Path(environ.get("POLYTOWER_HOME", ".polytower")).resolve(),
         database_url=environ.get("POLYTOWER_DATABASE_URL") or None,
         device=environ.get("POLYTOWER_DEVICE", "auto"),
-        index_mb=int(environ.get("POLYTOWER_INDEX_MB", "1024")),
+        index_mb=_number("POLYTOWER_INDEX_MB", 1024, least=0),
+        search_threads=_number("POLYTOWER_SEARCH_THREADS", 1, least=1),
         text_encoder=environ.get("POLYTOWER_TEXT_ENCODER", "default"),
         image_encoder=environ.get("POLYTOWER_IMAGE_ENCODER", "default"),
         require_keys=_flag("POLYTOWER_REQUIRE_KEYS"),
     )
+
+
+def _number(name: str, default: int, *, least: int) -> int:
+    """A whole number. Raises UserError for anything else."""
+    value = os.environ.get(name, "").strip()
+    if not value:
+        return default
+    if not value.isdecimal() or int(value) < least:
+        raise UserError(f"{name}={value!r} is no whole number from {least} on")
+    return int(value)
 
 
 def _flag(name: str) -> bool | None:

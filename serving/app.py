@@ -78,7 +78,7 @@ def create_app(
     features = Features(where, metrics, timeout=caps.deadline * 0.8)
     ring = KeyRing(database)
     content = ContentQueries(database, metrics, loader)
-    indexes = Indexes(where, metrics, limit=settings().index_mb << 20)
+    indexes = Indexes(where, metrics, limit=settings().index_mb << 20, threads=settings().search_threads)
     shadow = Shadow(database, metrics)
     retrieval = Retrieval(towers, metrics, indexes, shadow)
 

@@ -23,12 +23,13 @@ SEARCHERS = 2
 
 
 class Indexes:
-    """Holds one index and replaces it. limit: bytes that it may take, 0 for no index at all."""
+    """Holds one index and replaces it. limit: bytes that it may take, 0 for no index at all. threads: of one search."""
 
-    def __init__(self, url: str, metrics: Metrics, *, limit: int) -> None:
+    def __init__(self, url: str, metrics: Metrics, *, limit: int, threads: int = 1) -> None:
         self._url = url
         self._metrics = metrics
         self._limit = limit
+        self._threads = threads
         self._index: ItemIndex | None = None
         self._loading: asyncio.Task[None] | None = None
         self._not_before = 0.0
@@ -72,7 +73,10 @@ class Indexes:
     async def _load(self) -> None:
         started = monotonic()
         try:
-            self._index = await asyncio.get_running_loop().run_in_executor(self._loader, load, self._url, self._limit)
+            index = await asyncio.get_running_loop().run_in_executor(self._loader, load, self._url, self._limit)
+            if index is not None:
+                index.cells.threads = self._threads
+            self._index = index
         except TooLarge as reason:
             self._index = None
             self._not_before = monotonic() + PATIENCE

@@ -8,6 +8,7 @@ import psycopg
 import pytest
 from fastapi.testclient import TestClient
 
+from polytower.errors import UserError
 from polytower.postgres import connect
 from serving.app import create_app
 from serving.indexes import Indexes
@@ -85,6 +86,24 @@ def test_sql_answers_without_an_index(
         assert len(_ask(client)["candidates"]) == 9
         assert _by(client) == {"sql": 1}
     assert ("more than 1 MiB" in caplog.text) == (reason == "small")
+
+
+def test_threads_of_a_search_are_a_setting(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYTOWER_SEARCH_THREADS", "2")
+    with TestClient(create_app(own)) as client:
+        _settle(client)
+        index = client.app.state.indexes.current(1, _version(own))  # type: ignore[attr-defined]
+        assert index.cells.threads == 2
+    monkeypatch.setenv("POLYTOWER_SEARCH_THREADS", "0")
+    with pytest.raises(UserError, match="POLYTOWER_SEARCH_THREADS='0' is no whole number from 1 on"):
+        create_app(own)
+
+
+def _version(url: str) -> int:
+    with connect(url) as connection:
+        row = connection.execute("select version from item_version").fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def test_postgres_away_while_loading(caplog: pytest.LogCaptureFixture) -> None:
