@@ -1,15 +1,19 @@
-"""What one HTTP request costs: CPU time of the server, and p50 beside four plain pgvector queries.
+"""What one HTTP request costs: CPU time of the server, p50 beside four plain pgvector queries, and what HTTP adds.
 
     python -m benchmarks.request                             # 200,000 items × 64, K = 4, k = 100; this tree
     python -m benchmarks.request --trees ../before .         # two checkouts, asked in turn: the same load for both
 
-Blocks of twenty questions go to each contestant in turn. CPU time is that of the server's process; its Postgres session
-comes to it. It does not count waiting for a core, but a busy machine's cold caches can double it.
+Blocks of twenty questions go to each contestant in turn; a server is asked for whole answers, and for ids and scores
+alone. "inside" is the mean time of its connection, statement and search (/metrics): the rest of a wait is HTTP.
+CPU time is that of the server's process; its Postgres session comes to it. It does not count waiting for a core, but a
+busy machine's cold caches can double it.
 """
 
 import argparse
+import http.client
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -51,12 +55,16 @@ def main() -> None:
             "four plain queries": (stack.enter_context(plain.open()), None)
         }
         for tree, (port, process) in servers.items():
-            session = stack.enter_context(contestants.over_http(task, port, {}))
-            asked[tree] = session, process
+            for what, extra in (("", {}), (", found_by left out", {"found_by": False})):
+                session = stack.enter_context(contestants.over_http(task, port, extra))
+                asked[tree + what] = session, process
         rows = _rows(asked, arguments.rounds)
+        inside = {tree: _inside(port) for tree, (port, _) in servers.items()}
     for row in rows:
         print(f"{row['who']:32s} p50 {row['p50_ms']:7.2f} ms   of plain {row['of_plain']:.3f}   CPU {row['cpu_ms']} ms")
-    print(json.dumps({"load": os.getloadavg(), "rows": rows}))
+    for tree, milliseconds in inside.items():
+        print(f"{tree:32s} inside {milliseconds:.2f} ms")
+    print(json.dumps({"load": os.getloadavg(), "rows": rows, "inside_ms": inside}))
 
 
 def _rows(asked: dict[str, tuple[Any, psutil.Process | None]], rounds: int) -> list[dict[str, Any]]:
@@ -81,6 +89,22 @@ def _rows(asked: dict[str, tuple[Any, psutil.Process | None]], rounds: int) -> l
         }
         for who, times in seconds.items()
     ]
+
+
+def _inside(port: int) -> float:
+    """Milliseconds that a question spent on its connection, its statement and its search, in the mean."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+
+    def total(name: str, stage: str) -> float:
+        found = re.search(rf'^polytower_stage_seconds_{name}\{{stage="{stage}"\}} (\S+)', text, re.MULTILINE)
+        assert found is not None, f"/metrics has no stage {stage}"
+        return float(found[1])
+
+    means = (total("sum", stage) / total("count", stage) for stage in ("pool", "state", "search"))
+    return round(sum(means) * 1e3, 2)
 
 
 def _cpu(process: psutil.Process | None) -> float:
