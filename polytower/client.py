@@ -54,8 +54,9 @@ Row = TypeVar("Row")
 class Question:
     """One retrieval question: exactly one of user_id, history, vectors [K, D], and text or image (or both of these).
 
-    attributes: what is known of somebody with that history, or without one. image: the file's bytes. features: a
-    feature service, such as "ranker". The rest as in docs/http.md.
+    attributes: what is known of somebody with that history, or without one. image: the file's bytes. found_by: whether
+    candidates list all interests that found them. features: a feature service, such as "ranker". The rest as in
+    docs/http.md.
     """
 
     user_id: str | None = None

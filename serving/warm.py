@@ -24,13 +24,13 @@ INTERVAL = 5.0  # seconds between two looks at which generation is live
 class Warmer:
     """Loads whenever another generation is live. done: whether it has loaded for the first time.
 
-    live: the number of the live generation, None for none, or where nobody can tell.
+    live: the number of the live generation, None for none, or where nobody can tell. load: is given that number.
     """
 
     def __init__(
         self,
         live: Callable[[], Awaitable[int | None]],
-        load: Callable[[], Awaitable[None]],
+        load: Callable[[int | None], Awaitable[None]],
         *,
         interval: float = INTERVAL,
     ) -> None:
@@ -45,7 +45,7 @@ class Warmer:
         while True:
             live = await self._live()
             if not self.done or (live is not None and live != warm):
-                await self._load()
+                await self._load(live)
                 warm, self.done = live, True
             await asyncio.sleep(self._interval)
 
@@ -61,13 +61,12 @@ def warmer(database: Database, retrieval: Retrieval, content: ContentQueries, lo
             return None
         return None if row is None else int(row[0])
 
-    async def load() -> None:
+    async def load(generation: int | None) -> None:
         await loader.start_torch()
         try:
-            async with database.connection() as connection:
-                row = await (await connection.execute(queries.READY)).fetchone()
-                if row is not None:
-                    await retrieval.load_tower(connection, row[0])
+            if generation is not None:
+                async with database.connection() as connection:
+                    await retrieval.load_tower(connection, generation)
         except (psycopg.Error, Problem) as error:
             LOG.warning("the user tower is not loaded yet: %s", error)
         try:

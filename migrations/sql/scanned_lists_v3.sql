@@ -8,7 +8,8 @@ language plpgsql stable
 set search_path = polytower, public
 as $$
 begin
-    -- The scores are computed once per interest; `offset 0` keeps them out of the sort's comparisons.
+    -- One sort by score and id keeps only the best; a limit with ties would sort everything. Ids are compared by byte,
+    -- where scores are equal only. `offset 0` keeps the score a column of its own.
     return query execute format($sql$
         with qualifying as materialized (
             select e.item_id, e.%1$I::halfvec(%2$s) as vector from %3$s

@@ -1,6 +1,6 @@
 """Filtered retrieval looks its items up by hash: half the time of four thousand descents through a tree of texts.
 
-Compatibility: nothing answers differently. Takes seconds for each generation of a million items.
+Compatibility: nothing answers differently. Takes half a second for a generation of 200,000 items.
 """
 
 from pathlib import Path

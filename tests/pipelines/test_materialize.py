@@ -51,6 +51,8 @@ def test_the_whole_flow(
     errors = capfd.readouterr().err
     assert "live generation" in errors
     assert "DEBUG" not in errors
+    with connect(platform) as connection:
+        assert generations.get(connection, 1).recipe == ("tiny", options)
     assert json.loads(json.dumps(first, default=str))["seconds"]["generation"] > 0
 
     modalities = history.get_materialized_partitions(dg.AssetKey("content_embeddings"))

@@ -104,16 +104,13 @@ def test_each_generation_is_loaded_once() -> None:
 
     seen = iter([None, 1, 1, None, 2, 2, 1])
     loads: list[int | None] = []
-    now: int | None = None
 
     async def run() -> None:
         async def live() -> int | None:
-            nonlocal now
-            now = next(seen, 1)
-            return now
+            return next(seen, 1)
 
-        async def load() -> None:
-            loads.append(now)
+        async def load(generation: int | None) -> None:
+            loads.append(generation)
 
         warmer = Warmer(live, load, interval=0)
         assert not warmer.done
