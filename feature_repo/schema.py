@@ -41,6 +41,18 @@ GENERATION_STATES: tuple[GenerationState, ...] = get_args(GenerationState)
 # A similarity space and the column of item_embeddings that holds it
 SPACES = {"item": "embedding", "content": "content_embedding", "id": "id_embedding"}
 
+# Limits. Every door (files, HTTP, expectations, encoders, SQL) reads them here and refuses in the same words.
+# Ids, kinds and event ids, in bytes of UTF-8: four of them share one index row, which Postgres limits to 2,700 bytes.
+MAX_ID_BYTES = 500
+# A text that is searched for, and the query that an event came from, in characters
+MAX_QUERY_CHARACTERS = 10_000
+# How far ahead of this clock an event may be dated, in seconds
+MAX_AHEAD_SECONDS = 300
+# Pictures: bytes of a file, and pixels that it unfolds into (a few bytes can make gigabytes)
+MAX_IMAGE_BYTES = 20_000_000
+MAX_IMAGE_PIXELS = 50_000_000
+# By content, as Pillow calls them; none that runs an interpreter (EPS), no rarely met parsers
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # Interactions kept in a user's sequence feature (the newest ones)
 SEQUENCE_LENGTH = 200
 

@@ -122,7 +122,7 @@ def user_rows(towers: "Towers", items_VD: Any, histories: Histories, *, progress
 
     as_of: the user's newest event; 1970 for a user who is known by attributes alone.
     """
-    from torch.nn.functional import embedding  # three times as fast as indexing
+    from torch.nn import functional as F
     from tqdm import tqdm
 
     from encoders.evaluate import context_of, padded
@@ -134,7 +134,8 @@ def user_rows(towers: "Towers", items_VD: Any, histories: Histories, *, progress
             users = order[start : start + USER_CHUNK]
             chosen = histories.select(users)
             rows, mask = padded(chosen, towers.config.history)
-            found = towers.user_interests(embedding(rows, items_VD), mask, context_of(chosen, towers.config))
+            looked_up = F.embedding(rows, items_VD)  # three times as fast as indexing
+            found = towers.user_interests(looked_up, mask, context_of(chosen, towers.config))
             for user, vectors, weights in zip(users, found.vectors.numpy(), found.weights.numpy(), strict=True):
                 newest = histories.times[histories.offsets[user + 1] - 1] if lengths[user] else 0
                 as_of = EPOCH + timedelta(microseconds=int(newest))

@@ -37,7 +37,8 @@ class Built:
 @pytest.fixture(scope="module")
 def built(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     home = tmp_path_factory.mktemp("home")
-    with connect(module_database) as connection:
+    with connect(module_database) as connection, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.build.USER_CHUNK", 13)  # 40 users: three rounds and a remainder
         load_folder(connection, tiny_folder(home / "data"))
         encode_modality(connection, "attributes", CONTENT_ENCODERS["attributes"](device="cpu"))
         trained = train_checkpoint(read_training_set(connection), "tiny", home / "checkpoints", device="cpu")
