@@ -21,7 +21,8 @@ class TowersConfig:
     log-spaced bucket: "none", "position" (T5), "time" (between two events) or "both" (HSTU).
     recency: adds Σ λ^(events since) · item to the last state, λ learned: a straight way for the newest items.
     interests: K. extractor: a name of `interests.EXTRACTORS`. adaptive: K_u = clip(log2 |history|, 1, K) (MIND).
-    fusion: a name of `fusion.FUSIONS`; content_width: hidden width of the content path; content_dropout: on its input.
+    fusion: a name of `fusion.FUSIONS`; fusion_queries, fusion_layers: of the Q-Former; content_width: hidden width of the
+    content path; content_dropout: on its input.
     shrinkage: start of the learned number n0 of events at which an item's own ID weighs as much as its content:
     item = normalise(ID + n0/(n + n0)·content); 0 leaves content out of warm items. tail_buckets: rows of the ID table
     that items with fewer than tail_below training events share, two hashed ones each; 0 gives every item its own row;
@@ -45,6 +46,8 @@ class TowersConfig:
     extractor: str = "heads"
     adaptive: bool = False
     fusion: str = "gated_sum"
+    fusion_queries: int = 2
+    fusion_layers: int = 1
     content_width: int = 128
     content_dropout: float = 0.2
     shrinkage: float = 0.0
@@ -131,6 +134,11 @@ class TrainConfig:
             "towers.dim (a multiple of towers.heads)": shape.dim < 1 or shape.dim % shape.heads != 0,
             "towers.dim (a head has an even width with rotary positions)": (
                 shape.positions == "rotary" and shape.dim // shape.heads % 2 != 0
+            ),
+            "towers.fusion_queries": shape.fusion_queries < 1,
+            "towers.fusion_layers": shape.fusion_layers < 1,
+            "towers.content_width (a multiple of 4 for the Q-Former)": (
+                shape.content_width < 1 or (shape.fusion == "qformer" and shape.content_width % 4 != 0)
             ),
             "towers.dropout": not 0 <= shape.dropout < 1,
             "towers.user_attributes (a multiple of 4)": shape.user_attributes < 0 or shape.user_attributes % 4 != 0,

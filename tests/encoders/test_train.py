@@ -153,7 +153,7 @@ def test_gradients_reach_every_trainable_part(extractor: str, objective: str) ->
         {"smooth_initial": 5.0},
         {"towers": replace(SHAPE, interests=1, shrinkage=0.0)},
         {"towers": replace(SHAPE, adaptive=True, interests=4)},
-        {"towers": replace(SHAPE, blocks=2, fusion="attention")},
+        {"towers": replace(SHAPE, blocks=2, fusion="qformer")},
     ],
     ids=str,
 )
