@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from encoders.catalogue import Catalogue
 from encoders.config import TowersConfig, TrainConfig, config_from_json, towers_from_json
-from encoders.towers import Content, ItemTower, Towers, UserTower
+from encoders.content_tower import Content
+from encoders.towers import ItemTower, Towers, UserTower
 from polytower.errors import UserError
 
 FORMAT = 1

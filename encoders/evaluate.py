@@ -3,7 +3,8 @@
 Legend: Q questions of a chunk, V items, D width, K interests, L list length.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from encoders.splits import Questions
 from encoders.towers import Context, Interests, Towers
 
 Metrics = dict[str, float]
+TRACKS = ("masked", "unmasked")
 DEPTHS = (5, 10, 20, 50, 100, 500)
 _LIST = 10  # length of the lists that coverage and diversity look at
 
@@ -33,15 +35,16 @@ class TowersScorer:
     """max over a user's interests of the inner product with the item embedding: what the index answers, exactly.
 
     softness: of the maximum, see `best_scores`; `TrainConfig.softness` makes it what the towers were trained with.
+    candidates_VD: what is ranked, the items unless it is set; histories are always read as items.
     """
 
     def __init__(self, towers: Towers, *, softness: float = 0.0) -> None:
         self.towers, self.softness = towers, softness
-        self.items_VD = towers.item_embeddings().item
+        self.items_VD = self.candidates_VD = towers.item_embeddings().item
 
     def __call__(self, histories: Histories) -> Tensor:
         found = self.interests(histories)
-        return best_scores(found, self.items_VD, self.softness)
+        return best_scores(found, self.candidates_VD, self.softness)
 
     def interests(self, histories: Histories) -> Interests:
         """Interests [Q, K, D] and weights [Q, K] of these users."""
@@ -70,6 +73,17 @@ def best_scores(interests: Interests, items_VD: Tensor, softness: float = 0.0) -
     return best * softness if softness else best
 
 
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """What a scorer answered, by track ("masked": without the items of the question's own history, "unmasked").
+
+    ranks: int64 [Q], of the targets, ties against the model; lists: int64 [Q, L], the first 10 items.
+    """
+
+    ranks: Mapping[str, Tensor]
+    lists: Mapping[str, Tensor]
+
+
 def evaluate(
     scorer: Scorer,
     questions: Questions,
@@ -85,31 +99,52 @@ def evaluate(
     Masked leaves out the items of the question's own history. Diversity needs vectors_VD (any item vectors); without
     them it is left out. Ties count against the model. `items`: size of the catalogue.
     """
-    tracks: dict[str, list[Tensor]] = {"masked": [], "unmasked": []}
-    lists: dict[str, list[Tensor]] = {"masked": [], "unmasked": []}
+    ranked = rank(scorer, questions, items, chunk=chunk, progress=progress)
+    return summary(ranked, items, depths=depths, vectors_VD=vectors_VD)
+
+
+def rank(
+    scorer: Scorer, questions: Questions, items: int, *, chunk: int | None = None, progress: bool = False
+) -> Ranked:
+    """Full ranking of every question, in their order."""
+    size, length = len(questions), min(_LIST, items)
+    ranks = {name: torch.zeros(size, dtype=torch.int64) for name in TRACKS}
+    lists = {name: torch.zeros(size, length, dtype=torch.int64) for name in TRACKS}
     chunks = list(_chunks(questions, chunk or _chunk(items)))
-    for part, targets_Q in tqdm(chunks, desc="evaluate", disable=None if progress else True):
+    for chosen, part, targets_Q in tqdm(chunks, desc="evaluate", disable=None if progress else True):
         scores_QV = scorer(part)
         hidden_QV = seen(part, items).to(scores_QV.device)
         targets_Q = targets_Q.to(scores_QV.device)
-        tracks["unmasked"].append(metrics.ranks(scores_QV, targets_Q).cpu())
-        tracks["masked"].append(metrics.ranks(scores_QV, targets_Q, hidden_QV).cpu())
-        length = min(_LIST, items)
-        lists["unmasked"].append(scores_QV.topk(length, dim=1).indices)
-        lists["masked"].append(scores_QV.masked_fill(hidden_QV, float("-inf")).topk(length, dim=1).indices)
-    return {name: _summary(tracks[name], lists[name], items, depths, vectors_VD) for name in tracks}
+        ranks["unmasked"][chosen] = metrics.ranks(scores_QV, targets_Q).cpu()
+        ranks["masked"][chosen] = metrics.ranks(scores_QV, targets_Q, hidden_QV).cpu()
+        lists["unmasked"][chosen] = scores_QV.topk(length, dim=1).indices.cpu()
+        lists["masked"][chosen] = scores_QV.masked_fill(hidden_QV, float("-inf")).topk(length, dim=1).indices.cpu()
+    return Ranked(ranks, lists)
+
+
+def summary(
+    ranked: Ranked, items: int, *, depths: Sequence[int] = DEPTHS, vectors_VD: Tensor | None = None
+) -> dict[str, Metrics]:
+    """The metrics of `evaluate`, by track."""
+    return {name: _summary(ranked.ranks[name], ranked.lists[name], items, depths, vectors_VD) for name in TRACKS}
 
 
 def validation_ndcg(
     scorer: Scorer, questions: Questions, items: int, *, chunk: int | None = None
 ) -> tuple[float, float]:
     """(NDCG@10, Recall@50), seen items masked: the cheap part of `evaluate`, for model selection."""
-    found = []
-    for part, targets_Q in _chunks(questions, chunk or _chunk(items)):
-        scores_QV = scorer(part)
-        found.append(metrics.ranks(scores_QV, targets_Q.to(scores_QV.device), seen(part, items).to(scores_QV.device)))
-    ranks_Q = torch.cat(found) if found else torch.zeros(0, dtype=torch.int64)
+    ranks_Q = ranks_of(scorer, questions, items, chunk=chunk)
     return metrics.ndcg(ranks_Q, 10), metrics.recall(ranks_Q, 50)
+
+
+def ranks_of(scorer: Scorer, questions: Questions, items: int, *, chunk: int | None = None) -> Tensor:
+    """The rank of each question's target, seen items masked: int64 [Q], in the order of the questions."""
+    found = torch.zeros(len(questions), dtype=torch.int64)
+    for chosen, part, targets_Q in _chunks(questions, chunk or _chunk(items)):
+        scores_QV = scorer(part)
+        hidden_QV = seen(part, items).to(scores_QV.device)
+        found[chosen] = metrics.ranks(scores_QV, targets_Q.to(scores_QV.device), hidden_QV).cpu()
+    return found
 
 
 def interests_report(scorer: TowersScorer, questions: Questions, *, chunk: int = 256) -> dict[str, list[float] | float]:
@@ -121,7 +156,7 @@ def interests_report(scorer: TowersScorer, questions: Questions, *, chunk: int =
     """
     interests = scorer.towers.config.interests
     owners, own, weights, cosines = [], [], [], []
-    for part, targets_Q in _chunks(questions, chunk):
+    for _, part, targets_Q in _chunks(questions, chunk):
         found = scorer.interests(part)
         scores_QV = best_scores(found, scorer.items_VD, scorer.softness)
         lists_QL = scores_QV.masked_fill(seen(part, len(scorer.items_VD)).to(scores_QV.device), float("-inf")).topk(
@@ -199,22 +234,21 @@ def _chunk(items: int) -> int:
     return max(1, min(256, (64 << 20) // max(items, 1)))
 
 
-def _chunks(questions: Questions, size: int) -> Iterator[tuple[Histories, Tensor]]:
-    """Questions of similar history length together, so that little is padded."""
+def _chunks(questions: Questions, size: int) -> Iterator[tuple[Tensor, Histories, Tensor]]:
+    """(which questions, their histories, their targets): those of similar length together, so that little is padded."""
     order = np.argsort(questions.histories.lengths, kind="stable")
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
-        yield questions.histories.select(chosen), torch.from_numpy(questions.targets[chosen])
+        targets_Q = torch.from_numpy(questions.targets[chosen])
+        yield torch.from_numpy(chosen), questions.histories.select(chosen), targets_Q
 
 
 def _summary(
-    tracks: list[Tensor], lists: list[Tensor], items: int, depths: Sequence[int], vectors_VD: Tensor | None
+    ranks_Q: Tensor, lists_QL: Tensor, items: int, depths: Sequence[int], vectors_VD: Tensor | None
 ) -> Metrics:
-    ranks_Q = torch.cat(tracks) if tracks else torch.zeros(0, dtype=torch.int64)
-    lists_QL = torch.cat(lists) if lists else torch.zeros(0, min(_LIST, items), dtype=torch.int64)
     found = {f"recall@{depth}": metrics.recall(ranks_Q, depth) for depth in depths}
     found |= {f"ndcg@{depth}": metrics.ndcg(ranks_Q, depth) for depth in depths}
     found |= {"mrr": metrics.mrr(ranks_Q), f"coverage@{_LIST}": metrics.coverage(lists_QL, items)}
     if vectors_VD is not None:
-        found[f"diversity@{_LIST}"] = metrics.intra_list_diversity(lists_QL, vectors_VD)
+        found[f"diversity@{_LIST}"] = metrics.intra_list_diversity(lists_QL, vectors_VD.cpu())
     return found

@@ -286,6 +286,18 @@ def demo(images: Path | None, preset: str, as_json: bool) -> None:
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for checkpoints, resumed from when run again [default: below $POLYTOWER_HOME].",
 )
+@click.option(
+    "--control",
+    "controls",
+    multiple=True,
+    type=click.Choice(["equal_width", "permuted"]),
+    help="Also train IDs alone of equal width, or with content shuffled over the items, and compare (repeatable).",
+)
+@click.option(
+    "--against",
+    type=FOLDER,
+    help="Compare with another run, question by question: the folder that it was written --into.",
+)
 @AS_JSON
 def experiment(
     folder: Path,
@@ -297,6 +309,8 @@ def experiment(
     options: tuple[str, ...],
     distributed: bool,
     into: Path | None,
+    controls: tuple[str, ...],
+    against: Path | None,
     as_json: bool,
 ) -> None:
     """Train and evaluate a preset straight from FOLDER, without a database, beside the baselines."""
@@ -311,7 +325,8 @@ def experiment(
         report = run_experiment(
             folder, preset, range(seeds), directory=into or config.home / "experiments" / name,
             modalities=content, split=split, options=_options(options), device=config.device, progress=world.first,
-            images=images, world=world,
+            images=images, world=world, controls=controls, against=against,
+            cache=config.home / "experiments" / "content",
         )  # fmt: skip
     if world.first:
         answer(report, as_json=as_json, text=experiment_table(report))

@@ -66,7 +66,17 @@ def experiment_table(report: dict[str, Any]) -> str:
             (who, *(f"{found[masking][name]:.4f}" for name in names)) for who, found in report["baselines"].items()
         ]
         title = f"{report['data']}, {report['split']}, {report['questions']} questions, seeds {report['seeds']}"
+        if masking == "masked":
+            rows += [
+                (who, *(f"{found[name]['mean']:.4f} ± {found[name]['std']:.4f}" for name in names))
+                for who, found in report["controls"].items()
+            ]
         parts.append(table(rows, [f"seen {masking}", *names], title=title))
+    apart = [
+        (who, *(f"{found[name]['mean']:+.4f} ± {found[name]['error']:.4f}" for name in names))
+        for who, found in report["differences"].items()
+    ]
+    parts.append(table(apart, ["ahead of, seen masked", *names], title="paired differences and their standard errors"))
     return "\n\n".join(parts)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from encoders.baselines import BASELINES, ItemKnn, Popularity, baselines
+from encoders.baselines import ItemKnn, Popularity, TfIdf, baselines, item_tokens
 from encoders.catalogue import Histories, histories_of
 from encoders.config import TowersConfig
 from encoders.cooccurrence import following, ppmi_vectors
@@ -139,13 +139,26 @@ def test_item_knn_equals_its_definition() -> None:
         np.testing.assert_allclose(found[user].numpy(), expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", ["popularity", "item_knn", "tf_idf", "knn_tf_idf"])
 @pytest.mark.parametrize("sequences", [{}, {"a": [1]}])
 def test_baselines_bear_little_data(name: str, sequences: dict[str, list[int]]) -> None:
     histories = histories_of(sequences)
-    scores = baselines(histories, ITEMS)[name](histories)
+    documents = [[f"word{item % 3}"] if item else [] for item in range(ITEMS)]
+    scores = baselines(histories, ITEMS, documents, leave_one_out(tiny_histories()).validation)[name](histories)
     assert scores.shape == (len(sequences), ITEMS)
     assert torch.isfinite(scores).all()
+
+
+def test_tf_idf_by_hand() -> None:
+    documents = [["red", "dress"], ["red", "shoe"], ["blue", "shoe"], []]
+    weights = {name: np.log(5 / (1 + seen)) + 1 for name, seen in (("red", 2), ("dress", 1), ("shoe", 2), ("blue", 1))}
+    vectors = np.array([[weights[name] * (name in tokens) for name in weights] for tokens in documents])
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    found = TfIdf(documents)(histories_of({"a": [0, 2], "b": [3]}))
+    np.testing.assert_allclose(found[0].numpy(), (0.8 * vectors[0] + vectors[2]) @ vectors.T, rtol=1e-5, atol=1e-7)
+    assert not found[1].any()
+    tokens = item_tokens("A Red dress", None, {"colour": "Red", "sizes": ["S", None], "year": 1999, "none": ""})
+    assert tokens == ["a", "red", "dress", "colour=red", "sizes=s", "year=1999"]
 
 
 def test_following_by_hand() -> None:

@@ -7,9 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from encoders.comparison import differences
 from encoders.config import changed
-from encoders.experiment import SPLITS, read_folder, run_experiment
+from encoders.experiment import CONTROLS, SPLITS, read_folder, run_experiment
 from encoders.folder import read_interactions, read_items
 from encoders.presets import PRESETS, preset
 from polytower.errors import UserError
@@ -26,9 +28,62 @@ def test_an_experiment_reports_mean_and_spread_beside_the_baselines(tmp_path: Pa
     assert json.loads(json.dumps(report)) == report
     assert {"data", "preset", "seeds", "parameters", "seconds_per_epoch", "epochs"} <= set(report)
     assert set(report["metrics"]["masked"]["ndcg@10"]) == {"mean", "std"}
-    assert set(report["baselines"]) == {"popularity", "item_knn"}
+    assert set(report["baselines"]) == {"popularity", "item_knn", "tf_idf", "knn_tf_idf"}
     assert report["seeds"] == [0, 1]
     assert report["epochs"] == [2, 2]
+
+
+def test_controls_and_other_runs_are_compared_question_by_question(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "data")
+    one = run_experiment(
+        folder, "tiny", [0], directory=tmp_path / "one", modalities=["attributes"], options=OPTIONS, device="cpu",
+        controls=list(CONTROLS),
+    )  # fmt: skip
+    assert set(one["controls"]) == {"equal_width", "permuted"}
+    assert set(one["differences"]) == {*one["baselines"], *one["controls"]}
+    for name, other in one["controls"].items():
+        apart = one["differences"][name]["recall@10"]
+        expected = one["metrics"]["masked"]["recall@10"]["mean"] - other["recall@10"]["mean"]
+        assert apart["mean"] == pytest.approx(expected)
+    assert sum(part["questions"] for part in one["segments"]["target_events"].values()) == one["questions"]
+    again = run_experiment(
+        folder, "tiny", [0], directory=tmp_path / "two", modalities=["attributes"], options=OPTIONS, device="cpu",
+        against=tmp_path / "one",
+    )  # fmt: skip
+    same = again["differences"][str(tmp_path / "one")]
+    assert same["ndcg@10"] == {"mean": 0, "error": 0}
+    with pytest.raises(UserError, match="name the folder"):
+        run_experiment(folder, "tiny", [0], directory=tmp_path / "three", options=OPTIONS, against=tmp_path)
+    with pytest.raises(UserError, match="answers other questions"):
+        run_experiment(
+            folder, "tiny", [0], directory=tmp_path / "four", options=OPTIONS, against=tmp_path / "one",
+            split="strong_generalisation",
+        )  # fmt: skip
+    with pytest.raises(UserError, match="no control 'nosuch'; there are"):
+        run_experiment(folder, "tiny", [0], directory=tmp_path / "five", options=OPTIONS, controls=["nosuch"])
+    with pytest.raises(UserError, match="name it with --content"):
+        run_experiment(folder, "tiny", [0], directory=tmp_path / "five", options=OPTIONS, controls=["permuted"])
+
+
+def test_differences_by_hand() -> None:
+    ours, theirs = torch.tensor([[1, 60, 20], [1, 20, 20]]), torch.tensor([[20, 20, 20]])
+    found = differences(ours, theirs)
+    assert found["recall@10"]["mean"] == pytest.approx(1 / 3)
+    assert found["recall@10"]["error"] == pytest.approx(np.std([1, 0, 0], ddof=1) / 3**0.5)
+    assert found["recall@50"]["mean"] == pytest.approx(-0.5 / 3)
+    assert found["ndcg@10"]["mean"] == pytest.approx(1 / 3)
+
+
+def test_content_is_encoded_once_and_again_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, cache = tiny_folder(tmp_path / "data"), tmp_path / "cache"
+    _, first, _ = read_folder(folder, ["attributes"], cache=cache)
+    with monkeypatch.context() as patch:
+        patch.setattr("encoders.attributes.AttributesEncoder.encode_chunks", None)
+        _, second, _ = read_folder(folder, ["attributes"], cache=cache)
+    np.testing.assert_array_equal(first.content["attributes"], second.content["attributes"])
+    np.testing.assert_array_equal(first.present["attributes"], second.present["attributes"])
+    _, other, _ = read_folder(tiny_folder(tmp_path / "data", items=20), ["attributes"], cache=cache)
+    assert len(other.content["attributes"]) == 20
 
 
 def test_pictures_are_read_from_their_folder_and_bad_ones_count_as_none(tmp_path: Path) -> None:
