@@ -23,8 +23,8 @@ class TowersConfig:
     interests: K. extractor: a name of `interests.EXTRACTORS`. adaptive: K_u = clip(log2 |history|, 1, K) (MIND).
     fusion: a name of `fusion.FUSIONS`, or "none"; fusion_queries, fusion_layers: of the Q-Former; content_width: hidden
     width of the fused path; content_dropout: on its features. linear: adds a linear map of the features, which starts
-    as a ridge regression of the start of the ID embeddings. whiten: rank to which the PCA of text and pictures is cut
-    and whitened; 0 takes them as they were encoded.
+    as a ridge regression of the start of the ID embeddings. whiten: rank to which each modality's PCA is cut and
+    whitened; 0 takes content as it was encoded.
     content_dim: width of a block for content alone inside dim: item = [√a·ID ; √(1−a)·content]; 0: one space for both.
     id_share: a, learned from there on with learn_id_share. shrinkage: start of the learned number n0 of events at which
     an item's own ID weighs as much as its content: item = normalise(ID + n0/(n + n0)·content), or in blocks
@@ -84,11 +84,7 @@ class TowersConfig:
     @property
     def features(self) -> tuple[tuple[str, int], ...]:
         """(name, width) of each modality as the content path reads it."""
-        return tuple((name, min(self.whiten, size) if self.whitens(name) else size) for name, size in self.modalities)
-
-    def whitens(self, name: str) -> bool:
-        """Whether a modality is whitened: not the hashed attributes, whose tokens are apart as they are."""
-        return self.whiten > 0 and name != "attributes"
+        return tuple((name, min(self.whiten or size, size)) for name, size in self.modalities)
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ class Features(nn.Module):
     def __init__(self, config: TowersConfig) -> None:
         super().__init__()
         self.widths = dict(config.features)
-        self.whitened = [name for name, _ in config.modalities if config.whitens(name)]
+        self.whitened = list(self.widths) if config.whiten else []
         for name in self.whitened:
             size = dict(config.modalities)[name]
             self.register_buffer(f"mean_{name}", torch.zeros(size))

@@ -56,6 +56,7 @@ def start_content(towers: Towers, catalogue: Catalogue, train: Histories, config
         features = features_of(towers)
         weights = np.log1p(counts) * (features != 0).any(axis=1)
         target = ppmi_vectors(train, len(catalogue), content.linear.out_features, config.seed)
+        target /= np.linalg.norm(target, axis=1, keepdims=True)
         solved = ridge(features, target, weights, config.ridge * float(weights[weights > 0].mean()))
         content.linear.weight.data.copy_(torch.from_numpy(solved.T))
 
