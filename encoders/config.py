@@ -106,7 +106,9 @@ class TrainConfig:
     whole catalogue; sampling: "uniform", "popularity" (drawn as often as they occur), "in_batch" (the step's own next
     items) or "mixed" (half in-batch, half uniform); logq: subtract the log of the sampling probability. temperature: τ
     of the scores, at least .02.
-    objective: a name of `losses.OBJECTIVES`; repel: of `losses.REPELS`, weighed by repel_weight, from repel_margin on.
+    windows: what a position is asked for: the next event (empty), or window_targets events, each drawn from the user's
+    next w for a w of these. objective: a name of `losses.OBJECTIVES`; repel: of `losses.REPELS`, weighed by
+    repel_weight, from repel_margin on.
     routing_weight: of REMI's regulariser, for extractors with attention (comirec_sa, query_tokens; REMI takes 100).
     weight_loss: weight of the cross-entropy that calibrates the interest weights. content_weight, content_temperature:
     of the contrast that teaches the content embeddings; content_ranking: weight of the ranking loss beside it, in which
@@ -132,6 +134,8 @@ class TrainConfig:
     sampling: Literal["uniform", "popularity", "in_batch", "mixed"] = "uniform"
     logq: bool = False
     temperature: float = 0.07
+    windows: tuple[int, ...] = ()
+    window_targets: int = 4
     objective: str = "consistent"
     repel: str = "none"
     repel_weight: float = 0.0
@@ -161,6 +165,8 @@ class TrainConfig:
             "epochs": self.epochs < 1,
             "batch_rows": self.batch_rows < 1,
             "negatives": self.negatives < 0,
+            "windows": any(window < 1 for window in self.windows),
+            "window_targets": self.window_targets < 1,
             "ema": not 0 <= self.ema < 1,
             "towers.interests": shape.interests < 1,
             "towers.tail_buckets (0, or at least 2)": shape.tail_buckets < 0 or shape.tail_buckets == 1,
@@ -201,7 +207,7 @@ def config_from_json(document: Mapping[str, Any]) -> TrainConfig:
     """The inverse of `TrainConfig.as_json`. Raises UserError for a name or a type that this version does not know."""
     inner = towers_from_json(document.get("towers", {}))
     _known(TrainConfig, document)
-    return TrainConfig(**{**document, "towers": inner})
+    return TrainConfig(**{**document, "towers": inner, "windows": tuple(document.get("windows", ()))})
 
 
 def changed(config: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:

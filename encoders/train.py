@@ -121,6 +121,11 @@ def check_names(config: TrainConfig) -> None:
         ("objective", config.objective, losses.OBJECTIVES),
         ("repel", config.repel, losses.REPELS),
     ]
+    if config.windows and config.objective not in losses.SEVERAL_TARGETS:
+        several = " and ".join(losses.SEVERAL_TARGETS)
+        raise UserError(
+            f"configuration: objective {config.objective!r} takes one target, windows draw several; {several} do"
+        )
     for option, name, registry in given:
         if name not in registry:
             raise UserError(f"configuration: no {option} {name!r}; there are {', '.join(registry)}")
@@ -220,7 +225,10 @@ class Run:
         with seeded(self.config.seed, epoch) as rng:
             shape = self.config.towers
             starts = "attributes" in shape.reads  # else nothing is known of a user without events
-            rows = pack(self.split.train, shape.history, rng, starts=starts, silent=shape.silent_users)
+            rows = pack(
+                self.split.train, shape.history, rng, starts=starts, silent=shape.silent_users,
+                windows=self.config.windows, drawn=self.config.window_targets,
+            )  # fmt: skip
             total = -(-len(rows) // self.config.batch_rows)
             summed, positions = 0.0, 0
             self.towers.train()
