@@ -79,7 +79,7 @@ def _tuned(
     hidden = np.flatnonzero(warm)
     hidden = rng.permutation(hidden)[: max(1, int(HIDDEN * len(hidden)))]
     chosen = np.sort(rng.permutation(len(validation))[:QUESTIONS])
-    asked = Questions(validation.histories.select(chosen), validation.targets[chosen])
+    asked, _ = validation.select(chosen)
     scorer, tower = TowersScorer(towers, softness=config.softness), towers.item_tower
     counts = tower.counts.clone()
 

@@ -77,11 +77,13 @@ def best_scores(interests: Interests, items_VD: Tensor, softness: float = 0.0) -
 class Ranked:
     """What a scorer answered, by track ("masked": without the items of the question's own history, "unmasked").
 
-    ranks: int64 [Q], of the targets, ties against the model; lists: int64 [Q, L], the first 10 items.
+    ranks: int64 [N], of the targets, ties against the model; lists: int64 [Q, L], the first 10 items; sets: int64 [N],
+    the question of each target, None for one each.
     """
 
     ranks: Mapping[str, Tensor]
     lists: Mapping[str, Tensor]
+    sets: Tensor | None
 
 
 def evaluate(
@@ -108,42 +110,40 @@ def rank(
 ) -> Ranked:
     """Full ranking of every question, in their order."""
     size, length = len(questions), min(_LIST, items)
-    ranks = {name: torch.zeros(size, dtype=torch.int64) for name in TRACKS}
+    ranks = {name: torch.zeros(len(questions.targets), dtype=torch.int64) for name in TRACKS}
     lists = {name: torch.zeros(size, length, dtype=torch.int64) for name in TRACKS}
-    chunks = list(_chunks(questions, chunk or _chunk(items)))
-    for chosen, part, targets_Q in tqdm(chunks, desc="evaluate", disable=None if progress else True):
-        scores_QV = scorer(part)
-        hidden_QV = seen(part, items).to(scores_QV.device)
-        targets_Q = targets_Q.to(scores_QV.device)
-        ranks["unmasked"][chosen] = metrics.ranks(scores_QV, targets_Q).cpu()
-        ranks["masked"][chosen] = metrics.ranks(scores_QV, targets_Q, hidden_QV).cpu()
+    chunks = list(_chunks(questions, items, chunk))
+    for chosen, places, part in tqdm(chunks, desc="evaluate", disable=None if progress else True):
+        scores_QV = scorer(part.histories)
+        hidden_QV = seen(part.histories, items).to(scores_QV.device)
+        ranks["unmasked"][places] = _ranks(scores_QV, part, None)
+        ranks["masked"][places] = _ranks(scores_QV, part, hidden_QV)
         lists["unmasked"][chosen] = scores_QV.topk(length, dim=1).indices.cpu()
         lists["masked"][chosen] = scores_QV.masked_fill(hidden_QV, float("-inf")).topk(length, dim=1).indices.cpu()
-    return Ranked(ranks, lists)
+    return Ranked(ranks, lists, _sets(questions))
 
 
 def summary(
     ranked: Ranked, items: int, *, depths: Sequence[int] = DEPTHS, vectors_VD: Tensor | None = None
 ) -> dict[str, Metrics]:
     """The metrics of `evaluate`, by track."""
-    return {name: _summary(ranked.ranks[name], ranked.lists[name], items, depths, vectors_VD) for name in TRACKS}
+    return {name: _summary(ranked, name, items, depths, vectors_VD) for name in TRACKS}
 
 
 def validation_ndcg(
     scorer: Scorer, questions: Questions, items: int, *, chunk: int | None = None
 ) -> tuple[float, float]:
     """(NDCG@10, Recall@50), seen items masked: the cheap part of `evaluate`, for model selection."""
-    ranks_Q = ranks_of(scorer, questions, items, chunk=chunk)
-    return metrics.ndcg(ranks_Q, 10), metrics.recall(ranks_Q, 50)
+    ranks_N, sets_N = ranks_of(scorer, questions, items, chunk=chunk), _sets(questions)
+    return metrics.ndcg(ranks_N, 10, sets_N), metrics.recall(ranks_N, 50, sets_N)
 
 
 def ranks_of(scorer: Scorer, questions: Questions, items: int, *, chunk: int | None = None) -> Tensor:
-    """The rank of each question's target, seen items masked: int64 [Q], in the order of the questions."""
-    found = torch.zeros(len(questions), dtype=torch.int64)
-    for chosen, part, targets_Q in _chunks(questions, chunk or _chunk(items)):
-        scores_QV = scorer(part)
-        hidden_QV = seen(part, items).to(scores_QV.device)
-        found[chosen] = metrics.ranks(scores_QV, targets_Q.to(scores_QV.device), hidden_QV).cpu()
+    """The rank of each target, seen items masked: int64 [N], in the order of the questions."""
+    found = torch.zeros(len(questions.targets), dtype=torch.int64)
+    for _, places, part in _chunks(questions, items, chunk):
+        scores_QV = scorer(part.histories)
+        found[places] = _ranks(scores_QV, part, seen(part.histories, items).to(scores_QV.device))
     return found
 
 
@@ -156,14 +156,15 @@ def interests_report(scorer: TowersScorer, questions: Questions, *, chunk: int =
     """
     interests = scorer.towers.config.interests
     owners, own, weights, cosines = [], [], [], []
-    for _, part, targets_Q in _chunks(questions, chunk):
-        found = scorer.interests(part)
+    for _, _, part in _chunks(questions, len(scorer.items_VD), chunk):
+        found = scorer.interests(part.histories)
         scores_QV = best_scores(found, scorer.items_VD, scorer.softness)
-        lists_QL = scores_QV.masked_fill(seen(part, len(scorer.items_VD)).to(scores_QV.device), float("-inf")).topk(
-            min(_LIST, len(scorer.items_VD)), dim=1
-        )
+        hidden_QV = seen(part.histories, len(scorer.items_VD)).to(scores_QV.device)
+        lists_QL = scores_QV.masked_fill(hidden_QV, float("-inf")).topk(min(_LIST, len(scorer.items_VD)), dim=1)
         owners.append(owners_of(found, scorer.items_VD[lists_QL.indices]).cpu())
-        own.append(owners_of(found, scorer.items_VD[targets_Q][:, None]).cpu())
+        rows_N = torch.from_numpy(np.arange(len(part)) if part.sets is None else part.sets)
+        asked = Interests(found.vectors[rows_N], found.weights[rows_N])
+        own.append(owners_of(asked, scorer.items_VD[torch.from_numpy(part.targets)][:, None]).cpu())
         weights.append(found.weights.cpu())
         cosines.append(_pair_cosines(found.vectors).cpu())
     if not owners:
@@ -234,21 +235,33 @@ def _chunk(items: int) -> int:
     return max(1, min(256, (64 << 20) // max(items, 1)))
 
 
-def _chunks(questions: Questions, size: int) -> Iterator[tuple[Tensor, Histories, Tensor]]:
-    """(which questions, their histories, their targets): those of similar length together, so that little is padded."""
+def _chunks(questions: Questions, items: int, size: int | None = None) -> Iterator[tuple[Tensor, Tensor, Questions]]:
+    """(which questions, the places of their targets, both): those of similar length together: little is padded."""
+    size = size or max(1, _chunk(items) * len(questions) // max(len(questions.targets), 1))
     order = np.argsort(questions.histories.lengths, kind="stable")
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
-        targets_Q = torch.from_numpy(questions.targets[chosen])
-        yield torch.from_numpy(chosen), questions.histories.select(chosen), targets_Q
+        part, places = questions.select(chosen)
+        yield torch.from_numpy(chosen), torch.from_numpy(places), part
 
 
-def _summary(
-    ranks_Q: Tensor, lists_QL: Tensor, items: int, depths: Sequence[int], vectors_VD: Tensor | None
-) -> Metrics:
-    found = {f"recall@{depth}": metrics.recall(ranks_Q, depth) for depth in depths}
-    found |= {f"ndcg@{depth}": metrics.ndcg(ranks_Q, depth) for depth in depths}
-    found |= {"mrr": metrics.mrr(ranks_Q), f"coverage@{_LIST}": metrics.coverage(lists_QL, items)}
+def _ranks(scores_QV: Tensor, questions: Questions, hidden_QV: Tensor | None) -> Tensor:
+    targets_N = torch.from_numpy(questions.targets).to(scores_QV.device)
+    if questions.sets is not None:
+        rows_N = torch.from_numpy(questions.sets).to(scores_QV.device)
+        scores_QV, hidden_QV = scores_QV[rows_N], None if hidden_QV is None else hidden_QV[rows_N]
+    return metrics.ranks(scores_QV, targets_N, hidden_QV).cpu()
+
+
+def _sets(questions: Questions) -> Tensor | None:
+    return None if questions.sets is None else torch.from_numpy(questions.sets)
+
+
+def _summary(ranked: Ranked, track: str, items: int, depths: Sequence[int], vectors_VD: Tensor | None) -> Metrics:
+    ranks_N, lists_QL, sets_N = ranked.ranks[track], ranked.lists[track], ranked.sets
+    found = {f"recall@{depth}": metrics.recall(ranks_N, depth, sets_N) for depth in depths}
+    found |= {f"ndcg@{depth}": metrics.ndcg(ranks_N, depth, sets_N) for depth in depths}
+    found |= {"mrr": metrics.mrr(ranks_N, sets_N), f"coverage@{_LIST}": metrics.coverage(lists_QL, items)}
     if vectors_VD is not None:
         found[f"diversity@{_LIST}"] = metrics.intra_list_diversity(lists_QL, vectors_VD.cpu())
     return found

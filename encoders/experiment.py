@@ -22,12 +22,12 @@ from encoders.distributed import ALONE, World
 from encoders.evaluate import TRACKS, Metrics, Ranked, TowersScorer, interests_report, rank, summary
 from encoders.folder import read_interactions, read_items, read_users
 from encoders.presets import preset
-from encoders.splits import Split, cold_items, cold_users, leave_one_out, refit, strong_generalisation, temporal
+from encoders.splits import Split, cold_items, cold_users, future, leave_one_out, refit, strong_generalisation, temporal
 from encoders.train import TrainResult, train
 from feature_repo.schema import Modality
 from polytower.errors import UserError
 
-SPLITS = ("leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items", "cold_users")
+SPLITS = ("leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items", "cold_users", "future")
 _CHUNK = 512  # contents encoded at a time
 _RANKS = "ranks.safetensors"
 _NOT_ATTRIBUTES = ("item_id", "title", "description", "image", "available")
@@ -104,7 +104,7 @@ def run_experiment(
         "interests": interests_report(scorers[0], cut.test),
         "baselines": {name: summary(one, len(item_ids)) for name, one in simple.items()},
         "controls": controlled,
-        "differences": {name: differences(ours, theirs) for name, theirs in apart.items()},
+        "differences": {name: differences(ours, theirs, ranked[0].sets) for name, theirs in apart.items()},
     }
 
 
@@ -145,6 +145,7 @@ def make_split(name: str, histories: Histories, items: int) -> Split:
         "temporal": temporal,
         "strong_generalisation": strong_generalisation,
         "cold_users": cold_users,
+        "future": future,
     }
     if name not in rules:
         raise UserError(f"no split {name!r}; there are {', '.join(SPLITS)}")

@@ -263,7 +263,9 @@ def demo(images: Path | None, preset: str, as_json: bool) -> None:
     "--split",
     default="leave_one_out",
     show_default=True,
-    type=click.Choice(["leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items", "cold_users"]),
+    type=click.Choice(
+        ["leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items", "cold_users", "future"]
+    ),
     help="How the test items are held out.",
 )
 @click.option(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from encoders import metrics
 from encoders.baselines import ItemKnn, Popularity, TfIdf, baselines, item_tokens
 from encoders.catalogue import Histories, histories_of
 from encoders.config import TowersConfig
@@ -18,10 +19,11 @@ from encoders.evaluate import (
     interests_report,
     owners_of,
     padded,
+    ranks_of,
     seen,
     validation_ndcg,
 )
-from encoders.splits import Questions, leave_one_out, no_questions
+from encoders.splits import Questions, future, leave_one_out, no_questions
 from encoders.towers import Interests, Towers
 from tests.encoders.data import ITEMS, tiny_catalogue, tiny_histories
 
@@ -147,6 +149,25 @@ def test_baselines_bear_little_data(name: str, sequences: dict[str, list[int]]) 
     scores = baselines(histories, ITEMS, documents, leave_one_out(tiny_histories()).validation)[name](histories)
     assert scores.shape == (len(sequences), ITEMS)
     assert torch.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 3])
+def test_a_set_is_ranked_as_its_targets_one_by_one(chunk: int | None) -> None:
+    split = future(tiny_histories(60, longest=25))
+    scorer = Popularity(split.train, ITEMS)
+    found = ranks_of(scorer, split.test, ITEMS, chunk=chunk)
+    assert split.test.sets is not None
+    alone = Questions(split.test.histories.select(split.test.sets), split.test.targets)
+    torch.testing.assert_close(found, ranks_of(scorer, alone, ITEMS))
+    order = np.random.default_rng(0).permutation(len(split.test))
+    moved, places = split.test.select(order)
+    torch.testing.assert_close(ranks_of(scorer, moved, ITEMS), found[torch.from_numpy(places)])
+    report = evaluate(scorer, split.test, ITEMS)["masked"]
+    one = int(np.flatnonzero(np.bincount(split.test.sets) > 1)[0])
+    mine = found[torch.from_numpy(split.test.sets == one)]
+    by_set = metrics.hits(found, 5, torch.from_numpy(split.test.sets))
+    assert by_set[one] == pytest.approx(int((mine <= 5).sum()) / min(5, len(mine)))
+    assert report["recall@5"] == pytest.approx(float(by_set.mean()))
 
 
 def test_tf_idf_by_hand() -> None:

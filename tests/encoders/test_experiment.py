@@ -45,7 +45,7 @@ def test_controls_and_other_runs_are_compared_question_by_question(tmp_path: Pat
         apart = one["differences"][name]["recall@10"]
         expected = one["metrics"]["masked"]["recall@10"]["mean"] - other["recall@10"]["mean"]
         assert apart["mean"] == pytest.approx(expected)
-    assert sum(part["questions"] for part in one["segments"]["target_events"].values()) == one["questions"]
+    assert sum(part["targets"] for part in one["segments"]["target_events"].values()) == one["questions"]
     again = run_experiment(
         folder, "tiny", [0], directory=tmp_path / "two", modalities=["attributes"], options=OPTIONS, device="cpu",
         against=tmp_path / "one",
