@@ -7,10 +7,11 @@ Generated users of five events each in the mean, one item for fifty of them (wit
 through the commands that a user types, each a process of its own, over a Postgres of their own: load, materialize,
 feast materialize, evaluate, and questions. Preset tiny, with {NEGATIVES} sampled negatives, since a softmax over the
 whole catalogue would grow with users times items. Seconds of a step are its own: what it calls that is a step itself
-is left out, and what is no step (imports, Dagster) stands in a line of its own. Memory is the peak of the proportional
-set size (PSS: shared pages are divided among those who share them) of the command's whole process tree, and told apart
-that of Postgres with its shared buffers, sampled while the step ran. The slope is that of log seconds over log users,
-between neighbouring sizes: 1 is linear.
+is left out, and what is no step (imports, Dagster) stands in a line of its own. CPU seconds are those of the command's
+processes and of Postgres together: other programs on the machine change them little. Memory is the peak of the
+proportional set size (PSS: shared pages are divided among those who share them) of the command's whole process tree,
+and told apart that of Postgres with its shared buffers, sampled while the step ran. The slope is that of log CPU
+seconds over log users, between neighbouring sizes: 1 is linear.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,30 +42,37 @@ QUESTIONS = 500
 SAMPLES_PER_SECOND = 5
 # Below so many seconds a slope tells of the clock and of other programs.
 MEASURABLE = 0.5
+WHOLE = "the whole flow"
 CHECKS = ("expectations", "content gates", "gates")
 
 
 @dataclass
 class Step:
-    """seconds without the steps inside; the peaks in MiB."""
+    """seconds and cpu_seconds without the steps inside; the peaks in MiB."""
 
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     peak_mib: int = 0
     postgres_mib: int = 0
 
 
 @dataclass
-class Memory:
-    """Watches a process tree and Postgres' until it is stopped; samples are (time, MiB, MiB of Postgres)."""
+class Watch:
+    """Looks at a process tree and at Postgres' until it is stopped.
+
+    samples: (time, MiB, MiB of Postgres, CPU seconds of both so far).
+    """
 
     process: int
     postgres: int
-    samples: list[tuple[float, float, float]] = field(default_factory=list)
+    samples: list[tuple[float, float, float, float]] = field(default_factory=list)
     stopped: threading.Event = field(default_factory=threading.Event)
 
-    def watch(self) -> None:
+    def look(self) -> None:
         while not self.stopped.wait(1 / SAMPLES_PER_SECOND):
-            self.samples.append((time.time(), _pss(self.process), _pss(self.postgres)))
+            (mib, cpu), (postgres_mib, postgres_cpu) = _tree(self.process), _tree(self.postgres)
+            if cpu:
+                self.samples.append((time.time(), mib, postgres_mib, cpu + postgres_cpu))
 
 
 def main() -> None:
@@ -115,13 +124,16 @@ def run(home: Path, users: int) -> dict[str, Any]:
         "events": events,
         "database_mib": size[0] if size else None,
         "seconds": round(sum(step.seconds for step in flow.steps.values()), 1),
-        "checks_share": round(
-            sum(flow.steps[name].seconds for name in CHECKS) / sum(step.seconds for step in flow.steps.values()), 3
-        ),
+        "cpu_seconds": round(whole := sum(step.cpu_seconds for step in flow.steps.values()), 1),
+        "checks_share": round(sum(flow.steps[name].cpu_seconds for name in CHECKS) / whole, 3),
         "peak_mib": max(step.peak_mib for step in flow.steps.values()),
-        "steps": {name: {**vars(step), "seconds": round(step.seconds, 2)} for name, step in flow.steps.items()},
+        "steps": {name: _rounded(step) for name, step in flow.steps.items()},
         "retrieval_ms": questions,
     }
+
+
+def _rounded(step: Step) -> dict[str, Any]:
+    return {**vars(step), "seconds": round(step.seconds, 2), "cpu_seconds": round(step.cpu_seconds, 2)}
 
 
 class Flow:
@@ -141,22 +153,30 @@ class Flow:
             [sys.executable, "-m", "benchmarks.spans", str(log), *arguments],
             env=environment, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[1],
         )  # fmt: skip
-        memory = Memory(process.pid, self.postgres)
-        watcher = threading.Thread(target=memory.watch)
+        cpu_before = _tree(self.postgres)[1]
+        watch = Watch(process.pid, self.postgres)
+        watcher = threading.Thread(target=watch.look)
         watcher.start()
         code = process.wait()
-        memory.stopped.set()
+        watch.stopped.set()
         watcher.join()
         if code:
             raise SystemExit(f"polytower {' '.join(arguments)} ended with status {code}")
         spans = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         outer = {"step": f"{name}: imports and the rest", "begun": begun, "ended": time.time()}
-        for step, seconds in own_seconds([*spans, outer]).items():
+        own = own_seconds([*spans, outer])
+        for step, seconds in own.items():
             self.steps.setdefault(step, Step()).seconds += seconds
-        for moment, mib, postgres in memory.samples:
+        before = {step: self.steps[step].cpu_seconds for step in own}
+        for moment, mib, postgres_mib, cpu in watch.samples:
             step = self.steps[innermost([*spans, outer], moment)]
             step.peak_mib = max(step.peak_mib, round(mib))
-            step.postgres_mib = max(step.postgres_mib, round(postgres))
+            step.postgres_mib = max(step.postgres_mib, round(postgres_mib))
+            step.cpu_seconds += cpu - cpu_before
+            cpu_before = cpu
+        for step, seconds in own.items():  # a large run takes hours: what is known is told
+            cpu, peak = self.steps[step].cpu_seconds - before[step], self.steps[step].peak_mib
+            print(f"{step}: {cpu:.1f} s of CPU, {seconds:.1f} s, {peak} MiB", file=sys.stderr, flush=True)
 
 
 def own_seconds(spans: list[dict[str, Any]]) -> dict[str, float]:
@@ -181,20 +201,23 @@ def _around(outer: dict[str, Any], inner: dict[str, Any]) -> bool:
     return bool(outer["begun"] <= inner["begun"] and inner["ended"] <= outer["ended"])
 
 
-def _pss(pid: int) -> float:
-    """MiB of a process and all below it."""
-    total = 0
+def _tree(pid: int) -> tuple[float, float]:
+    """MiB of a process and all below it, and the CPU seconds of these and of the children that it has buried."""
+    mib = cpu = 0.0
     try:
         root = psutil.Process(pid)
+        cpu = root.cpu_times().children_user + root.cpu_times().children_system
         tree = [root, *root.children(recursive=True)]
     except psutil.Error:
-        return 0.0
+        return 0.0, 0.0
     for process in tree:
         try:
-            total += process.memory_full_info().pss
+            times = process.cpu_times()
+            mib += process.memory_full_info().pss / 2**20
         except (psutil.Error, OSError):  # it ended meanwhile
             continue
-    return total / 2**20
+        cpu += times.user + times.system
+    return mib, cpu
 
 
 def _questions(url: str, users: int) -> dict[str, float]:
@@ -213,36 +236,33 @@ def _questions(url: str, users: int) -> dict[str, float]:
 
 
 def slopes(sizes: dict[str, Any]) -> dict[str, list[float | None]]:
-    """Step → slope between each two neighbouring sizes; None where the shorter time is too short to tell."""
+    """Step → slope of CPU seconds between neighbouring sizes; None where the shorter time is too short to tell."""
     found: dict[str, list[float | None]] = {}
-    for (small, before), (large, after) in zip(list(sizes.items())[:-1], list(sizes.items())[1:], strict=True):
+    for (small, before), (large, after) in pairwise(sizes.items()):
         growth = math.log(int(large) / int(small))
-        whole = {"seconds": before["seconds"]}, {"seconds": after["seconds"]}
-        for step in [*after["steps"], "the whole flow"]:
-            one, two = whole if step == "the whole flow" else (before["steps"].get(step), after["steps"][step])
-            told = one and one["seconds"] >= MEASURABLE
-            slope = round(math.log(two["seconds"] / one["seconds"]) / growth, 2) if told and one else None
-            found.setdefault(step, []).append(slope)
+        steps = after["steps"] | {WHOLE: after}
+        for name, step in steps.items():
+            one = (before["steps"] | {WHOLE: before}).get(name, {"cpu_seconds": 0.0})["cpu_seconds"]
+            told = one >= MEASURABLE
+            found.setdefault(name, []).append(round(math.log(step["cpu_seconds"] / one) / growth, 2) if told else None)
     return found
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as Markdown: seconds, MiB of the command and of Postgres by size, and the slopes."""
+    """The report as Markdown: CPU seconds (seconds), MiB of the command + of Postgres, by size, and the slopes."""
     sizes = report["sizes"]
-    head = ["step", *(f"{int(size):,} users" for size in sizes), "slopes"]
-    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
-    for step in [*list(sizes.values())[-1]["steps"]]:
-        cells = [document["steps"].get(step) for document in sizes.values()]
-        shown = [f"{c['seconds']:,.1f} s, {c['peak_mib']:,} + {c['postgres_mib']:,}" if c else "" for c in cells]
-        rows.append([step, *shown, _shown(report["slopes"].get(step, []))])
-    rows.append(
-        [
-            "the whole flow",
-            *(f"{d['seconds']:,.0f} s, {d['peak_mib']:,} MiB" for d in sizes.values()),
-            _shown(report["slopes"].get("the whole flow", [])),
+    rows = [["step", *(f"{int(size):,} users" for size in sizes), "slopes"]]
+    rows.append(["---", *["---:"] * (len(rows[0]) - 1)])
+    for name in [*next(reversed(sizes.values()))["steps"]]:
+        steps = [document["steps"].get(name) for document in sizes.values()]
+        cells = [
+            f"{s['cpu_seconds']:,.1f} s ({s['seconds']:,.1f}), {s['peak_mib']:,} + {s['postgres_mib']:,}" if s else ""
+            for s in steps
         ]
-    )
-    rows.append(["checks' share", *(f"{d['checks_share']:.1%}" for d in sizes.values()), ""])
+        rows.append([name, *cells, _shown(report["slopes"].get(name, []))])
+    whole = [f"{d['cpu_seconds']:,.0f} s ({d['seconds']:,.0f}), {d['peak_mib']:,}" for d in sizes.values()]
+    rows.append([WHOLE, *whole, _shown(report["slopes"].get(WHOLE, []))])
+    rows.append(["checks and gates, share", *(f"{d['checks_share']:.1%}" for d in sizes.values()), ""])
     rows.append(["one question, p50", *(f"{d['retrieval_ms']['p50']} ms" for d in sizes.values()), ""])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
