@@ -39,7 +39,8 @@ RESULTS = Path(__file__).parent / "results" / "flow.json"
 NEGATIVES = 128
 FEWEST_ITEMS = 200
 QUESTIONS = 500
-SAMPLES_PER_SECOND = 5
+# Seconds between two samples: at first, and for each second that a command has run, since looking has its price, too.
+PAUSE, PAUSE_GROWS = 0.2, 0.01
 # Below so many seconds a slope tells of the clock and of other programs.
 MEASURABLE = 0.5
 WHOLE = "the whole flow"
@@ -69,7 +70,8 @@ class Watch:
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def look(self) -> None:
-        while not self.stopped.wait(1 / SAMPLES_PER_SECOND):
+        begun = time.time()
+        while not self.stopped.wait(min(PAUSE + PAUSE_GROWS * (time.time() - begun), 10 * PAUSE)):
             (mib, cpu), (postgres_mib, postgres_cpu) = _tree(self.process), _tree(self.postgres)
             if cpu:
                 self.samples.append((time.time(), mib, postgres_mib, cpu + postgres_cpu))
