@@ -16,7 +16,7 @@ from encoders.config import TrainConfig, changed
 from encoders.content import item_text, says_something
 from encoders.content_encoders import CONTENT_ENCODERS
 from encoders.distributed import ALONE, World
-from encoders.evaluate import Metrics, TowersScorer, evaluate, interests_report
+from encoders.evaluate import Metrics, TowersScorer, asked, evaluate, interests_report
 from encoders.folder import read_interactions, read_items, read_users
 from encoders.presets import preset
 from encoders.splits import Split, cold_items, cold_users, leave_one_out, refit, strong_generalisation, temporal
@@ -70,7 +70,8 @@ def run_experiment(
         "data": folder.name,
         "preset": preset_name,
         "split": split,
-        "questions": len(cut.test),
+        "questions": len(asked(cut.test)),
+        "users": len(cut.test),
         "seeds": list(seeds),
         "modalities": list(modalities),
         "parameters": sum(value.numel() for value in results[0].evaluated.parameters()),

@@ -10,7 +10,7 @@ import click
 from polytower.errors import UserError
 from polytower.output import say
 
-BENCHMARKS = ["encoding", "features", "loading", "retrieval", "training"]
+BENCHMARKS = ["encoding", "features", "flow", "loading", "retrieval", "training"]
 
 
 @click.group()

@@ -13,6 +13,7 @@ from encoders.config import TowersConfig
 from encoders.cooccurrence import following, ppmi_vectors
 from encoders.evaluate import (
     TowersScorer,
+    asked,
     best_scores,
     evaluate,
     interests_report,
@@ -50,6 +51,22 @@ def test_the_size_of_a_chunk_changes_nothing() -> None:
     whole = evaluate(Popularity(split.train, ITEMS), split.test, ITEMS, chunk=1000)
     assert evaluate(Popularity(split.train, ITEMS), split.test, ITEMS, chunk=3) == whole
     assert validation_ndcg(Popularity(split.train, ITEMS), split.test, ITEMS)[0] == whole["masked"]["ndcg@10"]
+
+
+def test_of_many_questions_the_same_few_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = leave_one_out(tiny_histories())
+    scorer = Popularity(split.train, ITEMS)
+    assert asked(split.test) is split.test
+    monkeypatch.setattr("encoders.evaluate.MOST_QUESTIONS", 7)
+    few = asked(split.test)
+    assert len(few) == 7 < len(split.test)
+    assert asked(split.test).histories.user_ids == few.histories.user_ids
+    row = {user: n for n, user in enumerate(split.test.histories.user_ids)}
+    for place, user in enumerate(few.histories.user_ids):
+        assert few.targets[place] == split.test.targets[row[user]]
+        assert few.histories.of(place).tolist() == split.test.histories.of(row[user]).tolist()
+    assert evaluate(scorer, split.test, ITEMS) == evaluate(scorer, few, ITEMS)
+    assert validation_ndcg(scorer, split.validation, ITEMS) == validation_ndcg(scorer, asked(split.validation), ITEMS)
 
 
 def test_nothing_asked_scores_zero() -> None:

@@ -146,7 +146,7 @@ def test_an_item_that_came_after_the_training_is_cold_and_served(built: Built) -
 
 def test_a_build_that_fails_leaves_nothing_behind(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.build._kept", lambda *_: None)
-    monkeypatch.setattr("pipelines.build.user_rows", _interrupted)
+    monkeypatch.setattr("pipelines.build.interest_rows", _interrupted)
     with pytest.raises(KeyboardInterrupt):
         build(built.connection, built.directory)
     newest = generations.listing(built.connection)[0]
