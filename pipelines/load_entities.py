@@ -83,7 +83,7 @@ def load_items(
     A faulty image is dropped alone: the item stays, without image. UserError when none of the named files exists.
     """
     pictures = None if images is None else _Images(images_root(images), rejections)
-    rows = _item_rows(source, rejections, pictures, progress=progress)
+    rows = item_rows(source, rejections, pictures, progress=progress)
     read = _stage(connection, ITEMS, rows)
     if pictures is None:
         connection.execute(KEEP_IMAGES)
@@ -99,14 +99,14 @@ def load_users(
     connection: psycopg.Connection[Any], source: Source, rejections: Rejections, *, progress: bool
 ) -> dict[str, int]:
     """Loads the users' attributes; counts of rows read, new, changed, unchanged and rejected."""
-    read = _stage(connection, USERS, _user_rows(source, rejections, progress=progress))
+    read = _stage(connection, USERS, user_rows(source, rejections, progress=progress))
     return _upsert(connection, USERS, source, rejections, read)
 
 
 Row = tuple[Any, ...]
 
 
-def _item_rows(
+def item_rows(
     source: Source, rejections: Rejections, pictures: "_Images | None", *, progress: bool
 ) -> Iterator[tuple[int, list[Row]]]:
     readers = csv_readers(source, ITEMS.known)
@@ -128,7 +128,7 @@ def _item_rows(
         yield batch.rows, rows
 
 
-def _user_rows(source: Source, rejections: Rejections, *, progress: bool) -> Iterator[tuple[int, list[Row]]]:
+def user_rows(source: Source, rejections: Rejections, *, progress: bool) -> Iterator[tuple[int, list[Row]]]:
     readers = csv_readers(source, USERS.known)
     for batch in _batches(source, progress=progress):
         check_columns(batch, ("user_id",))

@@ -154,7 +154,7 @@ def _stage(
         cursor.copy(COPY) as copy,
     ):
         for batch in source.batches():
-            table = _checked(batch, rejections)
+            table = checked_interactions(batch, rejections)
             copy.write(_as_csv(table))
             years.update(pc.unique(pc.year(table["occurred_at"])).to_pylist())
             with_events = with_events or bool(pc.any(pc.not_equal(table["event_id"], "")).as_py())
@@ -163,7 +163,7 @@ def _stage(
     return read, years, with_events
 
 
-def _checked(batch: Batch, rejections: Rejections) -> pa.Table:
+def checked_interactions(batch: Batch, rejections: Rejections) -> pa.Table:
     check_columns(batch, REQUIRED, KNOWN)
     checked = Checked(batch)
     checked.read("user_id", ids)
