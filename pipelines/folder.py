@@ -14,10 +14,12 @@ import pyarrow.compute as pc
 
 from encoders.catalogue import Histories
 from encoders.experiment import Dataset
+from pipelines.attributes import read_attributes
 from pipelines.columns import shown
 from pipelines.contract import Source, find_source
-from pipelines.load_entities import item_rows, user_rows
+from pipelines.load_entities import ITEMS, USERS, item_rows, user_rows
 from pipelines.load_interactions import checked_interactions
+from pipelines.part_files import TABLES, refuse_overlooked
 from pipelines.rejections import Rejection, Rejections
 from polytower.errors import UserError
 
@@ -34,7 +36,8 @@ def read_folder(folder: Path, max_rejected: float = 0.05) -> tuple[Dataset, Reje
     """
     if not folder.is_dir():
         raise UserError(f"the folder {folder} does not exist (or is not a folder)")
-    sources = {table: find_source(folder, table) for table in ("interactions", "items", "users")}
+    refuse_overlooked(folder)
+    sources = {table: find_source(folder, table) for table in TABLES}
     interactions = sources["interactions"]
     if interactions is None:
         raise UserError(f"{folder} holds no interactions (.parquet, .csv or .jsonl); see docs/data.md")
@@ -52,11 +55,12 @@ def _items(source: Source | None, rejections: Rejections) -> dict[str, dict[str,
     found: dict[str, dict[str, Any]] = {}
     read = 0
     if source is not None:
-        for size, rows in item_rows(source, rejections, None, progress=False):
+        rejections.read_from(source)
+        for size, rows in item_rows(source, read_attributes(source, ITEMS.known), rejections, None, progress=False):
             read += size
-            for _, item_id, title, description, image, *_, attributes in rows:
+            for _, _, item_id, title, description, image, *_, attributes in rows:
                 texts = {"title": title, "description": description, "image": image}
-                found.setdefault(item_id, {**texts, "attributes": json.loads(attributes)})
+                found.setdefault(item_id, {**texts, "attributes": _there(attributes)})
         rejections.refuse_if_many(source.name, read)
     return found
 
@@ -64,16 +68,22 @@ def _items(source: Source | None, rejections: Rejections) -> dict[str, dict[str,
 def _users(source: Source, rejections: Rejections) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     read = 0
-    for size, rows in user_rows(source, rejections, progress=False):
+    rejections.read_from(source)
+    for size, rows in user_rows(source, read_attributes(source, USERS.known), rejections, progress=False):
         read += size
-        for _, user_id, attributes in rows:
-            found.setdefault(user_id, json.loads(attributes))
+        for _, _, user_id, attributes in rows:
+            found.setdefault(user_id, _there(attributes))
     rejections.refuse_if_many(source.name, read)
     return found
 
 
+def _there(attributes: str) -> dict[str, Any]:
+    return {name: value for name, value in json.loads(attributes).items() if value is not None}
+
+
 def _events(source: Source, rejections: Rejections) -> pa.Table:
     """All sound rows, texts dictionary-encoded: about 60 bytes an event."""
+    rejections.read_from(source)
     encoded = []
     for batch in source.batches():
         table = checked_interactions(batch, rejections)
