@@ -1,13 +1,12 @@
-"""Experiments straight from a contract folder, without a database: train, evaluate, compare, over several seeds."""
+"""Experiments without a database: train, evaluate, compare, over several seeds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from encoders.attributes import user_vectors
 from encoders.baselines import baselines
@@ -17,7 +16,6 @@ from encoders.content import item_text, says_something
 from encoders.content_encoders import CONTENT_ENCODERS
 from encoders.distributed import ALONE, World
 from encoders.evaluate import Metrics, TowersScorer, asked, evaluate, interests_report
-from encoders.folder import read_interactions, read_items, read_users
 from encoders.presets import preset
 from encoders.splits import Split, cold_items, cold_users, leave_one_out, refit, strong_generalisation, temporal
 from encoders.train import TrainResult, train
@@ -26,11 +24,25 @@ from polytower.errors import UserError
 
 SPLITS = ("leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items", "cold_users")
 _CHUNK = 512  # contents encoded at a time
-_NOT_ATTRIBUTES = ("item_id", "title", "description", "image", "available")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """What an experiment reads (pipelines.folder.read_folder makes it of a contract folder).
+
+    item_ids: the catalogue in its order. items: title, description, image (a name) and attributes of the first of them.
+    users: what is known of each user of the histories, {attribute: value}; None where there is no table of users.
+    """
+
+    name: str
+    item_ids: list[str]
+    items: Sequence[Mapping[str, Any]]
+    histories: Histories
+    users: Sequence[Mapping[str, Any]] | None = None
 
 
 def run_experiment(
-    folder: Path,
+    data: Dataset,
     preset_name: str,
     seeds: Sequence[int],
     *,
@@ -52,22 +64,21 @@ def run_experiment(
     "interests" in the report is of the first seed.
     """
     config = changed(replace(preset(preset_name), device=device), options or {})
-    item_ids, catalogue, histories = read_folder(
-        folder, modalities, device=device, images=images, user_attributes=config.towers.user_attributes
-    )
-    cut = make_split(split, histories, len(item_ids))
+    catalogue = encoded_catalogue(data, modalities, device=device, images=images)
+    histories = with_users(data, config.towers.user_attributes)
+    cut = make_split(split, histories, len(catalogue))
     if not len(cut.test):
-        raise UserError(f"{folder}: the split {split} leaves no question to test on")
+        raise UserError(f"{data.name}: the split {split} leaves no question to test on")
     results: list[TrainResult] = []
     for seed in seeds:
         seeded = replace(config, seed=seed)
         place = directory / f"seed-{seed}"
         results.append(_trained(catalogue, histories, seeded, cut, place, progress=progress, world=world))
     scorers = [TowersScorer(result.evaluated, softness=config.softness) for result in results]
-    measured = [evaluate(scorer, cut.test, len(item_ids), vectors_VD=scorer.items_VD) for scorer in scorers]
+    measured = [evaluate(scorer, cut.test, len(catalogue), vectors_VD=scorer.items_VD) for scorer in scorers]
     points = [point for result in results for point in result.curves]
     return {
-        "data": folder.name,
+        "data": data.name,
         "preset": preset_name,
         "split": split,
         "questions": len(asked(cut.test)),
@@ -82,36 +93,34 @@ def run_experiment(
         "metrics": {track: _spread([one[track] for one in measured]) for track in ("masked", "unmasked")},
         "interests": interests_report(scorers[0], cut.test),
         "baselines": {
-            name: evaluate(scorer, cut.test, len(item_ids))
-            for name, scorer in baselines(cut.train, len(item_ids)).items()
+            name: evaluate(scorer, cut.test, len(catalogue))
+            for name, scorer in baselines(cut.train, len(catalogue)).items()
         },
     }
 
 
-def read_folder(
-    folder: Path,
-    modalities: Sequence[Modality] = (),
-    *,
-    device: str = "auto",
-    images: Path | None = None,
-    user_attributes: int = 0,
-) -> tuple[list[str], Catalogue, Histories]:
-    """(item ids, catalogue with the content of these modalities, histories) of a contract folder.
+def encoded_catalogue(
+    data: Dataset, modalities: Sequence[Modality] = (), *, device: str = "auto", images: Path | None = None
+) -> Catalogue:
+    """The catalogue with the content of these modalities.
 
     images: where the files lie that the items name; a picture that is absent or unreadable counts as none. Raises
-    UserError for the modality image without it. user_attributes: width that the users' attributes are hashed to; 0
-    leaves them out.
+    UserError for the modality image without it.
     """
-    items = read_items(folder)
-    item_ids, histories = read_interactions(folder, items["item_id"].to_pylist())
-    if user_attributes:
-        known = read_users(folder, histories.user_ids)
-        histories = replace(histories, attributes=user_vectors(known, user_attributes))
     content: dict[str, FloatArray] = {}
     present: dict[str, BoolArray] = {}
     for modality in modalities:
-        content[modality], present[modality] = _encoded(modality, items, len(item_ids), device, images)
-    return item_ids, Catalogue(item_ids, content, present), histories
+        content[modality], present[modality] = _encoded(modality, data, device, images)
+    return Catalogue(data.item_ids, content, present)
+
+
+def with_users(data: Dataset, width: int) -> Histories:
+    """The histories with the users' attributes hashed to `width` numbers; 0 leaves them out."""
+    if not width:
+        return data.histories
+    if data.users is None:
+        raise UserError(f"{data.name} holds no users, from which towers.user_attributes would be read")
+    return replace(data.histories, attributes=user_vectors(data.users, width))
 
 
 def make_split(name: str, histories: Histories, items: int) -> Split:
@@ -157,23 +166,21 @@ def _spread(runs: list[Metrics]) -> dict[str, dict[str, float]]:
     }
 
 
-def _encoded(
-    modality: Modality, items: pa.Table, size: int, device: str, images: Path | None
-) -> tuple[FloatArray, BoolArray]:
+def _encoded(modality: Modality, data: Dataset, device: str, images: Path | None) -> tuple[FloatArray, BoolArray]:
     """(rows [V, dim], present [V]) of one modality; items without it, or without a description, have zero rows."""
-    rows = items.to_pylist()
     contents: list[Any]
     if modality == "image":
-        contents = [_picture(images, row.get("image")) for row in rows]
+        contents = [_picture(images, row["image"]) for row in data.items]
         has = [path is not None for path in contents]
     elif modality == "text":
-        contents = [item_text(row.get("title"), row.get("description")) for row in rows]
+        contents = [item_text(row["title"], row["description"]) for row in data.items]
         has = [bool(text) for text in contents]
     else:
-        contents = [{name: value for name, value in row.items() if name not in _NOT_ATTRIBUTES} for row in rows]
+        contents = [row["attributes"] for row in data.items]
         has = [says_something(attributes) for attributes in contents]
     encoder = CONTENT_ENCODERS[modality](device=device)
     there = np.flatnonzero(has)
+    size = len(data.item_ids)
     embeddings, present = np.zeros((size, encoder.dim), dtype=np.float32), np.zeros(size, dtype=np.bool_)
     chunks = [there[start : start + _CHUNK] for start in range(0, len(there), _CHUNK)]
     encoded = encoder.encode_chunks([contents[row] for row in chunk] for chunk in chunks)

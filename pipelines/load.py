@@ -10,15 +10,16 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
 from pipelines.contract import Source, find_source
-from pipelines.load_entities import load_items, load_users
+from pipelines.load_entities import Loaded, load_items, load_users
 from pipelines.load_interactions import load_interactions
+from pipelines.part_files import TABLES, refuse_overlooked
 from pipelines.rejections import Rejection, Rejections
 from polytower.errors import UserError
 
@@ -42,7 +43,8 @@ HEAD = 20
 class LoadReport:
     """What a load did. counts: "<table>_<what>" → rows, what = read, new, changed, unchanged, rejected (and images).
 
-    rejected: the first rejected rows; all that were kept are in the table rejected_rows under load_id.
+    rejected: the first rejected rows; all that were kept are in the table rejected_rows under load_id. attributes:
+    table → attribute → its type, as it was read. warnings: what was loaded and should be looked at.
     """
 
     load_id: int
@@ -50,6 +52,8 @@ class LoadReport:
     counts: dict[str, int]
     rejected: list[Rejection]
     seconds: float
+    attributes: dict[str, dict[str, str]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def rows_per_second(self) -> float:
@@ -62,6 +66,8 @@ class LoadReport:
             "load_id": self.load_id,
             "source": self.source,
             "counts": self.counts,
+            "attributes": self.attributes,
+            "warnings": self.warnings,
             "rejected": [rejection.as_json() for rejection in self.rejected],
             "seconds": round(self.seconds, 3),
             "rows_per_second": round(self.rows_per_second),
@@ -74,6 +80,10 @@ class LoadReport:
             found = {name.removeprefix(f"{table}_"): n for name, n in self.counts.items() if name.startswith(table)}
             if found:
                 lines.append(f"  {table}: " + ", ".join(f"{n:,} {what.replace('_', ' ')}" for what, n in found.items()))
+            types = self.attributes.get(table)
+            if types:
+                lines.append("    attributes: " + ", ".join(f"{name} {kind}" for name, kind in types.items()))
+        lines += [f"  warning: {warning}" for warning in self.warnings]
         if self.rejected:
             lines.append(f"  rejected (all of them: table rejected_rows, load_id {self.load_id}):")
             lines += [f"    {rejection}" for rejection in self.rejected]
@@ -101,8 +111,9 @@ def load_folder(
         rejections = Rejections(max_rejected)
         try:
             with _readable_errors(), connection.transaction():
-                counts = _load(connection, _sources(folder), images, rejections, progress=progress)
-                report = LoadReport(load_id, str(folder), counts, rejections.kept[:HEAD], time.monotonic() - started)
+                sources, overlooked = _sources(folder)
+                found = _load(connection, sources, images, rejections, progress=progress)
+                report = _report(load_id, folder, found, rejections, overlooked, time.monotonic() - started)
                 rejections.store(connection, load_id)
                 _end(connection, load_id, "done", report.counts)
         except BaseException as error:
@@ -114,14 +125,16 @@ def load_folder(
     return report
 
 
-def _sources(folder: Path) -> dict[str, Source]:
+def _sources(folder: Path) -> tuple[dict[str, Source], list[str]]:
+    """(table → source, what looks like a table and is no data), items first: interactions are checked against them."""
     if not folder.is_dir():
         raise UserError(f"the folder {folder} does not exist (or is not a folder)")
-    found = {table: find_source(folder, table) for table in ("items", "users", "interactions")}
+    overlooked = refuse_overlooked(folder)
+    found = {table: find_source(folder, table) for table in TABLES}
     sources = {table: source for table, source in found.items() if source is not None}
-    if not sources.keys() & {"items", "interactions"}:
-        raise UserError(f"{folder} holds neither interactions nor items (.parquet, .csv or .jsonl); see docs/data.md")
-    return sources
+    if not sources:
+        raise UserError(f"{folder} holds no interactions, items or users (.parquet, .csv or .jsonl); see docs/data.md")
+    return sources, overlooked
 
 
 def _load(
@@ -131,17 +144,27 @@ def _load(
     rejections: Rejections,
     *,
     progress: bool,
-) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for table, source in sources.items():  # items first: interactions are checked against them
+) -> dict[str, Loaded]:
+    found: dict[str, Loaded] = {}
+    for table, source in sources.items():
+        rejections.read_from(source)
         if table == "items":
-            found = load_items(connection, source, rejections, images, progress=progress)
+            found[table] = load_items(connection, source, rejections, images, progress=progress)
         elif table == "users":
-            found = load_users(connection, source, rejections, progress=progress)
+            found[table] = load_users(connection, source, rejections, progress=progress)
         else:
-            found = load_interactions(connection, source, rejections, progress=progress)
-        counts |= {f"{table}_{what}": count for what, count in found.items()}
-    return counts
+            found[table] = Loaded(load_interactions(connection, source, rejections, progress=progress))
+    return found
+
+
+def _report(
+    load_id: int, folder: Path, found: dict[str, Loaded], rejections: Rejections, overlooked: list[str], seconds: float
+) -> LoadReport:
+    counts = {f"{table}_{what}": n for table, loaded in found.items() for what, n in loaded.counts.items()}
+    attributes = {table: loaded.attributes for table, loaded in found.items() if loaded.attributes}
+    warnings = [warning for loaded in found.values() for warning in loaded.warnings] + rejections.warnings
+    warnings += [f"{name} in the folder was not read" for name in overlooked]
+    return LoadReport(load_id, str(folder), counts, rejections.kept[:HEAD], seconds, attributes, warnings)
 
 
 @contextmanager
@@ -176,6 +199,8 @@ def _readable_errors() -> Iterator[None]:
     except psycopg.errors.DiskFull as error:
         message = "the database's disk is full; nothing of this load was kept. Free some space and load again"
         raise UserError(f"{message} ({error})") from error
+    except psycopg.errors.ProgramLimitExceeded as error:
+        raise UserError(f"a value is larger than Postgres can hold; nothing of this load was kept: {error}") from error
     except psycopg.OperationalError as error:
         message = "the connection to the database was lost; nothing of this load was kept. Load again"
         raise UserError(f"{message} ({str(error).strip()})") from error

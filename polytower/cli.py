@@ -36,6 +36,7 @@ class JsonObject(click.ParamType[Any]):
 
 
 ROWS_PUT_ASIDE = 3
+SHOWN = 20  # rejected rows that `experiment` names
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILTER = click.option(
     "--filter",
@@ -302,14 +303,18 @@ def experiment(
     """Train and evaluate a preset straight from FOLDER, without a database, beside the baselines."""
     from encoders.distributed import ALONE, processes
     from encoders.experiment import run_experiment
+    from pipelines.folder import read_folder
     from polytower.settings import settings
 
     config = settings()
     # Runs that differ in anything keep apart, so that each finds its own state when it goes on.
     name = "-".join([folder.resolve().name, preset, split, *content, *options]).replace("/", "_")
+    data, rejections = read_folder(folder)
     with processes() if distributed else nullcontext(ALONE) as world:
+        for rejection in rejections.kept[:SHOWN] if world.first else ():
+            say(f"left out: {rejection}")
         report = run_experiment(
-            folder, preset, range(seeds), directory=into or config.home / "experiments" / name,
+            data, preset, range(seeds), directory=into or config.home / "experiments" / name,
             modalities=content, split=split, options=_options(options), device=config.device, progress=world.first,
             images=images, world=world,
         )  # fmt: skip

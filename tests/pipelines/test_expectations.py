@@ -19,7 +19,7 @@ FAULTS: dict[str, dict[str, str]] = {
     "interactions": {
         "user_id has 1 to 512 characters": "update interactions set user_id = '' where position = 1",
         "item_id has 1 to 512 characters": "update interactions set item_id = repeat('x', 513) where position = 1",
-        "interaction times lie between 1970 and tomorrow": """
+        "interaction times lie between 1970 and five minutes ahead": """
             insert into interactions (user_id, item_id, occurred_at)
             values ('u1', 'i1', now() + interval '2 days')""",
         "kinds have 1 to 64 characters": "update interactions set kind = '' where position = 1",
