@@ -24,7 +24,7 @@ TAKEN = """
 select event_id, user_id, item_id, kind, occurred_at, value, query from interactions
 where event_id <> '' and event_id = any (%(event_ids)s) limit 1000
 """
-ENSURE_YEARS = "select ensure_interactions_year(year) from unnest(%(years)s::int[]) year limit 1000"
+ENSURE_YEARS = "select ensure_interactions_year(variadic %(years)s::int[]) limit 1"
 INSERT = """
 insert into interactions (user_id, item_id, occurred_at, kind, event_id, value, query)
 select user_id, item_id, occurred_at, kind, interaction_event_id(event_id, query), value, query
