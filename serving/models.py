@@ -256,6 +256,7 @@ class ProblemModel(BaseModel):
                     "title": "Unknown user",
                     "status": 404,
                     "detail": 'there is no user "nobody"',
+                    "request_id": "9f2c64d1a8e05b37",
                 }
             ]
         }
@@ -265,6 +266,9 @@ class ProblemModel(BaseModel):
     title: str = Field(examples=["Unknown user"])
     status: int = Field(examples=[404])
     detail: str = Field(examples=['there is no user "nobody"'])
+    request_id: str = Field(
+        description="also in the header X-Request-Id, and in the server's log", examples=["9f2c64d1a8e05b37"]
+    )
 
 
 class BatchAnswer(BaseModel):
@@ -281,6 +285,7 @@ class BatchAnswer(BaseModel):
                             "title": "Unknown user",
                             "status": 404,
                             "detail": 'there is no user "186"',
+                            "request_id": "9f2c64d1a8e05b37",
                         },
                     ]
                 }

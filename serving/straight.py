@@ -5,7 +5,6 @@ through the routes, solving dependencies that are not there) takes as long as fi
 """
 
 import json
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +17,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.errors import INVALID, Problem
 
-LOG = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class HotRoute:
@@ -31,22 +28,17 @@ class HotRoute:
 
 
 class Straight:
-    """Wraps the application.
-
-    respond: the response to an error; one that is not expected is the server's own failure, and goes to its log.
-    """
+    """Wraps the application. respond: the response to an error."""
 
     def __init__(
         self,
         app: ASGIApp,
         routes: Sequence[HotRoute],
         *,
-        expected: tuple[type[Exception], ...],
         respond: Callable[[Exception], Response],
     ) -> None:
         self.app = app
         self.routes = {route.path_format: route for route in routes}
-        self.expected = expected
         self.respond = respond
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,10 +51,7 @@ class Straight:
         request = Request(scope, receive)
         try:
             response = await route.endpoint(await _question(route.model, request), request)
-        except self.expected as error:
-            response = self.respond(error)
         except Exception as error:
-            LOG.exception("POST %s failed", route.path_format)
             response = self.respond(error)
         await response(scope, receive, send)
 
