@@ -21,6 +21,8 @@ from pydantic import (
     model_validator,
 )
 
+from feature_repo.schema import DEFAULT_KIND, MAX_ID_BYTES, MAX_QUERY_CHARACTERS
+
 Merge = Literal["max", "quota", "rrf", "soft", "diverse"]
 Space = Literal["item", "content", "id"]
 MAX_K = 1000
@@ -33,8 +35,29 @@ def _no_nul(value: str) -> str:
     return value
 
 
+def _short(value: str) -> str:
+    # In bytes, as Postgres counts what fits into an index row.
+    if len(value.encode()) > MAX_ID_BYTES:
+        raise ValueError(f"is longer than {MAX_ID_BYTES} bytes")
+    return value
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("is empty")
+    return value
+
+
 Text = Annotated[str, AfterValidator(_no_nul)]
-Id = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_no_nul)]
+# Ids of events, which may be left out; of users and items, and kinds.
+Key = Annotated[Text, AfterValidator(_short), WithJsonSchema({"type": "string", "maxLength": MAX_ID_BYTES})]
+Id = Annotated[
+    Text,
+    AfterValidator(_short),
+    AfterValidator(_not_blank),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES}),
+]
+SearchText = Annotated[Text, Field(min_length=1, max_length=MAX_QUERY_CHARACTERS)]
 Value = StrictBool | StrictInt | FiniteFloat | Text
 K = Annotated[int, Field(ge=1, le=MAX_K, strict=True)]
 
@@ -100,7 +123,7 @@ class RetrieveRequest(Strict):
     )
     vectors: list[Vector] | None = Field(None, min_length=1, max_length=64, description="interests, [K, D]")
     weights: list[FiniteFloat] | None = Field(None, description="one per vector; default equal")
-    text: Annotated[Text, Field(min_length=1, max_length=10_000)] | None = Field(None, description="what to look for")
+    text: SearchText | None = Field(None, description="what to look for")
     image: Base64 | None = Field(None, min_length=1, description="a JPEG, PNG or WebP file in base64")
     space: Space | None = Field(
         None,
@@ -354,10 +377,10 @@ class InteractionModel(Strict):
     user_id: Id
     item_id: Id
     occurred_at: AwareDatetime | None = None
-    event_id: Annotated[Text, Field(max_length=1024)] = ""
-    kind: Annotated[Text, Field(min_length=1, max_length=1024)] = "interaction"
+    event_id: Key = ""
+    kind: Id = DEFAULT_KIND
     value: FiniteFloat | None = None
-    query: Annotated[Text, Field(max_length=10_000)] | None = None
+    query: Annotated[Text, Field(max_length=MAX_QUERY_CHARACTERS)] | None = None
 
 
 class InteractionsRequest(Strict):
