@@ -118,9 +118,9 @@ def _fill_from(
 
 
 def user_rows(towers: "Towers", items_VD: Any, histories: Histories, *, progress: bool) -> Iterator[tuple[Any, ...]]:
-    """(user_id, interest, embedding, weight, as_of) of every user, interests that are not in use left out.
+    """(user_id, interest, embedding, weight, as_of, events) of every user, interests that are not in use left out.
 
-    as_of: the user's newest event; 1970 for a user who is known by attributes alone.
+    as_of: the user's newest event; 1970 for a user who is known by attributes alone. events: how many were known.
     """
     from torch.nn import functional as F
     from tqdm import tqdm
@@ -142,5 +142,5 @@ def user_rows(towers: "Towers", items_VD: Any, histories: Histories, *, progress
                 embeddings = halfvecs(vectors, weights > 0)
                 for interest, (embedding, weight) in enumerate(zip(embeddings, weights, strict=True)):
                     if embedding is not None:
-                        yield histories.user_ids[user], interest, embedding, float(weight), as_of
+                        yield histories.user_ids[user], interest, embedding, float(weight), as_of, int(lengths[user])
             bar.update(len(users))

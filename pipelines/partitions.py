@@ -30,6 +30,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "embedding": "halfvec",
         "weight": "float4",
         "as_of": "timestamptz",
+        "events": "int8",
     },
 }
 KEYS = {"item_embeddings": ("generation", "item_id"), "user_interests": ("generation", "user_id", "interest")}
@@ -41,7 +42,7 @@ def fill(connection: psycopg.Connection[Any], generation: int, items: Rows, inte
     """Writes a generation's two partitions in one transaction and returns the row counts by table.
 
     items: (item_id, embedding, content_embedding | None, id_embedding | None), vectors as pgvector HalfVector of unit
-    length; interests: (user_id, interest, embedding, weight, as_of).
+    length; interests: (user_id, interest, embedding, weight, as_of, events).
     """
     dim = get(connection, generation).dim
     # All three index builds fit in memory at a million items; two workers were measured 1.5 times as fast as one.

@@ -113,7 +113,7 @@ def create_app(
     app.state.retrieval = retrieval
     app.state.content = content
     app.state.features = features
-    app.state.ranking = Ranking(database, features, metrics)
+    app.state.ranking = Ranking(features, metrics)
     app.state.indexes = indexes
     app.state.metrics = metrics
     app.state.warmer = warmer(database, retrieval, content, loader) if warm else None

@@ -6,6 +6,7 @@ from typing import Any
 
 import psycopg
 from pgvector.psycopg import register_vector_async
+from psycopg import IsolationLevel
 from psycopg.rows import tuple_row
 from psycopg.types import TypeInfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -30,6 +31,12 @@ class Session(psycopg.AsyncConnection[Any]):
         await cursor.execute(statement, parameters, prepare=True, binary=True)
         row: tuple[Any, ...] | None = await cursor.fetchone()
         return row
+
+    async def exported(self) -> str:
+        """The name under which another connection can see what this one's transaction sees, as long as it lasts."""
+        row = await (await self.execute("select pg_export_snapshot()")).fetchone()
+        assert row is not None
+        return str(row[0])
 
 
 class Database:
@@ -74,6 +81,18 @@ class Database:
             raise
         finally:
             await self._pool.putconn(connection)
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Session]:
+        """Lends a connection inside a transaction that sees one moment, and so one generation."""
+        async with self.connection() as connection:
+            await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
+            try:
+                async with connection.transaction():
+                    yield connection
+            finally:
+                if not connection.closed:
+                    await connection.set_isolation_level(None)
 
 
 async def _configure(connection: Session) -> None:

@@ -43,6 +43,7 @@ PROBLEMS = {
 # What only HTTP can meet.
 INVALID = Kind(422, "invalid-request", "The request is not valid")
 UNREADABLE = Kind(422, "unreadable-value", "A value cannot be read")
+TOO_COMPLEX = Kind(422, "too-complex", "The question is too complex")
 UNKNOWN_HISTORY = Kind(422, "unknown-history", "No item of the history is known")
 UNKNOWN_ITEMS = Kind(422, "unknown-items", "Interactions name items that were never loaded")
 EVENT_CONFLICT = Kind(409, "event-conflict", "An event id stands for another event")
@@ -117,6 +118,8 @@ def from_postgres(error: psycopg.Error) -> Problem:
         return Problem(TOO_SLOW, "the database did not answer in time; ask for less, or try again")
     if isinstance(error, psycopg.errors.UndefinedTable):
         return Problem(PROBLEMS["PT013"], "the generation was dropped while it was read; try again")
+    if state[:2] == "54":  # a limit of Postgres' own: depth of an expression, size of an index row
+        return Problem(TOO_COMPLEX, f"{message}; ask for less at once")
     if isinstance(error, psycopg.OperationalError) or state[:2] in ("08", "57"):
         return Problem(NO_DATABASE, "the database does not answer; try again")
     if isinstance(error, psycopg.DataError) or state[:2] == "22":

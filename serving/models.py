@@ -26,6 +26,7 @@ from feature_repo.schema import DEFAULT_KIND, MAX_ID_BYTES, MAX_QUERY_CHARACTERS
 Merge = Literal["max", "quota", "rrf", "soft", "diverse"]
 Space = Literal["item", "content", "id"]
 MAX_K = 1000
+MAX_CONDITIONS = 100  # attributes of a filter
 
 
 def _no_nul(value: str) -> str:
@@ -131,7 +132,9 @@ class RetrieveRequest(Strict):
         ", by content and behaviour (item; the default of vectors), by behaviour alone (id; vectors only)",
     )
     k: K = 100
-    filter: dict[str, Any] = Field(default_factory=dict, description="conditions on attributes, all of which must hold")
+    filter: dict[str, Any] = Field(
+        default_factory=dict, max_length=MAX_CONDITIONS, description="conditions on attributes, all of which must hold"
+    )
     exclude_seen: bool = Field(True, description="leave out what the user (or the history) has already seen")
     exclude: list[Id] = Field(default_factory=list, max_length=10_000, description="item ids to leave out")
     allow: list[Id] | None = Field(None, max_length=10_000, description="only these item ids; default all")
@@ -180,6 +183,11 @@ class RetrieveRequest(Strict):
     def asks_by_content(self) -> bool:
         """Whether the question is a text, a picture, or both."""
         return self.text is not None or self.image is not None
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether candidates come with features."""
+        return self.features is not None or self.similarity
 
     @property
     def searched_space(self) -> Space:

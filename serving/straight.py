@@ -4,7 +4,6 @@ FastAPI documents the routes, and answers their other methods. What it does for 
 through the routes, solving dependencies that are not there) takes as long as finding the candidates.
 """
 
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.errors import INVALID, Problem
+from serving.reading import json_of
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,7 @@ async def _question(model: type[BaseModel], request: Request) -> BaseModel:
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise Problem(INVALID, "body: is not declared as JSON; send it with content-type: application/json")
     try:
-        return model.model_validate(json.loads(await request.body()))
+        return model.model_validate(json_of(await request.body(), INVALID, "body"))
     except ValidationError as error:
         faults = [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors()]
         raise RequestValidationError(faults) from error
-    except (ValueError, RecursionError) as error:
-        raise Problem(INVALID, f"body: is not JSON: {error}") from error
