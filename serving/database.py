@@ -1,7 +1,9 @@
 """The server's pool of connections: vector types registered, a statement timeout, and no request left hanging."""
 
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from time import monotonic
 from typing import Any
 
 import psycopg
@@ -14,6 +16,8 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from polytower.postgres import connection_options
 from serving.errors import NO_DATABASE, Problem
 from serving.metrics import Metrics
+
+RENEWAL = 5.0  # seconds between two attempts to find a database that takes events
 
 
 class Session(psycopg.AsyncConnection[Any]):
@@ -50,6 +54,7 @@ class Database:
         options["options"] += f" -c statement_timeout={int(timeout * 1000)}"
         self._metrics = metrics
         self._timeout = timeout
+        self._renewed_at = -math.inf
         self._pool: AsyncConnectionPool[Session] = AsyncConnectionPool(
             url, connection_class=Session, min_size=1, max_size=size, open=False, configure=_configure,
             timeout=timeout, reconnect_timeout=60,
@@ -79,8 +84,17 @@ class Database:
                 # Postgres went away: the others of the pool are dead too, and the next request should not find out.
                 await self._pool.check()
             raise
+        except psycopg.errors.ReadOnlySqlTransaction:
+            await self._renew()
+            raise
         finally:
             await self._pool.putconn(connection)
+
+    async def _renew(self) -> None:
+        """Makes new connections: a session stays read-only, and with the host that it found, when both have changed."""
+        if monotonic() - self._renewed_at >= RENEWAL:
+            self._renewed_at = monotonic()
+            await self._pool.drain()
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Session]:

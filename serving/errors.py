@@ -65,6 +65,7 @@ TOO_LATE = Kind(408, "body-too-slow", "The body did not arrive in time")
 TOO_MANY = Kind(429, "too-many-requests", "Too many requests are waiting")
 TOO_SLOW = Kind(503, "deadline-exceeded", "The answer took too long")
 NO_DATABASE = Kind(503, "no-database", "Postgres does not answer")
+READ_ONLY = Kind(503, "read-only", "The database takes no events at present")
 NOT_READY = Kind(503, "not-ready", "The server is not ready")
 INTERNAL = Kind(500, "internal-error", "The server failed")
 
@@ -116,6 +117,8 @@ def from_postgres(error: psycopg.Error) -> Problem:
         return Problem(PROBLEMS[state], f"{message}; {hint}" if hint else message)
     if isinstance(error, psycopg.errors.QueryCanceled):
         return Problem(TOO_SLOW, "the database did not answer in time; ask for less, or try again")
+    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+        return Problem(READ_ONLY, "the database is read-only (a standby, or a failover goes on); try again")
     if isinstance(error, psycopg.errors.UndefinedTable):
         return Problem(PROBLEMS["PT013"], "the generation was dropped while it was read; try again")
     if state[:2] == "54":  # a limit of Postgres' own: depth of an expression, size of an index row
