@@ -24,7 +24,7 @@ from feast.repo_config import RepoConfig
 from psycopg import sql
 
 from feature_repo.historical_reads import HISTORICAL_VIEWS
-from feature_repo.schema import FEAST_SCHEMA
+from feature_repo.schema import FEAST_SCHEMA, SEQUENCE_LENGTH
 from polytower.errors import UserError
 
 
@@ -143,7 +143,7 @@ def _statement(
         ]
         joins.append(
             sql.SQL(" left join lateral ({}) as {} on true").format(
-                sql.SQL(HISTORICAL_VIEWS[view.name]), sql.Identifier(view.name)
+                sql.SQL(HISTORICAL_VIEWS[view.name]).format(length=SEQUENCE_LENGTH), sql.Identifier(view.name)
             )
         )
     return (

@@ -118,7 +118,7 @@ def _fill_from(
 def interest_rows(towers: "Towers", items_VD: Any, histories: Histories, *, progress: bool) -> Iterator[InterestRows]:
     """The interests of every user, some users at a time; interests that are not in use are left out.
 
-    as_of: the user's newest event; 1970 for a user who is known by attributes alone.
+    as_of: the user's newest event; 1970 for a user who is known by attributes alone. events: how many were known.
     """
     from torch.nn import functional as F
     from tqdm import tqdm
@@ -141,6 +141,7 @@ def interest_rows(towers: "Towers", items_VD: Any, histories: Histories, *, prog
                 found.vectors.numpy()[users, interests],
                 weights[users, interests],
                 _newest(chosen)[users],
+                chosen.lengths[users],
             )
             bar.update(len(chosen))
 

@@ -35,6 +35,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "embedding": "halfvec",
         "weight": "float4",
         "as_of": "timestamptz",
+        "events": "int8",
     },
 }
 _BEFORE_ID = np.dtype([("fields", ">i2"), ("size", ">i4"), ("generation", ">i8"), ("id_size", ">i4")])
@@ -47,7 +48,7 @@ Rows = Iterable[tuple[Any, ...]]
 class InterestRows:
     """Interests of some users by column, N rows: interest [N], embedding [N, D] of unit length, weight [N].
 
-    as_of: int64 [N], microseconds since 1970.
+    as_of: int64 [N], microseconds since 1970. events: int64 [N], how many of the user were known.
     """
 
     user_ids: Sequence[str]
@@ -55,6 +56,7 @@ class InterestRows:
     embedding: NDArray[np.float32]
     weight: NDArray[np.float32]
     as_of: NDArray[np.int64]
+    events: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -135,12 +137,13 @@ def binary_rows(generation: int, rows: InterestRows) -> bytes:
         len(rows),
         [("interest_size", ">i4"), ("interest", ">i2"), ("embedding_size", ">i4"), ("dim", ">i2"), ("zero", ">i2"),
          ("embedding", ">f2", (dim,)), ("weight_size", ">i4"), ("weight", ">f4"), ("as_of_size", ">i4"),
-         ("as_of", ">i8")],
+         ("as_of", ">i8"), ("events_size", ">i4"), ("events", ">i8")],
     )  # fmt: skip
     after["interest_size"], after["interest"] = 2, rows.interest
     after["embedding_size"], after["dim"], after["embedding"] = 4 + 2 * dim, dim, rows.embedding
     after["weight_size"], after["weight"] = 4, rows.weight
     after["as_of_size"], after["as_of"] = 8, rows.as_of - POSTGRES_EPOCH_MICROS
+    after["events_size"], after["events"] = 8, rows.events
     return b"".join(chain.from_iterable(zip(_cut(before), ids, _cut(after), strict=True)))
 
 

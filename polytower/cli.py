@@ -28,7 +28,7 @@ class JsonObject(click.ParamType[Any]):
             return value
         try:
             parsed = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             self.fail(f"not JSON: {error}", param, ctx)
         if not isinstance(parsed, dict):
             self.fail("a JSON object is needed", param, ctx)
@@ -351,7 +351,7 @@ def _options(pairs: tuple[str, ...]) -> dict[str, Any]:
             raise click.BadParameter(f"{pair!r} is not NAME=VALUE", param_hint="--set")
         try:
             found[name] = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             found[name] = value
     return found
 

@@ -34,6 +34,7 @@ def serve(host: str, port: int, require_keys: bool | None, warm: bool) -> None:
     from polytower.postgres import connect
     from serving import keys as api_keys
     from serving.app import create_app
+    from serving.connections import Connection
 
     guarded = _guarded(host, settings().require_keys if require_keys is None else require_keys)
     with connect() as connection:
@@ -47,7 +48,7 @@ def serve(host: str, port: int, require_keys: bool | None, warm: bool) -> None:
     else:
         say("API keys are required and there is none yet: `polytower keys create NAME --scope read`")
     app = create_app(require_keys=guarded, warm=warm)
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
+    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, http=Connection, ws="none")
 
 
 def _guarded(host: str, require_keys: bool | None) -> bool:

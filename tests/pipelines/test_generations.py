@@ -42,6 +42,7 @@ def build(
         vectors[owners + numbers].astype(np.float32),
         np.full(2 * users, 0.5, np.float32),
         np.full(2 * users, 1_704_067_200_000_000),
+        np.full(2 * users, 3),
     )
     fill(connection, generation, rows, [interests])
     generations.ready(connection, generation, quality or {"passed": True, "gates": []})
@@ -60,13 +61,14 @@ def test_interests_are_written_as_they_are_whatever_the_user_is_called(connectio
     vectors = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
     weights = np.linspace(0, 1, 6, dtype=np.float32)
     times = np.array([0, 1, -1, 1_704_067_200_123_456, 2**48, 946_684_800_000_000])
+    events = np.array([0, 1, 2, 3, 2**40, 5])
     blocks = [
-        InterestRows(names[part], np.arange(6)[part], vectors[part], weights[part], times[part])
+        InterestRows(names[part], np.arange(6)[part], vectors[part], weights[part], times[part], events[part])
         for part in (slice(0, 4), slice(4, 4), slice(4, 6))
     ]
     assert fill(connection, generation, [], blocks) == {"item_embeddings": 0, "user_interests": 6}
     found = connection.execute(
-        "select user_id, interest, embedding, weight, (extract(epoch from as_of) * 1000000)::bigint"
+        "select user_id, interest, embedding, weight, (extract(epoch from as_of) * 1000000)::bigint, events"
         " from user_interests where generation = %s order by interest",
         [generation],
     ).fetchall()
@@ -77,6 +79,7 @@ def test_interests_are_written_as_they_are_whatever_the_user_is_called(connectio
     )
     np.testing.assert_array_equal(np.array([row[3] for row in found], np.float32), weights)
     assert [row[4] for row in found] == times.tolist()
+    assert [row[5] for row in found] == events.tolist()
 
 
 def test_promote_then_promote_another_then_roll_back(connection: psycopg.Connection[Any]) -> None:
