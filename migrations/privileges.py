@@ -137,6 +137,9 @@ def _ensure_role(connection: Connection, role: str) -> bool:
         with connection.begin_nested():
             connection.execute(text(f"create role {role} nologin"))
     except DBAPIError as error:
+        # Roles are the server's: another database's migration may have made it just now.
+        if isinstance(error.orig, errors.UniqueViolation | errors.DuplicateObject):
+            return True
         if not isinstance(error.orig, errors.InsufficientPrivilege):
             raise
         return False

@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -78,7 +78,8 @@ class EmbeddedPostgres:
             return
         with self._lock():
             leases = [lease for lease in self._live_leases() if lease != _this_process()]
-            self._write_leases(leases)
+            with suppress(OSError):  # a full disk: the lease of a process that has gone counts for nothing
+                self._write_leases(leases)
             if not leases and not self.pinned:
                 self.cluster.stop()
 

@@ -4,7 +4,7 @@ import re
 from urllib.parse import quote
 
 from psycopg import ProgrammingError
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Conninfo
 
 from polytower.errors import UserError
@@ -55,8 +55,3 @@ def shown(url: str) -> str:
     found = parts(url)
     place = f"{found.get('host', '')}{':' + found['port'] if 'port' in found else ''}/{found.get('dbname', '')}"
     return f"postgresql://{found['user'] + '@' if 'user' in found else ''}{place}"
-
-
-def with_database(url: str, name: str) -> str:
-    """The same connection, to another database of the server."""
-    return make_conninfo(url, dbname=name)

@@ -14,9 +14,10 @@ from urllib.parse import quote
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from polytower.cluster import USER, Cluster
-from polytower.url import parts, with_database
+from polytower.url import parts
 
 # An ordinary password, and what a generator of a provider would make.
 PASSWORD = "o'r d@in/ary%7"
@@ -34,6 +35,10 @@ class Managed:
 
     root: str
 
+    def at(self, database: str) -> str:
+        """The provider's own connection to a customer's database."""
+        return make_conninfo(self.root, dbname=database)
+
     @contextmanager
     def customer(self, name: str, *statements: str) -> Iterator[str]:
         """URL of a role without any privilege, in a database of its own after the provider ran these statements."""
@@ -43,7 +48,7 @@ class Managed:
             root.execute(sql.SQL("create role {role} login password {password}").format(**names))
             root.execute(sql.SQL("create database {name}").format(**names))
         try:
-            with psycopg.connect(with_database(self.root, name), autocommit=True) as admin:
+            with psycopg.connect(self.at(name), autocommit=True) as admin:
                 for statement in statements:
                     admin.execute(sql.SQL(statement).format(**names))
             port = parts(self.root)["port"]

@@ -20,7 +20,6 @@ from pipelines.expectations import validate
 from pipelines.load import load_folder
 from polytower.errors import UserError
 from polytower.postgres import connect
-from polytower.url import with_database
 from serving.app import Caps, create_app
 from tests.factories import tiny_folder
 from tests.generation_factory import write_generation
@@ -58,7 +57,7 @@ def test_init_names_what_an_administrator_has_to_run(managed: Managed, caplog: p
             except UserError as error:
                 (statement,) = re.findall("`(.*)`", str(error))
                 ran.append(statement)
-                with psycopg.connect(with_database(managed.root, "asking"), autocommit=True) as admin:
+                with psycopg.connect(managed.at("asking"), autocommit=True) as admin:
                     admin.execute(statement)
         assert ran == [
             "create extension vector;",
@@ -84,7 +83,7 @@ def test_a_role_that_comes_later_gets_its_rights(managed: Managed) -> None:
                 row = connection.execute("select has_table_privilege(%s, 'interactions', 'insert')", [SERVER_ROLE])
                 assert row.fetchone() == (True,)
         finally:
-            with psycopg.connect(with_database(managed.root, "later"), autocommit=True) as admin:
+            with psycopg.connect(managed.at("later"), autocommit=True) as admin:
                 admin.execute(sql.SQL("drop owned by {}").format(server))
             root.execute(sql.SQL("drop role {}").format(server))
 
