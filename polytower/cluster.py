@@ -212,11 +212,12 @@ class Cluster:
     def _pg_ctl(self, action: str) -> str | None:
         """None when it worked, else what the program and Postgres said."""
         options = ("-w", "-t", str(PATIENCE_SECONDS), *(("-m", "fast") if action == "stop" else ()))
+        began = time.time()
         done = _run("pg_ctl", (*options, action), self.data)
         if done.returncode == 0:
             return None
-        newest = max((self.data / "logs").glob("*.log"), default=None)
-        return done.stdout + ("" if newest is None else newest.read_text(errors="replace")[-2000:])
+        written = [log for log in (self.data / "logs").glob("*.log") if log.stat().st_mtime >= began - 1]
+        return done.stdout + "".join(log.read_text(errors="replace")[-2000:] for log in written)
 
 
 def sizes() -> dict[str, int]:

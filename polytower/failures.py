@@ -48,7 +48,7 @@ def _postgres(error: psycopg.Error) -> str | None:
     if isinstance(error, psycopg.errors.DiskFull):
         return f"Postgres has no space left: {said}; free some there; {AGAIN}"
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
-        return f"the database role may not do this: {said}; docs/postgres.md lists what is needed"
+        return f"the database role may not do this: {said}; `polytower init` grants (docs/postgres.md)"
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
         return f"Postgres takes no changes here (a standby?): {said}"
     lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)

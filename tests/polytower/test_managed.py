@@ -18,6 +18,7 @@ from feature_repo.schema import ITEMS, SERVER_ROLE
 from pipelines import generations
 from pipelines.expectations import validate
 from pipelines.load import load_folder
+from polytower.doctor import _rights
 from polytower.errors import UserError
 from polytower.postgres import connect
 from serving.app import Caps, create_app
@@ -49,6 +50,10 @@ def managed() -> Iterator[Managed]:
 
 def test_init_names_what_an_administrator_has_to_run(managed: Managed, caplog: pytest.LogCaptureFixture) -> None:
     with managed.customer("asking") as url:
+        with connect(url) as connection:
+            found = _rights(connection)
+        assert not found.ok
+        assert "`create schema polytower authorization asking_customer;`" in found.remedy
         ran = []
         for _ in range(4):
             try:
