@@ -40,10 +40,10 @@ from benchmarks.feature_rows import DIM, ROWS, Row, embedding_rows, sequence_row
 from benchmarks.feature_server import SERVICE
 from benchmarks.generated import item_id, user_id
 from feature_repo import definitions, store
-from feature_repo.environment import feast_environment
 from feature_repo.schema import ITEM_ID, SEQUENCE_LENGTH, USER_ID
 from polytower.client import Client
 from polytower.postgres import EmbeddedPostgres, connect
+from polytower.url import parts, sqlalchemy_url
 
 RESULTS = Path(__file__).parent / "results" / "features.json"
 ENTITIES = (1, 100, 500, 1000)
@@ -236,23 +236,27 @@ def stock_store(url: str) -> feast.FeatureStore:
     """Feast as it comes: its Postgres stores; tables and registry in a schema of their own."""
     with connect(url) as connection:
         connection.execute("create schema stock")
-    given = feast_environment(url)
+    given = parts(url)
     connected = {
         "type": "postgres",
-        "host": given["POLYTOWER_FEAST_HOST"],
-        "port": int(given["POLYTOWER_FEAST_PORT"]),
-        "database": given["POLYTOWER_FEAST_DATABASE"],
+        "host": given["host"],
+        "port": int(given.get("port", 5432)),
+        "database": given["dbname"],
         "db_schema": "stock",
-        "user": given["POLYTOWER_FEAST_USER"],
-        "password": given["POLYTOWER_FEAST_PASSWORD"],
-        "sslmode": given["POLYTOWER_FEAST_SSLMODE"],
+        "user": given["user"],
+        "password": given.get("password", ""),
+        "sslmode": given.get("sslmode", "prefer"),
     }
-    registry = given["POLYTOWER_FEAST_REGISTRY"].replace("search_path%3Dfeast", "search_path%3Dstock")
     return feast.FeatureStore(
         config=feast.RepoConfig(
             project="stock",
             provider="local",
-            registry={"registry_type": "sql", "path": registry, "cache_ttl_seconds": 60},
+            registry={
+                "registry_type": "sql",
+                "path": sqlalchemy_url(url),
+                "cache_ttl_seconds": 60,
+                "sqlalchemy_config_kwargs": {"execution_options": {"schema_translate_map": {None: "stock"}}},
+            },
             offline_store=connected,
             online_store=connected,
             materialization={"pull_latest_features": True, "online_write_batch_size": 10000},

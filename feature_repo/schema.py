@@ -4,6 +4,7 @@ from typing import Literal, get_args
 
 SCHEMA = "polytower"
 READER_ROLE = "polytower_reader"
+SERVER_ROLE = "polytower_server"
 
 # Tables (DDL: migrations/; see docs/schema.md for the columns)
 INTERACTIONS = "interactions"

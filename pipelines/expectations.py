@@ -11,14 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import quote
 
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
 
 from feature_repo.schema import INTERACTIONS, ITEMS, MAX_AHEAD_SECONDS, MAX_ID_BYTES, SCHEMA
 from polytower.postgres import connect
+from polytower.url import sqlalchemy_url
 
 SAMPLE = 5
 # Nothing was recommended before 1970, and a clock may run a little ahead of ours.
@@ -239,7 +238,7 @@ def _batch(url: str, table: str) -> Iterator[Any]:
     """The table as Great Expectations sees it, in a context that lives in memory and leaves no connection behind."""
     context = _gx().get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
-    source = context.data_sources.add_postgres("postgres", connection_string=_sqlalchemy_url(url))
+    source = context.data_sources.add_postgres("postgres", connection_string=sqlalchemy_url(url))
     engine = source.get_engine()
     try:
         asset = source.add_table_asset(table, table_name=table, schema_name=SCHEMA)
@@ -247,17 +246,6 @@ def _batch(url: str, table: str) -> Iterator[Any]:
     finally:
         source.get_execution_engine().close()
         engine.dispose()
-
-
-def _sqlalchemy_url(url: str) -> str:
-    """SQLAlchemy's URL with the psycopg 3 driver, in the one shape that Great Expectations takes: user@host/database.
-
-    The rest travels as libpq parameters, which win over the host's place holder when the host is a socket's folder.
-    """
-    parameters = {name: str(value) for name, value in conninfo_to_dict(url).items()}
-    user, password, database = (quote(parameters.pop(name, ""), safe="") for name in ("user", "password", "dbname"))
-    query = "&".join(f"{name}={quote(value, safe='')}" for name, value in parameters.items())
-    return f"postgresql+psycopg://{user}:{password}@localhost/{database}?{query}"
 
 
 def _gx() -> Any:

@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print. Heavy libraries are imported by the command that needs them."""
 
 import json
+import os
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -10,7 +11,7 @@ from typing import Any
 import click
 
 from polytower import __version__
-from polytower.errors import UserError
+from polytower.failures import explained
 from polytower.generation_commands import generations
 from polytower.key_commands import keys, serve
 from polytower.output import AS_JSON, answer, experiment_table, metrics_table, require_schema, say, table
@@ -361,7 +362,9 @@ for command in (generations, keys, serve, db, env, feast, dagster, bench):
 
 
 def main() -> None:
-    """Entry point: a UserError becomes one line and exit status 1, an interrupt exit status 130."""
+    """Entry point: what a user can mend becomes one message and exit status 1, an interrupt exit status 130."""
+    # Checkpoints, snapshots and histories hold who did what: they are nobody else's to read.
+    os.umask(0o077)
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:
@@ -370,10 +373,13 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         raise SystemExit(error.exit_code) from None
-    except UserError as error:
+    except Exception as error:
+        message = explained(error)
+        if message is None:
+            raise
         if "--json" in sys.argv:
-            answer({"error": str(error)}, as_json=True)
-        say(f"error: {error}")
+            answer({"error": message}, as_json=True)
+        say(f"error: {message}")
         raise SystemExit(1) from None
 
 

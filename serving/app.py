@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
-from polytower.postgres import database_url
+from polytower.postgres import server_url
 from polytower.settings import settings
 from serving import routes
 from serving.content import ContentQueries
@@ -69,7 +69,7 @@ def create_app(
     caps = caps or Caps()
     guarded = bool(settings().require_keys) if require_keys is None else require_keys
     metrics = Metrics()
-    where = url or database_url()
+    where = url or server_url()
     loader = Loader(patience=caps.patience)
     towers = UserTowers(metrics, loader)
     database = Database(where, metrics, size=caps.pool, timeout=caps.deadline * 0.8)

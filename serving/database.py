@@ -13,7 +13,7 @@ from psycopg.rows import tuple_row
 from psycopg.types import TypeInfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from polytower.postgres import connection_options
+from polytower.postgres import OPTIONS, open_session_async
 from serving.errors import NO_DATABASE, Problem
 from serving.metrics import Metrics
 
@@ -50,15 +50,13 @@ class Database:
     """
 
     def __init__(self, url: str, metrics: Metrics, *, size: int, timeout: float) -> None:
-        options = connection_options()
-        options["options"] += f" -c statement_timeout={int(timeout * 1000)}"
         self._metrics = metrics
         self._timeout = timeout
         self._renewed_at = -math.inf
         self._pool: AsyncConnectionPool[Session] = AsyncConnectionPool(
-            url, connection_class=Session, min_size=1, max_size=size, open=False, configure=_configure,
+            url, connection_class=Session, min_size=1, max_size=size, open=False, configure=self._configure,
             timeout=timeout, reconnect_timeout=60,
-            kwargs={"autocommit": True, "connect_timeout": 5, **options},
+            kwargs={"autocommit": True, "connect_timeout": 5, **OPTIONS},
         )  # fmt: skip
 
     async def open(self) -> None:
@@ -108,8 +106,8 @@ class Database:
                 if not connection.closed:
                     await connection.set_isolation_level(None)
 
-
-async def _configure(connection: Session) -> None:
-    # An unmigrated database has no vectors yet; /readyz says so.
-    if await TypeInfo.fetch(connection, "vector") is not None:
-        await register_vector_async(connection)
+    async def _configure(self, connection: Session) -> None:
+        await open_session_async(connection, timeout=self._timeout)
+        # An unmigrated database has no vectors yet; /readyz says so.
+        if await TypeInfo.fetch(connection, "vector") is not None:
+            await register_vector_async(connection)

@@ -13,7 +13,7 @@ from psycopg_pool import ConnectionPool
 
 from feature_repo.schema import ITEM_ID, USER_ID
 from polytower.errors import UserError
-from polytower.postgres import connection_options
+from polytower.postgres import OPTIONS, open_session
 from serving.errors import UNKNOWN_SERVICE, UNUSABLE_FEATURES, Problem
 from serving.metrics import Metrics
 
@@ -32,12 +32,14 @@ class Features:
     """
 
     def __init__(self, url: str, metrics: Metrics, *, timeout: float = 8.0) -> None:
-        options = connection_options()
-        options["options"] += f" -c statement_timeout={int(timeout * 1000)}"
         self._metrics = metrics
+
+        def configure(connection: psycopg.Connection[Any]) -> None:
+            open_session(connection, timeout=timeout)
+
         self._pool: ConnectionPool[psycopg.Connection[Any]] = ConnectionPool(
             url, min_size=0, max_size=_THREADS, open=False, timeout=timeout, name="features",
-            kwargs={"connect_timeout": 5, **options},
+            configure=configure, kwargs={"connect_timeout": 5, **OPTIONS},
         )  # fmt: skip
         self._opened = Lock()
         self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="features")

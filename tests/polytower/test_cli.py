@@ -133,5 +133,6 @@ def test_the_doctor_finds_everything_here(platform: str) -> None:
     done = run("doctor", "--json")
     findings = {finding["name"]: finding for finding in json.loads(done.stdout.splitlines()[-1])}
     assert all(finding["ok"] for finding in findings.values()), findings
-    assert {"python", "packages", "disk", "postgres", "pgvector", "schema", "device", "weights"} <= set(findings)
+    assert {"python", "packages", "machine", "disk", "device", "weights"} <= set(findings)
+    assert {"postgres", "pgvector", "schema", "rights", "roles"} <= set(findings)
     assert done.returncode == 0

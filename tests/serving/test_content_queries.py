@@ -26,7 +26,7 @@ from encoders.towers import Towers
 from polytower.cli import cli
 from polytower.postgres import connect
 from serving.app import create_app
-from tests.conftest import cloned
+from tests.conftest import as_server, cloned
 from tests.encoders.checkpoints import WORDS, bert, vit
 from tests.generation_factory import Synthetic, write_generation
 from tests.serving.conftest import PATIENT
@@ -97,7 +97,7 @@ def encoders(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def client(shop: Shop, encoders: None) -> Iterator[TestClient]:
-    with TestClient(create_app(shop.url, caps=PATIENT), raise_server_exceptions=False) as opened:
+    with TestClient(create_app(as_server(shop.url), caps=PATIENT), raise_server_exceptions=False) as opened:
         yield opened
 
 
@@ -208,7 +208,7 @@ def test_another_encoder_is_refused(
     shop: Shop, encoders: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POLYTOWER_TEXT_ENCODER", str(bert(tmp_path / "other", seed=1)))
-    with TestClient(create_app(shop.url, caps=PATIENT)) as client:
+    with TestClient(create_app(as_server(shop.url), caps=PATIENT)) as client:
         answer = client.post("/v1/retrieve", json={"text": "red"})
     _refused(answer, 409, "encoder-mismatch")
     assert "POLYTOWER_TEXT_ENCODER" in answer.json()["detail"]
@@ -217,7 +217,7 @@ def test_another_encoder_is_refused(
 
 def test_an_encoder_that_is_not_there(shop: Shop, encoders: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYTOWER_TEXT_ENCODER", "/nowhere/at/all")
-    with TestClient(create_app(shop.url, caps=PATIENT)) as client:
+    with TestClient(create_app(as_server(shop.url), caps=PATIENT)) as client:
         _refused(client.post("/v1/retrieve", json={"text": "red"}), 503, "no-encoder")
 
 
@@ -239,7 +239,7 @@ def test_what_a_generation_may_lack(shop: Shop, encoders: None, damage: str, sta
         try:
             connection.execute(damage)  # type: ignore[call-overload]
             connection.commit()
-            with TestClient(create_app(shop.url, caps=PATIENT), raise_server_exceptions=False) as client:
+            with TestClient(create_app(as_server(shop.url), caps=PATIENT), raise_server_exceptions=False) as client:
                 _refused(client.post("/v1/retrieve", json={"text": "red"}), status, slug)
         finally:
             connection.execute("update generations set state = 'live', config = %s", [Jsonb(config[0])])

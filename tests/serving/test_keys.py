@@ -23,6 +23,7 @@ from serving.errors import Problem
 from serving.guard import KeyRing, TokenBucket
 from serving.keys import Scope
 from serving.metrics import Metrics
+from tests.conftest import as_server
 
 ASK = {"user_id": "ada", "k": 3}
 EVENT = {"interactions": [{"user_id": "ada", "item_id": "i20", "event_id": "e1"}]}
@@ -31,7 +32,7 @@ EVENT = {"interactions": [{"user_id": "ada", "item_id": "i20", "event_id": "e1"}
 @pytest.fixture
 def guarded(own: str) -> Iterator[TestClient]:
     """A client of a server that requires keys."""
-    with TestClient(create_app(own, require_keys=True), raise_server_exceptions=False) as client:
+    with TestClient(create_app(as_server(own), require_keys=True), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -153,7 +154,7 @@ def test_the_last_use_is_noted(own: str) -> None:
     with connect(own) as connection:
         record, key = keys.create(connection, "one", ["read"], rate=None, burst=1)
         unused, _ = keys.create(connection, "two", ["read"], rate=None, burst=1)
-    with TestClient(create_app(own, require_keys=True)) as client:
+    with TestClient(create_app(as_server(own), require_keys=True)) as client:
         assert client.get("/v1/generations", headers={"Authorization": f"Bearer {key}"}).status_code == 200
     with connect(own) as connection:
         used = {found.key_id: found.last_used_at for found in keys.listing(connection)}

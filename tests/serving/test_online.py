@@ -18,6 +18,7 @@ from encoders.config import TowersConfig
 from encoders.towers import Context, Towers, UserTower
 from polytower.postgres import connect
 from serving.app import create_app
+from tests.conftest import as_server
 from tests.generation_factory import Synthetic
 from tests.serving.conftest import PATIENT
 from tests.serving.reference import interest_lists, merge_max
@@ -36,7 +37,7 @@ def online(own: str, towers: Towers) -> Iterator[TestClient]:
     """A client of a server whose generation brings a user tower."""
     with connect(own) as connection:
         _store(connection, towers)
-    with TestClient(create_app(own, caps=PATIENT), raise_server_exceptions=False) as client:
+    with TestClient(create_app(as_server(own), caps=PATIENT), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -123,7 +124,7 @@ def test_a_tower_that_reads_time_gets_the_times_of_the_events(own: str, small: S
         _store(connection, towers)
     days = {"i30": "2024-01-01", "i31": "2024-01-02", "i10": "2024-03-01", "i12": "2024-03-01"}
     events = [{"user_id": "new", "item_id": i, "occurred_at": f"{day}T00:00:00Z"} for i, day in days.items()]
-    with TestClient(create_app(own, caps=PATIENT), raise_server_exceptions=False) as client:
+    with TestClient(create_app(as_server(own), caps=PATIENT), raise_server_exceptions=False) as client:
         assert client.post("/v1/interactions", json={"interactions": events}).status_code == 200
         found, raw = _ask(client, user_id="new", k=10), _ask(client, history=list(days), k=10)
     times = [int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() * 1e6) for day in days.values()]
