@@ -20,11 +20,9 @@ from pipelines.contract import Source, find_source
 from pipelines.load_entities import load_items, load_users
 from pipelines.load_interactions import load_interactions
 from pipelines.rejections import Rejection, Rejections
+from polytower import locks
 from polytower.errors import UserError
 
-# One loader at a time per database; the lock dies with its session, so a killed loader never blocks the next.
-LOCK = "select pg_advisory_lock(hashtextextended('polytower.load', 0))"
-UNLOCK = "select pg_advisory_unlock(hashtextextended('polytower.load', 0))"
 # Whoever holds the lock is the only one that runs: other rows that say so belong to killed processes.
 CLOSE_INTERRUPTED = """
 update loads set state = 'failed', counts = '{"error": "interrupted"}', finished_at = clock_timestamp()
@@ -87,16 +85,18 @@ def load_folder(
     *,
     progress: bool = False,
     max_rejected: float = 0.05,
+    take_over: bool = False,
 ) -> LoadReport:
     """Loads interactions, items and users (each optional, not all) from `folder`, in one transaction of its own.
 
     images: the folder that the items' `image` column names files in; without it, names are stored and no file is read.
     max_rejected: the share of a file's rows that may be faulty; those are quarantined in rejected_rows. Above it, and
     for whatever makes a file unreadable, UserError, and nothing is loaded. An open transaction is committed first.
+    take_over: from another load that is running.
     """
     started = time.monotonic()
     connection.commit()
-    with _only_loader(connection):
+    with locks.held(connection, locks.LOAD, take_over=take_over):  # one loader at a time per database
         load_id = _begin(connection, folder)
         rejections = Rejections(max_rejected)
         try:
@@ -142,19 +142,6 @@ def _load(
             found = load_interactions(connection, source, rejections, progress=progress)
         counts |= {f"{table}_{what}": count for what, count in found.items()}
     return counts
-
-
-@contextmanager
-def _only_loader(connection: psycopg.Connection[Any]) -> Iterator[None]:
-    connection.execute(LOCK)
-    connection.commit()
-    try:
-        yield
-    finally:
-        if not connection.broken:
-            connection.rollback()
-            connection.execute(UNLOCK)
-            connection.commit()
 
 
 def _begin(connection: psycopg.Connection[Any], folder: Path) -> int:
