@@ -6,11 +6,10 @@ from sqlalchemy import NullPool, create_engine, text
 from migrations import head, privileges
 from migrations.env_names import include_name
 from migrations.tables import metadata
+from polytower.locks import MIGRATE, held
 from polytower.postgres import database_url
 from polytower.url import sqlalchemy_url
 
-# Two processes that start at once migrate one after the other.
-ADVISORY_LOCK = 0x706F6C79
 # A migration never waits long behind a running query, nor makes others wait long behind itself.
 BUDGETS = "set lock_timeout = '10s'; set statement_timeout = '10min'"
 
@@ -21,8 +20,11 @@ def run() -> None:
     engine = create_engine(url, poolclass=NullPool)
     with engine.connect() as connection:
         connection.execute(text(BUDGETS))
-        connection.execute(text("select pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
-        try:
+        connection.commit()
+        # Two processes that start at once migrate one after the other.
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        with held(driver, MIGRATE):
             privileges.prepare(connection)
             context.configure(
                 connection=connection,
@@ -35,9 +37,6 @@ def run() -> None:
             if context.get_context().get_current_revision() == head():
                 privileges.grant(connection)
             connection.commit()
-        finally:
-            connection.rollback()
-            connection.execute(text("select pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
 
 
 run()

@@ -22,16 +22,19 @@ if TYPE_CHECKING:
 USER_CHUNK = 1024
 
 
-def build(connection: psycopg.Connection[Any], directory: Path, *, progress: bool = False) -> int:
+def build(
+    connection: psycopg.Connection[Any], directory: Path, *, progress: bool = False, take_over: bool = False
+) -> int:
     """Builds a generation from a checkpoint folder over today's items and histories, and runs the quality gates.
 
     Items that came after the training are cold: their content embedding serves. An identical generation that is still
     there is returned instead. Returns its number, in state ready (or live). Any failure leaves it failed and dropped.
+    take_over: from another process that builds.
     """
     checkpoint = read_checkpoint(directory)
     training_set = read_training_set(connection, checkpoint.towers.user_attributes)
     identity = _identity(checkpoint, training_set)
-    with generations.exclusive(connection):
+    with generations.exclusive(connection, take_over=take_over):
         kept = _kept(connection, identity)
         if kept is not None:
             return kept

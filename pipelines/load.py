@@ -21,11 +21,9 @@ from pipelines.load_entities import Loaded, load_items, load_users
 from pipelines.load_interactions import load_interactions
 from pipelines.part_files import TABLES, refuse_overlooked
 from pipelines.rejections import Rejection, Rejections
+from polytower import locks
 from polytower.errors import UserError
 
-# One loader at a time per database; the lock dies with its session, so a killed loader never blocks the next.
-LOCK = "select pg_advisory_lock(hashtextextended('polytower.load', 0))"
-UNLOCK = "select pg_advisory_unlock(hashtextextended('polytower.load', 0))"
 # Whoever holds the lock is the only one that runs: other rows that say so belong to killed processes.
 CLOSE_INTERRUPTED = """
 update loads set state = 'failed', counts = '{"error": "interrupted"}', finished_at = clock_timestamp()
@@ -97,16 +95,18 @@ def load_folder(
     *,
     progress: bool = False,
     max_rejected: float = 0.05,
+    take_over: bool = False,
 ) -> LoadReport:
     """Loads interactions, items and users (each optional, not all) from `folder`, in one transaction of its own.
 
     images: the folder that the items' `image` column names files in; without it, names are stored and no file is read.
     max_rejected: the share of a file's rows that may be faulty; those are quarantined in rejected_rows. Above it, and
     for whatever makes a file unreadable, UserError, and nothing is loaded. An open transaction is committed first.
+    take_over: from another load that is running.
     """
     started = time.monotonic()
     connection.commit()
-    with _only_loader(connection):
+    with locks.held(connection, locks.LOAD, take_over=take_over):  # one loader at a time per database
         load_id = _begin(connection, folder)
         rejections = Rejections(max_rejected)
         try:
@@ -165,19 +165,6 @@ def _report(
     warnings = [warning for loaded in found.values() for warning in loaded.warnings] + rejections.warnings
     warnings += [f"{name} in the folder was not read" for name in overlooked]
     return LoadReport(load_id, str(folder), counts, rejections.kept[:HEAD], seconds, attributes, warnings)
-
-
-@contextmanager
-def _only_loader(connection: psycopg.Connection[Any]) -> Iterator[None]:
-    connection.execute(LOCK)
-    connection.commit()
-    try:
-        yield
-    finally:
-        if not connection.broken:
-            connection.rollback()
-            connection.execute(UNLOCK)
-            connection.commit()
 
 
 def _begin(connection: psycopg.Connection[Any], folder: Path) -> int:

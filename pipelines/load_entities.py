@@ -5,7 +5,7 @@ empty cell empties, a column that the file lacks leaves what is there (of a new 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ import psycopg
 from psycopg import sql
 from tqdm import tqdm
 
+from encoders.picture import PictureError
 from pipelines.attribute_types import described, mixed_types
 from pipelines.attributes import Attributes, read_attributes
 from pipelines.columns import Checked, flags, shown, text
 from pipelines.contract import Batch, Source, check_columns
 from pipelines.csv_records import MAX_ROW_BYTES
-from pipelines.images import ImageError, check_image, images_root
+from pipelines.images import CheckedImage, ImageChecks, images_root
 from pipelines.rejections import KEPT_PER_FILE, Rejection, Rejections
 from polytower.errors import UserError
 
@@ -102,7 +103,11 @@ def load_items(
     pictures = None if images is None else _Images(images_root(images), rejections)
     attributes = read_attributes(source, ITEMS.known)
     rows = item_rows(source, attributes, rejections, pictures, progress=progress)
-    read = _stage(connection, ITEMS, rows)
+    try:
+        read = _stage(connection, ITEMS, rows)
+    finally:
+        if pictures is not None:
+            pictures.close()
     if pictures is None:
         connection.execute(KEEP_IMAGES)
     else:
@@ -133,6 +138,7 @@ def _mixed_types(
 
 
 Row = tuple[Any, ...]
+Image = tuple[str | None, str | None, str | None]
 
 
 def item_rows(
@@ -148,10 +154,12 @@ def item_rows(
         checked.read("available", flags)
         texts = _attribute_texts(checked, attributes)
         rejections.add_batch(checked)
+        found = checked.table().to_pylist()
+        named = [(row["row"], row["image"] or None) for row in found]
+        images = [(name, None, None) for _, name in named] if pictures is None else pictures.check(source.name, named)
         rows = []
-        for row in checked.table().to_pylist():
-            number, picture = row["row"], row["image"] or None
-            image = (picture, None, None) if pictures is None else pictures.check(source.name, number, picture)
+        for row, image in zip(found, images, strict=True):
+            number = row["row"]
             offset = number - batch.first_row
             known = (row["item_id"], row["title"], row["description"], *image, row["available"])
             rows.append((number, _lacks(batch, offset), *known, texts[offset]))
@@ -198,27 +206,31 @@ def _attribute_texts(checked: Checked, attributes: Attributes) -> list[str]:
 
 
 class _Images:
-    """The images of one load: checked one by one, counted."""
+    """The images of one load: checked, counted, and those that are not taken reported."""
 
     def __init__(self, root: Path, rejections: Rejections) -> None:
         self.root = root
         self.rejections = rejections
         self.taken = 0
         self.dropped = 0
+        self._checks = ImageChecks(root)
 
-    def check(self, file: str, row: int, name: str | None) -> tuple[str | None, str | None, str | None]:
-        """(image, image_path, image_sha256); all None without an image or with a faulty one."""
-        if name is None:
-            return None, None, None
-        try:
-            image = check_image(self.root, name)
-        except ImageError as error:
-            self.dropped += 1
-            rejection = Rejection(file, row, "image", f"dropped: {error}", shown(name))
-            self.rejections.add(rejection, whole_row=False)
-            return None, None, None
-        self.taken += 1
-        return name, image.path, image.sha256
+    def check(self, file: str, named: Sequence[tuple[int, str | None]]) -> list[Image]:
+        """(image, image_path, image_sha256) for each (row, name); all None without an image or with a faulty one."""
+        checked = iter(self._checks.check([name for _, name in named if name is not None]))
+        found: list[Image] = []
+        for row, name in named:
+            image = None if name is None else next(checked)
+            if isinstance(image, PictureError):
+                self.dropped += 1
+                rejection = Rejection(file, row, "image", f"dropped: {image}", shown(name))
+                self.rejections.add(rejection, whole_row=False)
+            self.taken += isinstance(image, CheckedImage)
+            found.append((name, image.path, image.sha256) if isinstance(image, CheckedImage) else (None, None, None))
+        return found
+
+    def close(self) -> None:
+        self._checks.close()
 
     def refuse_if_all_missing(self, file: str) -> None:
         if self.dropped and not self.taken:

@@ -56,6 +56,11 @@ OPTIONS = click.option(
 )
 
 
+TAKE_OVER = click.option(
+    "--take-over", is_flag=True, help="End another process's session that is at the same work, in place of waiting."
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
 def cli() -> None:
@@ -84,8 +89,9 @@ def init(as_json: bool) -> None:
     show_default=True,
     help="Refuse the whole load when a larger share of a file's rows is bad.",
 )
+@TAKE_OVER
 @AS_JSON
-def load(folder: Path, images: Path | None, max_rejected: float, as_json: bool) -> None:
+def load(folder: Path, images: Path | None, max_rejected: float, take_over: bool, as_json: bool) -> None:
     """Load interactions, items and users from FOLDER (Parquet, CSV or JSON lines). Loading twice changes nothing.
 
     Exit status: 0 when every row was taken, 3 when the rest was loaded but some rows were put aside (they are listed
@@ -96,7 +102,7 @@ def load(folder: Path, images: Path | None, max_rejected: float, as_json: bool) 
 
     _initialise()
     with connect() as connection:
-        report = load_folder(connection, folder, images, max_rejected=max_rejected, progress=True)
+        report = load_folder(connection, folder, images, max_rejected=max_rejected, progress=True, take_over=take_over)
     answer(report.as_json(), as_json=as_json, text="\n".join(report.lines()))
     if report.rejected:
         raise SystemExit(ROWS_PUT_ASIDE)
@@ -112,13 +118,14 @@ def load(folder: Path, images: Path | None, max_rejected: float, as_json: bool) 
     show_default=True,
     help="Stop after this step.",
 )
+@TAKE_OVER
 @AS_JSON
-def materialize(preset: str, options: tuple[str, ...], until: Any, as_json: bool) -> None:
+def materialize(preset: str, options: tuple[str, ...], until: Any, take_over: bool, as_json: bool) -> None:
     """Run the Dagster assets in process: checks, sequences, content, towers, generation, promotion."""
     from pipelines.materialize import materialize as run
 
     _initialise()
-    result = run(preset=preset, options=_options(options), until=until, progress=True)
+    result = run(preset=preset, options=_options(options), until=until, progress=True, take_over=take_over)
     rows = [(step, f"{seconds:.1f}") for step, seconds in result["seconds"].items()]
     title = (
         f"generation {result['generation']} is {'live' if until == 'live' else 'ready'}" if result["generation"] else ""

@@ -8,6 +8,7 @@ import pytest
 
 from pipelines import generations
 from pipelines.partitions import InterestRows, fill, halfvecs
+from polytower import locks
 from polytower.errors import UserError
 from polytower.postgres import connect
 
@@ -189,10 +190,23 @@ def test_diff_counts_and_churn(connection: psycopg.Connection[Any]) -> None:
     assert churn > 0.3
 
 
-def test_a_second_builder_is_turned_away(connection: psycopg.Connection[Any], database: str) -> None:
+def test_a_second_builder_is_told_whose_turn_it_is(
+    connection: psycopg.Connection[Any], database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "GRACE", 0.1)
     with connect(database) as other, generations.exclusive(connection):
-        with pytest.raises(UserError, match="another process"), generations.exclusive(other):
+        mine = f"Postgres process {connection.info.backend_pid}"
+        with pytest.raises(UserError, match=f"polytower.build is held by .*{mine}"), generations.exclusive(other):
             pass
-        other.rollback()
     with connect(database) as other, generations.exclusive(other):
         pass
+
+
+def test_a_builder_may_be_ended(database: str) -> None:
+    with psycopg.connect(database) as first:
+        first.execute("select pg_advisory_lock(hashtextextended(%s, 0))", [locks.BUILD])
+        first.commit()
+        with connect(database) as second, generations.exclusive(second, take_over=True):
+            assert locks.holder(second, locks.BUILD) is None
+        with pytest.raises(psycopg.OperationalError):
+            first.execute("select 1")
