@@ -51,12 +51,12 @@ def _not_blank(value: str) -> str:
 
 Text = Annotated[str, AfterValidator(_no_nul)]
 # Ids of events, which may be left out; of users and items, and kinds.
-Key = Annotated[Text, AfterValidator(_short), WithJsonSchema({"type": "string", "maxLength": MAX_ID_BYTES})]
+Key = Annotated[Text, AfterValidator(_short), Field(json_schema_extra={"maxLength": MAX_ID_BYTES})]
 Id = Annotated[
     Text,
     AfterValidator(_short),
     AfterValidator(_not_blank),
-    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES}),
+    Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ID_BYTES}),
 ]
 SearchText = Annotated[Text, Field(min_length=1, max_length=MAX_QUERY_CHARACTERS)]
 Value = StrictBool | StrictInt | FiniteFloat | Text

@@ -134,7 +134,7 @@ def test_online_is_the_build(opened: psycopg.Connection[Any], client: TestClient
         source, online = retrieved(client, user_id=user)
         assert source == "online"
         assert close(online, stored)
-        opened.cursor().executemany("insert into user_interests values (%s, %s, %s, %s, %s, %s)", kept)
+        opened.cursor().executemany("insert into user_interests values (%s, %s, %s, %s, %s, %s, %s)", kept)
         opened.commit()
 
 

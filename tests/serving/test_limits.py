@@ -93,6 +93,26 @@ def test_endless_bodies_take_no_place() -> None:
     assert left == 0
 
 
+def test_a_key_that_cannot_be_looked_up_takes_no_place_and_has_a_deadline() -> None:
+    async def never(_scope: Any) -> str | None:
+        await asyncio.Event().wait()
+        return None
+
+    async def ask() -> tuple[list[httpx.Response], int]:
+        bounded = Limits(_ok, Metrics(), body=100, concurrency=1, deadline=0.5, admit=never)
+        async with _client(bounded, "1.1.1.1") as client:
+            asking = [asyncio.create_task(client.get("/v1/x")) for _ in range(limits.ARRIVING + 2)]
+            while sum(task.done() for task in asking) < 2:
+                await asyncio.sleep(0)
+            assert bounded.running == 0
+            return await asyncio.gather(*asking), bounded.arriving
+
+    answers, left = asyncio.run(ask())
+    slugs = sorted(answer.json()["type"] for answer in answers)
+    assert slugs == ["/problems/deadline-exceeded"] * limits.ARRIVING + ["/problems/too-many-requests"] * 2
+    assert left == 0
+
+
 def test_one_client_cannot_take_all_places() -> None:
     """Two clients behind one address are one, unless their keys tell them apart."""
     gate = asyncio.Event()
