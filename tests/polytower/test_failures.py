@@ -97,6 +97,7 @@ def killed_under(server: EmbeddedPostgres, table: str, *arguments: str) -> str:
     return said
 
 
+@pytest.mark.timeout(900)  # five commands in processes of their own, two of which import all of Dagster
 def test_postgres_dying_under_a_command_is_told_and_the_next_run_goes_on(tmp_path: Path) -> None:
     home, folder = tmp_path / "home", tiny_folder(tmp_path / "data")
     server = EmbeddedPostgres(home / "postgres")
