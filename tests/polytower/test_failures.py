@@ -97,6 +97,7 @@ def killed_under(server: EmbeddedPostgres, table: str, *arguments: str) -> str:
     return said
 
 
+@pytest.mark.timeout(900)  # five commands in processes of their own, two of which import all of Dagster
 def test_postgres_dying_under_a_command_is_told_and_the_next_run_goes_on(tmp_path: Path) -> None:
     home, folder = tmp_path / "home", tiny_folder(tmp_path / "data")
     server = EmbeddedPostgres(home / "postgres")
@@ -109,6 +110,8 @@ def test_postgres_dying_under_a_command_is_told_and_the_next_run_goes_on(tmp_pat
         assert run(home, *sequences).returncode == 0
         with connect(server.acquire()) as connection:
             assert connection.execute("select count(*) > 0 from user_sequences").fetchone() == (True,)
+        # Histories, logs and passwords are nobody else's to read.
+        assert not [path for path in home.rglob("*") if path.lstat().st_mode & 0o077 and not path.is_symlink()]
     finally:
         server.stop()
 
