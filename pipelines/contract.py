@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipelines.csv_records import MAX_ROW_BYTES, RecordCounter, check_header, count_strictly, explain
 from pipelines.json_lines import Fault, json_rows
-from pipelines.part_files import opened, parts_of
+from pipelines.part_files import TABLES, opened, parts_of, refuse_overlooked
 from polytower.errors import UserError
 
 # Rows per batch: large enough for column-wise work, small enough that long descriptions stay a few MB.
@@ -223,6 +223,21 @@ class Source:
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise UserError(f"{self._label(part)} has two columns named {', '.join(repeated)}")
+
+
+def find_sources(folder: Path) -> tuple[dict[str, Source], list[str]]:
+    """(table → source, names of what looks like a table and is no data), items first: the others refer to them.
+
+    UserError where there is no such folder, it cannot be read, or it holds data that would be overlooked.
+    """
+    if not folder.is_dir():
+        raise UserError(f"the folder {folder} does not exist (or is not a folder)")
+    try:
+        overlooked = refuse_overlooked(folder)
+        found = {table: find_source(folder, table) for table in TABLES}
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror} ({error.filename})") from error
+    return {table: source for table, source in found.items() if source is not None}, overlooked
 
 
 def find_source(folder: Path, table: str) -> Source | None:

@@ -17,7 +17,11 @@ Opener = Callable[[], IO[bytes]]
 # Longest row of a CSV or JSON lines file: what is longer is no row.
 MAX_ROW_BYTES = 8 << 20
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
-_QUOTE, _COMMA, _LF, _CR = b'",\n\r'
+_QUOTE, _LF, _CR = b'"\n\r'
+# By byte: what may stand beside a quote that opens or closes a field; what ends a line.
+_BESIDE, _END = np.zeros((2, 256), bool)
+_BESIDE[list(b'",\n\r')] = True
+_END[list(b"\n\r")] = True
 
 
 class RecordCounter:
@@ -48,14 +52,12 @@ class RecordCounter:
     def _count(self, window: np.ndarray) -> None:
         now = window[2:-1]
         quotes = np.flatnonzero(now == _QUOTE) + 2
-        ends = np.flatnonzero((now == _LF) | (now == _CR)) + 2
+        ends = np.flatnonzero(_END[now]) + 2
         ends = ends[(window[ends] == _LF) | (window[ends + 1] != _LF)]
         if len(quotes):
             parity = (np.arange(len(quotes)) + self._inside) & 1
             before, after = window[quotes - 1], window[quotes + 1]
-            opens = np.isin(before, (_COMMA, _LF, _CR, _QUOTE)) | (parity == 1)
-            closes = np.isin(after, (_COMMA, _LF, _CR, _QUOTE)) | (parity == 0)
-            self.regular = self.regular and bool((opens & closes).all())
+            self.regular = self.regular and bool(_BESIDE[np.where(parity == 1, after, before)].all())
             inside = (np.searchsorted(quotes, ends) + self._inside) & 1
             ends = ends[inside == 0]
             self._inside = (len(quotes) + self._inside) & 1
@@ -63,7 +65,7 @@ class RecordCounter:
             return
         crlf = (window[ends] == _LF) & (window[ends - 1] == _CR)
         before = np.where(crlf, window[ends - 2], window[ends - 1])
-        self.records += int(np.count_nonzero(~np.isin(before, (_LF, _CR))))
+        self.records += int(np.count_nonzero(~_END[before]))
 
 
 def count_strictly(name: str, opened: Opener) -> int:

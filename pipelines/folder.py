@@ -16,10 +16,9 @@ from encoders.catalogue import Histories
 from encoders.experiment import Dataset
 from pipelines.attributes import read_attributes
 from pipelines.columns import shown
-from pipelines.contract import Source, find_source
+from pipelines.contract import Source, find_sources
 from pipelines.load_entities import ITEMS, USERS, item_rows, user_rows
 from pipelines.load_interactions import checked_interactions
-from pipelines.part_files import TABLES, refuse_overlooked
 from pipelines.rejections import Rejection, Rejections
 from polytower.errors import UserError
 
@@ -34,34 +33,29 @@ def read_folder(folder: Path, max_rejected: float = 0.05) -> tuple[Dataset, Reje
     The catalogue is that of the items file, in its order; where there is none, all items with an event, by id. Of the
     same event or item the first row counts. Raises UserError as the load does.
     """
-    if not folder.is_dir():
-        raise UserError(f"the folder {folder} does not exist (or is not a folder)")
-    refuse_overlooked(folder)
-    sources = {table: find_source(folder, table) for table in TABLES}
-    interactions = sources["interactions"]
-    if interactions is None:
+    sources, _ = find_sources(folder)
+    if "interactions" not in sources:
         raise UserError(f"{folder} holds no interactions (.parquet, .csv or .jsonl); see docs/data.md")
     rejections = Rejections(max_rejected)
-    items = _items(sources["items"], rejections)
-    events = _events(interactions, rejections)
-    item_ids = list(items) if sources["items"] else sorted(set(pc.unique(events["item_id"]).to_pylist()))
-    histories = _histories(events, interactions, item_ids, rejections)
-    users = None if sources["users"] is None else _users(sources["users"], rejections)
+    items = _items(sources["items"], rejections) if "items" in sources else {}
+    events = _events(sources["interactions"], rejections)
+    item_ids = list(items) if "items" in sources else sorted(set(pc.unique(events["item_id"]).to_pylist()))
+    histories = _histories(events, sources["interactions"], item_ids, rejections)
+    users = _users(sources["users"], rejections) if "users" in sources else None
     known = None if users is None else [users.get(user, {}) for user in histories.user_ids]
     return Dataset(folder.resolve().name, item_ids, list(items.values()), histories, known), rejections
 
 
-def _items(source: Source | None, rejections: Rejections) -> dict[str, dict[str, Any]]:
+def _items(source: Source, rejections: Rejections) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     read = 0
-    if source is not None:
-        rejections.read_from(source)
-        for size, rows in item_rows(source, read_attributes(source, ITEMS.known), rejections, None, progress=False):
-            read += size
-            for _, _, item_id, title, description, image, *_, attributes in rows:
-                texts = {"title": title, "description": description, "image": image}
-                found.setdefault(item_id, {**texts, "attributes": _there(attributes)})
-        rejections.refuse_if_many(source.name, read)
+    rejections.read_from(source)
+    for size, rows in item_rows(source, read_attributes(source, ITEMS.known), rejections, None, progress=False):
+        read += size
+        for _, _, item_id, title, description, image, *_, attributes in rows:
+            texts = {"title": title, "description": description, "image": image}
+            found.setdefault(item_id, {**texts, "attributes": _there(attributes)})
+    rejections.refuse_if_many(source.name, read)
     return found
 
 

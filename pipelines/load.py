@@ -16,10 +16,9 @@ from typing import Any
 
 import psycopg
 
-from pipelines.contract import Source, find_source
+from pipelines.contract import Source, find_sources
 from pipelines.load_entities import Loaded, load_items, load_users
 from pipelines.load_interactions import load_interactions
-from pipelines.part_files import TABLES, refuse_overlooked
 from pipelines.rejections import Rejection, Rejections
 from polytower import locks
 from polytower.errors import UserError
@@ -126,12 +125,7 @@ def load_folder(
 
 
 def _sources(folder: Path) -> tuple[dict[str, Source], list[str]]:
-    """(table → source, what looks like a table and is no data), items first: interactions are checked against them."""
-    if not folder.is_dir():
-        raise UserError(f"the folder {folder} does not exist (or is not a folder)")
-    overlooked = refuse_overlooked(folder)
-    found = {table: find_source(folder, table) for table in TABLES}
-    sources = {table: source for table, source in found.items() if source is not None}
+    sources, overlooked = find_sources(folder)
     if not sources:
         raise UserError(f"{folder} holds no interactions, items or users (.parquet, .csv or .jsonl); see docs/data.md")
     return sources, overlooked

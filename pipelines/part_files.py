@@ -59,6 +59,8 @@ def refuse_overlooked(folder: Path) -> list[str]:
     for path in sorted(folder.iterdir()):
         name = path.name.strip().casefold()
         looks = _LOOKS_LIKE.match(name)
+        if path.name in taken and not (path.is_file() or path.is_dir()):
+            raise UserError(f"{folder}: {path.name} is neither a file nor a folder (a broken link, or a pipe)")
         if path.name in taken or not looks or (path.is_dir() and not _holds_data(path)):
             continue
         if not (_DATA.fullmatch(name) or path.is_dir() or "." not in name):

@@ -71,6 +71,10 @@ class TestFiles:
         (folder / "items" / "a.jpg").write_bytes(b"x")
         assert load_folder(connection, folder).warnings == ["items.csv~ in the folder was not read"]
 
+    def test_a_broken_link_is_told(self, connection: Connection, folder: Path) -> None:
+        (folder / "users.csv").symlink_to(folder / "nosuch")
+        refused(connection, folder, "users.csv is neither a file nor a folder")
+
     @pytest.mark.parametrize("form", ["parquet", "csv", "jsonl"])
     def test_part_files_are_read_in_order(self, connection: Connection, folder: Path, form: str) -> None:
         parts = folder / f"interactions.{form}"
