@@ -257,16 +257,19 @@ def table(report: dict[str, Any]) -> str:
     rows.append(["---", *["---:"] * (len(rows[0]) - 1)])
     for name in [*next(reversed(sizes.values()))["steps"]]:
         steps = [document["steps"].get(name) for document in sizes.values()]
-        cells = [
-            f"{s['cpu_seconds']:,.1f} s ({s['seconds']:,.1f}), {s['peak_mib']:,} + {s['postgres_mib']:,}" if s else ""
-            for s in steps
-        ]
-        rows.append([name, *cells, _shown(report["slopes"].get(name, []))])
+        rows.append([name, *map(_cell, steps), _shown(report["slopes"].get(name, []))])
     whole = [f"{d['cpu_seconds']:,.0f} s ({d['seconds']:,.0f}), {d['peak_mib']:,}" for d in sizes.values()]
     rows.append([WHOLE, *whole, _shown(report["slopes"].get(WHOLE, []))])
     rows.append(["checks and gates, share", *(f"{d['checks_share']:.1%}" for d in sizes.values()), ""])
     rows.append(["one question, p50", *(f"{d['retrieval_ms']['p50']} ms" for d in sizes.values()), ""])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _cell(step: dict[str, Any] | None) -> str:
+    if step is None:
+        return ""
+    memory = f"{step['peak_mib']:,} + {step['postgres_mib']:,}" if step["peak_mib"] else "–"  # over before a look
+    return f"{step['cpu_seconds']:,.1f} s ({step['seconds']:,.1f}), {memory}"
 
 
 def _shown(slopes_of_step: list[float | None]) -> str:

@@ -54,7 +54,7 @@ def intra_list_diversity(lists_QL: Tensor, vectors_VD: Tensor) -> float:
     if length < 2:
         return 0.0
     unit_VD = F.normalize(vectors_VD, dim=-1)
-    sums = [lists_QL.new_zeros(0, dtype=unit_VD.dtype)]
+    sums = [unit_VD.new_zeros(0)]
     for part_QL in torch.split(lists_QL, LISTS):
         unit_QLD = unit_VD[part_QL]
         sums.append(unit_QLD.sum(dim=1).square().sum(dim=-1) - unit_QLD.square().sum(dim=(1, 2)))

@@ -1,5 +1,8 @@
 """The harness and the baselines in it, against brute force."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -181,3 +184,34 @@ def test_ppmi_vectors_bring_items_of_one_taste_together() -> None:
 
 def test_ppmi_vectors_of_nothing_are_noise() -> None:
     assert np.isfinite(ppmi_vectors(histories_of({}), ITEMS, 16, seed=0)).all()
+
+
+MEMORY = """
+import resource
+import numpy as np
+from encoders.baselines import Popularity
+from encoders.catalogue import Histories
+from encoders.evaluate import evaluate, validation_ndcg
+from encoders.splits import leave_one_out
+
+random, users, items = np.random.default_rng(0), 20_000, 2_000
+offsets = np.arange(users + 1) * 3
+events = random.integers(items, size=3 * users)
+split = leave_one_out(Histories([str(n) for n in range(users)], offsets, events, np.arange(3 * users)))
+for ask in (validation_ndcg, evaluate):
+    scorer = Popularity(split.train, items)
+    few = leave_one_out(Histories([str(n) for n in range(600)], offsets[:601], events[:1800], np.arange(1800)))
+    ask(scorer, few.test, items)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ask(scorer, split.test, items)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_questions() -> None:
+    """A few chunks and many: what is kept of a chunk must not stand in the way of the next one's scores."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(
+        [sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True, env=environment
+    ).stdout.split()
+    assert max(map(int, found)) < 60, f"MiB more for 20,000 questions than for 600: {found}"
