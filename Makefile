@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 POLYTOWER_HOME ?= .polytower
 export POLYTOWER_HOME
 
-.PHONY: help demo test check format dev serve bench-loading bench-encoding bench-retrieval bench-features bench-training clean
+.PHONY: help demo test check format dev serve bench-flow bench-loading bench-encoding bench-retrieval bench-features bench-training clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18

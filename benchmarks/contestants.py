@@ -20,24 +20,35 @@ from typing import Any
 
 import numpy as np
 import orjson
+import psycopg
+from numpy.typing import NDArray
 from pgvector import HalfVector
 from psycopg import sql
 
 from polytower.postgres import connect
 from serving import queries
-from tests.generation_factory import Floats
 
+Floats = NDArray[np.float32]
 Answer = Callable[[int], list[str]]
 WIDTHS = (10, 20, 40, 60, 100, 160, 250, 400)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One catalogue and its questions. url: of the filled database; tastes: [users, K, D]."""
+    """One catalogue and its questions, as a built generation has them.
+
+    url: of the database. vectors: [items, D], item_ids beside; tastes: [users, K, D], user_ids beside. seen: of each
+    user, rows of the items. rare: bool [items], what the filter leaves.
+    """
 
     url: str
+    generation: int
+    item_ids: list[str]
     vectors: Floats
+    user_ids: list[str]
     tastes: Floats
+    seen: list[list[int]]
+    rare: NDArray[np.bool_]
     k: int
 
     def halves(self, user: int) -> list[HalfVector]:
@@ -60,9 +71,39 @@ class Contestant:
     note: str = ""
 
 
-def item_id(position: int) -> str:
-    """The id of the n-th item."""
-    return f"i{position:07d}"
+def task(connection: psycopg.Connection[Any], url: str, generation: int, *, users: int, k: int) -> Task:
+    """Reads a generation's vectors, exactly as they are stored, and so many users' interests as questions."""
+    with connection.cursor("items", binary=True) as cursor:
+        cursor.itersize = 10_000
+        cursor.execute(
+            "select item_id, embedding, attributes @> '{\"rare\": true}' from item_embeddings"
+            " join items using (item_id) where generation = %s order by item_id",
+            [generation],
+        )
+        items = [(item_id, vector.to_numpy().astype(np.float32), rare) for item_id, vector, rare in cursor]
+    tastes = connection.execute(
+        "select user_id, array_agg(embedding order by interest) from user_interests where generation = %(generation)s"
+        " group by user_id order by md5(user_id) limit %(users)s",
+        {"generation": generation, "users": users},
+    ).fetchall()
+    row = {item_id: n for n, (item_id, _, _) in enumerate(items)}
+    seen = dict(
+        connection.execute(
+            "select user_id, array_agg(distinct item_id) from interactions where user_id = any(%s) group by user_id",
+            [[user_id for user_id, _ in tastes]],
+        ).fetchall()
+    )
+    return Task(
+        url,
+        generation,
+        list(row),
+        np.stack([vector for _, vector, _ in items]),
+        [user_id for user_id, _ in tastes],
+        np.stack([[vector.to_numpy().astype(np.float32) for vector in interests] for _, interests in tastes]),
+        [[row[item_id] for item_id in seen[user_id]] for user_id, _ in tastes],
+        np.array([rare for _, _, rare in items]),
+        k,
+    )
 
 
 def merged(lists: Sequence[tuple[Sequence[Any], Sequence[float]]], k: int) -> list[Any]:
@@ -92,9 +133,9 @@ def of_postgres(task: Task) -> Iterator[Contestant]:
     @contextmanager
     def plain() -> Iterator[Answer]:
         statement = sql.SQL(
-            "select item_id, -(embedding::halfvec({dim}) <#> %(vector)b) as score from item_embeddings_g1"
+            "select item_id, -(embedding::halfvec({dim}) <#> %(vector)b) as score from {table}"
             " order by embedding::halfvec({dim}) <#> %(vector)b limit %(k)s"
-        ).format(dim=sql.Literal(task.vectors.shape[1]))
+        ).format(dim=sql.Literal(task.vectors.shape[1]), table=sql.Identifier(f"item_embeddings_g{task.generation}"))
         with connect(task.url, autocommit=True) as connection:
             connection.execute("select set_config('hnsw.ef_search', %(k)s, false)", {"k": str(task.k)})
 
@@ -148,7 +189,7 @@ def over_http(task: Task, port: int, extra: Mapping[str, Any]) -> Iterator[Answe
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
     def answer(user: int) -> list[str]:
-        body = json.dumps({"user_id": f"u{user}", "k": task.k, "exclude_seen": False, **extra})
+        body = json.dumps({"user_id": task.user_ids[user], "k": task.k, "exclude_seen": False, **extra})
         try:
             connection.request("POST", "/v1/retrieve", body, {"content-type": "application/json"})
             response = connection.getresponse()
@@ -208,7 +249,7 @@ def exact(task: Task) -> Contestant:
         def answer(user: int) -> list[str]:
             scores = (task.vectors @ task.tastes[user].T).max(axis=1)
             top = np.argpartition(-scores, task.k)[: task.k]
-            return [item_id(n) for n in top[np.argsort(-scores[top])]]
+            return [task.item_ids[n] for n in top[np.argsort(-scores[top])]]
 
         yield answer
 
@@ -229,7 +270,7 @@ def _contestant(name: str, task: Task, search: Search, objective: float) -> Cont
 
     @contextmanager
     def opened() -> Iterator[Answer]:
-        yield lambda user: [item_id(n) for n in merged(search(task.tastes[user], width), task.k)]
+        yield lambda user: [task.item_ids[n] for n in merged(search(task.tastes[user], width), task.k)]
 
     return Contestant(name, opened, note=f"width {width}")
 

@@ -35,13 +35,15 @@ import psycopg
 from psycopg import sql
 
 import migrations
-from benchmarks.feature_rows import DIM, ROWS, Row, embedding_rows, fill_embeddings, sequence_rows, stats_rows
+from benchmarks.built import build, load
+from benchmarks.feature_rows import DIM, ROWS, Row, embedding_rows, sequence_rows, stats_rows
 from benchmarks.feature_server import SERVICE
+from benchmarks.generated import item_id, user_id
 from feature_repo import definitions, store
-from feature_repo.environment import feast_environment
 from feature_repo.schema import ITEM_ID, SEQUENCE_LENGTH, USER_ID
 from polytower.client import Client
 from polytower.postgres import EmbeddedPostgres, connect
+from polytower.url import parts, sqlalchemy_url
 
 RESULTS = Path(__file__).parent / "results" / "features.json"
 ENTITIES = (1, 100, 500, 1000)
@@ -85,17 +87,20 @@ def main() -> None:
 def run(url: str) -> tuple[list[dict[str, Any]], int]:
     """Fills both stores with the same rows while timing it, then reads from both by turns; also the server's MB."""
     migrations.upgrade(url)
+    # The generation that is read is one that `polytower materialize` makes.
+    load(url, users=ROWS, items=ROWS)
+    build(url, dim=DIM, interests=1)
     stores = {"feast-postgres": stock_store(url), "polytower": store.feature_store(url)}
     store.apply(stores["polytower"])
     views = [definitions.user_sequence, definitions.user_stats, definitions.item_embedding]
     stores["feast-postgres"].apply([definitions.user, definitions.item, *views])
-    embeddings = embedding_rows()
+    with connect(url) as connection:
+        embeddings = embedding_rows(connection)
     results = []
     for view, rows in ((definitions.user_sequence, sequence_rows()), (definitions.user_stats, stats_rows())):
         results += writes(url, stores, view, rows)
     write(stores["feast-postgres"], definitions.item_embedding, embeddings)
     with connect(url) as connection:
-        fill_embeddings(connection, embeddings)
         connection.execute("analyze")
     with http_server(url) as (port, process):
         results += reads(url, stores, port)
@@ -142,8 +147,8 @@ def history(stores: Stores) -> list[dict[str, Any]]:
     start = datetime(2026, 1, 1, tzinfo=UTC)
     frame = pd.DataFrame(
         {
-            USER_ID: [f"user{random.randrange(ROWS)}" for _ in range(EVENTS)],
-            ITEM_ID: [f"item{random.randrange(ROWS)}" for _ in range(EVENTS)],
+            USER_ID: [user_id(random.randrange(ROWS)) for _ in range(EVENTS)],
+            ITEM_ID: [item_id(random.randrange(ROWS)) for _ in range(EVENTS)],
             "event_timestamp": [start + timedelta(minutes=random.randrange(10 * ROWS)) for _ in range(EVENTS)],
         }
     )
@@ -231,23 +236,27 @@ def stock_store(url: str) -> feast.FeatureStore:
     """Feast as it comes: its Postgres stores; tables and registry in a schema of their own."""
     with connect(url) as connection:
         connection.execute("create schema stock")
-    given = feast_environment(url)
+    given = parts(url)
     connected = {
         "type": "postgres",
-        "host": given["POLYTOWER_FEAST_HOST"],
-        "port": int(given["POLYTOWER_FEAST_PORT"]),
-        "database": given["POLYTOWER_FEAST_DATABASE"],
+        "host": given["host"],
+        "port": int(given.get("port", 5432)),
+        "database": given["dbname"],
         "db_schema": "stock",
-        "user": given["POLYTOWER_FEAST_USER"],
-        "password": given["POLYTOWER_FEAST_PASSWORD"],
-        "sslmode": given["POLYTOWER_FEAST_SSLMODE"],
+        "user": given["user"],
+        "password": given.get("password", ""),
+        "sslmode": given.get("sslmode", "prefer"),
     }
-    registry = given["POLYTOWER_FEAST_REGISTRY"].replace("search_path%3Dfeast", "search_path%3Dstock")
     return feast.FeatureStore(
         config=feast.RepoConfig(
             project="stock",
             provider="local",
-            registry={"registry_type": "sql", "path": registry, "cache_ttl_seconds": 60},
+            registry={
+                "registry_type": "sql",
+                "path": sqlalchemy_url(url),
+                "cache_ttl_seconds": 60,
+                "sqlalchemy_config_kwargs": {"execution_options": {"schema_translate_map": {None: "stock"}}},
+            },
             offline_store=connected,
             online_store=connected,
             materialization={"pull_latest_features": True, "online_write_batch_size": 10000},
@@ -286,14 +295,12 @@ def _wait(address: str) -> None:
 
 
 def _same(ours: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Equal but for what only one has: the stock store was given no generation's own nulls."""
-    compared = {name.partition(":")[2] for name in FEATURES} - {"content_embedding", "id_embedding"}
-    return all(ours[name] == other[name] for name in compared)
+    return all(ours[name] == other[name] for name in (feature.partition(":")[2] for feature in FEATURES))
 
 
 def _entities(number: int) -> dict[str, list[str]]:
     order = Random(number).sample(range(ROWS), number)
-    return {USER_ID: [f"user{each}" for each in order], ITEM_ID: [f"item{each}" for each in order]}
+    return {USER_ID: [*map(user_id, order)], ITEM_ID: [*map(item_id, order)]}
 
 
 def _rate(contestant: str, measure: str, view: str, rows: int, seconds: list[float]) -> dict[str, Any]:

@@ -26,8 +26,8 @@ import numpy as np
 import psutil
 
 from benchmarks import contestants, retrieval
+from benchmarks.built import build, database, load
 from polytower.postgres import connect
-from tests.generation_factory import clustered
 
 USERS, BLOCK = 100, 20
 
@@ -40,15 +40,15 @@ def main() -> None:
     parser.add_argument("--trees", type=Path, nargs="+", default=[Path()])
     parser.add_argument("--url", help="a database that is filled already, by this benchmark's data")
     arguments = parser.parse_args()
-    vectors, tastes = clustered(0, arguments.items, 64, USERS, 4)
     with ExitStack() as stack:
         url = arguments.url
         if url is None:
-            url = stack.enter_context(retrieval.database())
-            with connect(url) as connection:
-                retrieval.fill(connection, vectors, tastes)
-        rounded = np.stack(list(tastes.values())).astype(np.float16).astype(np.float32)
-        task = contestants.Task(url, vectors, rounded, 100)
+            url = stack.enter_context(database(retrieval.NAME))
+            load(url, users=arguments.items // 5, items=arguments.items)
+            build(url, dim=64, interests=4)
+        with connect(url) as connection:
+            (generation,) = connection.execute("select generation from live_generation").fetchone() or (0,)
+            task = contestants.task(connection, url, generation, users=USERS, k=100)
         *_, plain = contestants.of_postgres(task)
         servers = {str(tree): stack.enter_context(_server(task, tree)) for tree in arguments.trees}
         asked: dict[str, tuple[Any, psutil.Process | None]] = {

@@ -3,10 +3,11 @@
     make bench-retrieval                                     # 10k and 200k items, 64 dimensions, K = 4, 1 and 8 clients
     python -m benchmarks.retrieval --items 1000000 --dim 64 --interests 1 4 8 --peers faiss lancedb
 
-All contestants answer the same questions, users' interests over clustered data, in the same run: for one client one
-after another for each user, so that a busy machine is busy for all; several clients are threads with sessions of their
-own. Recall is that of the merged k against an exact scan of what Postgres stores (16 bits). Peers come with
-`pip install '.[bench]'`; who is not there is left out by name. Writes benchmarks/results/retrieval.json.
+The generation is one that `polytower materialize` makes of generated data (benchmarks/built.py), tuning of the search
+included. All contestants answer the same questions, users' interests, in the same run: for one client one after another
+for each user, so that a busy machine is busy for all; several clients are threads with sessions of their own. Recall is
+that of the merged k against an exact scan of what Postgres stores (16 bits). Peers come with `pip install '.[bench]'`;
+who is not there is left out by name. Writes benchmarks/results/retrieval.json.
 
 Not here: Feast's own vector search. Feast 0.67's Postgres store pairs ids with the fields of other items, uses no
 index, and filters after the cut (docs/adr/0003-one-copy.md): there is no recall at which it could be timed.
@@ -19,8 +20,7 @@ import platform
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,13 +28,11 @@ from typing import Any
 
 import numpy as np
 import psutil
-import psycopg
-from psycopg import sql
 
-import migrations
-from benchmarks.contestants import PEERS, Contestant, Task, exact, installed, item_id, of_postgres, served
-from polytower.postgres import connect, database_url
-from tests.generation_factory import Floats, Synthetic, clustered, create_indexes, write_generation
+from benchmarks import contestants
+from benchmarks.built import build, database, load
+from benchmarks.contestants import PEERS, Contestant, Task, exact, installed, of_postgres, served
+from polytower.postgres import connect
 
 RESULTS = Path(__file__).parent / "results" / "retrieval.json"
 NAME = "polytower_bench_retrieval"
@@ -73,55 +71,45 @@ def main() -> None:
 
 def _catalogue(items: int, dim: int, arguments: argparse.Namespace, peers: list[str]) -> list[dict[str, Any]]:
     """All contestants over one catalogue, with each number of interests."""
-    widest = max(arguments.interests)
-    vectors, tastes = clustered(0, items, dim, arguments.users, widest)
-    stored = vectors.astype(np.float16).astype(np.float32)
     rows: list[dict[str, Any]] = []
-    with database() as url:
-        with connect(url) as connection:
-            seen = fill(connection, vectors, tastes)
-        for width in arguments.interests:
-            every = np.stack([rows[:width] for rows in tastes.values()]).astype(np.float16).astype(np.float32)
+    with database(NAME) as url:
+        # As many events as items: those that nobody has met stand by their content.
+        load(url, users=max(arguments.users, items // 5), items=items)
+        for interests in arguments.interests:
+            generation = build(url, dim=dim, interests=interests)
             with connect(url) as connection:
-                connection.execute("delete from user_interests where interest >= %s", [width])
-                # The real build's own tuning, which serving reads from the generation.
-                _tune(connection)
-            task = Task(url, stored, every, arguments.k)
-            rows += _width(task, peers, seen, arguments)
-            with connect(url) as connection:
-                _restore(connection, tastes, widest)
+                asked = contestants.task(connection, url, generation, users=arguments.users, k=arguments.k)
+            rows += _width(asked, peers, arguments)
     return rows
 
 
-def _width(
-    task: Task, peers: list[str], seen: dict[str, list[int]], arguments: argparse.Namespace
-) -> list[dict[str, Any]]:
+def _width(task: Task, peers: list[str], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     with ExitStack() as stack:
-        contestants = [*of_postgres(task), *stack.enter_context(served(task)), exact(task)]
+        every = [*of_postgres(task), *stack.enter_context(served(task)), exact(task)]
         for name in peers:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             started = time.perf_counter()
-            contestants.append(PEERS[name][1](task, OBJECTIVE, folder))
+            every.append(PEERS[name][1](task, OBJECTIVE, folder))
             print(f"{name}: {len(task.vectors)} items in {time.perf_counter() - started:.0f} s", flush=True)
-        truth = {one.name: _truth(one, task, seen) for one in contestants}
+        truth = {one.name: _truth(one, task) for one in every}
         rows = []
         if 1 in arguments.clients:
-            rows += _in_turn(contestants, task, truth, arguments.rounds)
+            rows += _in_turn(every, task, truth, arguments.rounds)
         for clients in arguments.clients:
             if clients > 1:
-                rows += [_at_once(one, task, truth[one.name], clients) for one in contestants]
+                rows += [_at_once(one, task, truth[one.name], clients) for one in every]
     return rows
 
 
 def _in_turn(
-    contestants: list[Contestant], task: Task, truth: dict[str, list[set[str]]], rounds: int
+    every: list[Contestant], task: Task, truth: dict[str, list[set[str]]], rounds: int
 ) -> list[dict[str, Any]]:
     """One client: every user's question goes to all contestants before the next user's."""
     users = range(len(task.tastes))
-    seconds: dict[str, list[float]] = {one.name: [] for one in contestants}
-    recall: dict[str, list[float]] = {one.name: [] for one in contestants}
+    seconds: dict[str, list[float]] = {one.name: [] for one in every}
+    recall: dict[str, list[float]] = {one.name: [] for one in every}
     with ExitStack() as stack:
-        answers = {one.name: stack.enter_context(one.open()) for one in contestants}
+        answers = {one.name: stack.enter_context(one.open()) for one in every}
         for answer in answers.values():
             started = time.perf_counter()
             for user in users:  # caches, and the plans that are kept
@@ -136,7 +124,7 @@ def _in_turn(
                     found = answer(user)
                     seconds[name].append(time.perf_counter() - started)
                     recall[name].append(_recall(found, truth[name][user]))
-        return [_row(one, task, 1, seconds[one.name], sum(seconds[one.name]), recall[one.name]) for one in contestants]
+        return [_row(one, task, 1, seconds[one.name], sum(seconds[one.name]), recall[one.name]) for one in every]
 
 
 def _at_once(one: Contestant, task: Task, truth: list[set[str]], clients: int) -> dict[str, Any]:
@@ -189,78 +177,20 @@ def _row(
     }
 
 
-def _truth(one: Contestant, task: Task, seen: dict[str, list[int]]) -> list[set[str]]:
+def _truth(one: Contestant, task: Task) -> list[set[str]]:
     """The exact answer to each question of this contestant."""
-    allowed = np.arange(len(task.vectors)) % 50 == 0 if one.filtered else np.ones(len(task.vectors), bool)
+    allowed = task.rare if one.filtered else np.ones(len(task.vectors), bool)
     expected = []
-    for user, interests in enumerate(task.tastes):
+    for interests, seen in zip(task.tastes, task.seen, strict=True):
         scores = np.where(allowed, (task.vectors @ interests.T).max(axis=1), -np.inf)
         if "seen" in one.name:
-            scores[seen[f"u{user}"]] = -np.inf
-        expected.append({item_id(n) for n in np.argpartition(-scores, task.k)[: task.k]})
+            scores[seen] = -np.inf
+        expected.append({task.item_ids[n] for n in np.argpartition(-scores, task.k)[: task.k]})
     return expected
 
 
 def _recall(found: list[str], expected: set[str]) -> float:
     return len({*found} & expected) / len(expected)
-
-
-@contextmanager
-def database() -> Iterator[str]:
-    """URL of an empty database of the current schema, dropped in the end."""
-    server = database_url()
-    identifier = sql.Identifier(NAME)
-    url = server.rsplit("/", 1)[0] + "/" + NAME
-    with psycopg.connect(server, autocommit=True) as admin:
-        admin.execute(sql.SQL("drop database if exists {} with (force)").format(identifier))
-        admin.execute(sql.SQL("create database {}").format(identifier))
-        try:
-            migrations.upgrade(url)
-            yield url
-        finally:
-            admin.execute(sql.SQL("drop database {} with (force)").format(identifier))
-
-
-def fill(connection: psycopg.Connection[Any], vectors: Floats, tastes: dict[str, Floats]) -> dict[str, list[int]]:
-    """Writes the catalogue as generation 1; answers what each user has seen."""
-    random = np.random.default_rng(1)
-    seen = {user: random.choice(len(vectors), 100, replace=False).tolist() for user in tastes}
-    data = Synthetic(
-        [item_id(n) for n in range(len(vectors))],
-        vectors,
-        tastes,
-        attributes=[{"rare": n % 50 == 0} for n in range(len(vectors))],
-        seen={user: [item_id(n) for n in items] for user, items in seen.items()},
-    )
-    started = time.perf_counter()
-    generation = write_generation(connection, data, index=False)
-    connection.execute("set maintenance_work_mem = '1GB'; set max_parallel_maintenance_workers = 2")
-    create_indexes(connection, generation, vectors.shape[1], ("embedding",))
-    connection.execute("analyze item_embeddings; analyze user_interests; analyze interactions")
-    connection.commit()
-    print(f"polytower: {len(vectors)} items in {time.perf_counter() - started:.0f} s", flush=True)
-    return seen
-
-
-def _tune(connection: psycopg.Connection[Any]) -> None:
-    from psycopg.types.json import Jsonb
-
-    from pipelines.recall import tune
-
-    index = tune(connection, 1)
-    print(f"tuned: {index}", flush=True)
-    connection.execute("update generations set quality = %s", [Jsonb({"index": index})])
-
-
-def _restore(connection: psycopg.Connection[Any], tastes: dict[str, Floats], widest: int) -> None:
-    """Puts back the interests that a narrower question left out."""
-    from pgvector import HalfVector
-
-    connection.cursor().executemany(
-        "insert into user_interests (generation, user_id, interest, embedding, weight, as_of)"
-        " values (1, %s, %s, %s, %s, '2026-01-01Z') on conflict do nothing",
-        [(user, n, HalfVector(rows[n]), 1 / widest) for user, rows in tastes.items() for n in range(widest)],
-    )
 
 
 def _kept(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -27,7 +27,8 @@ from benchmarks.feature_rows import ROWS, sequence_rows
 from benchmarks.feature_rows import Row as FeatureRow
 from benchmarks.features import empty, stock_store, write
 from feature_repo import definitions, store
-from feature_repo.copy_rows import COPY_END, COPY_START, copy_rows
+from feature_repo.columns import COPY_END, COPY_START
+from feature_repo.copy_rows import copy_rows
 from feature_repo.online_writes import Row, _cells
 from feature_repo.schema import USER_SEQUENCE_VIEW
 from polytower.postgres import EmbeddedPostgres, connect

@@ -27,14 +27,11 @@ from typing import Any
 
 import numpy as np
 import psutil
-import psycopg
-from psycopg import sql
-from psycopg.types.json import Jsonb
 
-import migrations
+from benchmarks.built import build, database
+from benchmarks.built import load as load_generated
+from benchmarks.generated import item_id, user_id
 from polytower.client import Client, ClientError, Interaction, ProblemError, Question
-from polytower.postgres import connect, database_url
-from tests.generation_factory import Synthetic, clustered, write_generation
 
 RESULTS = Path(__file__).parent / "results"
 NAME = "polytower_bench_soak"
@@ -65,49 +62,15 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--stored", action="store_true", help="no histories: torch is never imported")
     arguments = parser.parse_args()
-    with _database() as url:
-        with connect(url) as connection:
-            _fill(connection, arguments.items)
+    with database(NAME) as url:
+        load_generated(url, users=max(USERS, arguments.items // 5), items=arguments.items)
+        build(url, dim=DIM, interests=INTERESTS)
         with _server(url) as (address, process):
             load = Load()
             samples = _drive(address, process, load, arguments)
     document = _report(load, samples, arguments)
     (RESULTS / f"soak{'_stored' * arguments.stored}.json").write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(document["rows"], indent=1))
-
-
-@contextmanager
-def _database() -> Iterator[str]:
-    root = database_url()
-    name, url = sql.Identifier(NAME), root.rsplit("/", 1)[0] + "/" + NAME
-    with psycopg.connect(root, autocommit=True) as admin:
-        admin.execute(sql.SQL("drop database if exists {} with (force)").format(name))
-        admin.execute(sql.SQL("create database {}").format(name))
-        try:
-            migrations.upgrade(url)
-            yield url
-        finally:
-            admin.execute(sql.SQL("drop database {} with (force)").format(name))
-
-
-def _fill(connection: psycopg.Connection[Any], items: int) -> None:
-    from encoders.catalogue import Catalogue
-    from encoders.checkpoint import user_tower_bytes
-    from encoders.config import TowersConfig
-    from encoders.towers import Towers
-
-    vectors, tastes = clustered(0, items, DIM, USERS, INTERESTS)
-    item_ids = [f"i{n}" for n in range(items)]
-    random = np.random.default_rng(0)
-    seen = {user: [item_ids[n] for n in random.integers(items, size=30)] for user in tastes}
-    attributes = [{"genres": [f"g{n % 20}"], "year": 1950 + n % 70} for n in range(items)]
-    write_generation(connection, Synthetic(item_ids, vectors, tastes, attributes=attributes, seen=seen))
-    towers = Towers(TowersConfig(dim=DIM, interests=INTERESTS), Catalogue(item_ids, {}, {}))
-    weights, config = user_tower_bytes(towers)
-    connection.execute(
-        "insert into towers (generation, part, weights, config) values (1, 'user_tower', %s, %s)",
-        [weights, Jsonb(config)],
-    )
 
 
 @contextmanager
@@ -164,16 +127,16 @@ def _client(address: str, number: int, end: float, load: Load, arguments: argpar
 
 def _questions(client: Client, random: np.random.Generator, items: int) -> dict[str, Callable[[], Any]]:
     def user() -> str:
-        return f"u{random.integers(USERS)}"
+        return user_id(random.integers(USERS))
 
     def some(count: int) -> list[str]:
-        return [f"i{n}" for n in random.integers(items, size=count)]
+        return [item_id(n) for n in random.integers(items, size=count)]
 
     return {
         "stored": lambda: client.retrieve(user_id=user(), k=100),
         "history": lambda: client.retrieve(history=some(40), k=100),
         "batch": lambda: client.retrieve_batch([Question(user_id=user(), k=20) for _ in range(8)]),
-        "similar": lambda: client.similar(some(1)[0], k=20, filter={"year": {"gte": 1960}}),
+        "similar": lambda: client.similar(some(1)[0], k=20, filter={"year": {"gte": 2000}}),
         "events": lambda: client.interact([Interaction(user_id=f"new{random.integers(50)}", item_id=some(1)[0])]),
         "features": lambda: client.features("ranker", user_id=[user()] * 20, item_id=some(20)),
         "bad": lambda: client.retrieve(user_id="nobody", k=100),

@@ -33,12 +33,12 @@ from torch.nn import functional as F
 from encoders.catalogue import Catalogue, Histories
 from encoders.config import TowersConfig, TrainConfig
 from encoders.evaluate import TowersScorer, padded, validation_ndcg
-from encoders.folder import read_interactions
 from encoders.packing import Rows, batches, pack
 from encoders.presets import preset
 from encoders.splits import leave_one_out, production
 from encoders.towers import Towers
 from encoders.train import Epoch, Run, train
+from pipelines.folder import read_folder
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
 _USERS = 128  # of a step of the padded model
@@ -92,8 +92,8 @@ def synthetic(interactions: int, items: int = 12_000) -> tuple[Histories, int]:
 
 def folder(path: Path) -> tuple[Histories, int]:
     """Histories and catalogue size of a contract folder."""
-    item_ids, histories = read_interactions(path)
-    return histories, len(item_ids)
+    data, _ = read_folder(path)
+    return data.histories, len(data.item_ids)
 
 
 def epoch_seconds(interactions: int, config: TrainConfig, *, steps: int = 20) -> float:

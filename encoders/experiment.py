@@ -1,4 +1,4 @@
-"""Experiments straight from a contract folder, without a database: train, evaluate, compare, over several seeds."""
+"""Experiments without a database: train, evaluate, compare, over several seeds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +7,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from encoders import checkpoint
@@ -19,10 +18,19 @@ from encoders.config import TrainConfig, changed
 from encoders.content import item_text, says_something
 from encoders.content_encoders import CONTENT_ENCODERS
 from encoders.distributed import ALONE, World
-from encoders.evaluate import TRACKS, Metrics, Ranked, TowersScorer, interests_report, rank, summary
-from encoders.folder import read_interactions, read_items, read_users
+from encoders.evaluate import TRACKS, Metrics, Ranked, TowersScorer, asked, interests_report, rank, summary
 from encoders.presets import preset
-from encoders.splits import Split, cold_items, cold_users, future, leave_one_out, refit, strong_generalisation, temporal
+from encoders.splits import (
+    Questions,
+    Split,
+    cold_items,
+    cold_users,
+    future,
+    leave_one_out,
+    refit,
+    strong_generalisation,
+    temporal,
+)
 from encoders.train import TrainResult, train
 from feature_repo.schema import Modality
 from polytower.errors import UserError
@@ -30,11 +38,25 @@ from polytower.errors import UserError
 SPLITS = ("leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items", "cold_users", "future")
 _CHUNK = 512  # contents encoded at a time
 _RANKS = "ranks.safetensors"
-_NOT_ATTRIBUTES = ("item_id", "title", "description", "image", "available")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """What an experiment reads (pipelines.folder.read_folder makes it of a contract folder).
+
+    item_ids: the catalogue in its order. items: title, description, image (a name) and attributes of the first of them.
+    users: what is known of each user of the histories, {attribute: value}; None where there is no table of users.
+    """
+
+    name: str
+    item_ids: list[str]
+    items: Sequence[Mapping[str, Any]]
+    histories: Histories
+    users: Sequence[Mapping[str, Any]] | None = None
 
 
 def run_experiment(
-    folder: Path,
+    data: Dataset,
     preset_name: str,
     seeds: Sequence[int],
     *,
@@ -60,20 +82,18 @@ def run_experiment(
     "interests" in the report is of the first seed.
     """
     config = changed(replace(preset(preset_name), device=device), options or {})
-    item_ids, catalogue, histories = read_folder(
-        folder, modalities, device=device, images=images, user_attributes=config.towers.user_attributes, cache=cache
-    )
-    cut = make_split(split, histories, len(item_ids))
+    catalogue = encoded_catalogue(data, modalities, device=device, images=images, cache=cache)
+    histories = with_users(data, config.towers.user_attributes)
+    cut = make_split(split, histories, len(catalogue))
     if not len(cut.test):
-        raise UserError(f"{folder}: the split {split} leaves no question to test on")
+        raise UserError(f"{data.name}: the split {split} leaves no question to test on")
     others = {name: _control(name, catalogue, config) for name in controls}
-    fitted = baselines(cut.train, len(item_ids), _documents(folder, item_ids) if modalities else (), cut.validation)
-    simple = {name: rank(scorer, cut.test, len(item_ids)) for name, scorer in fitted.items()}
+    test, items = asked(cut.test), len(catalogue)
+    fitted = baselines(cut.train, items, _documents(data) if modalities else (), cut.validation)
+    simple = {name: rank(scorer, test, items) for name, scorer in fitted.items()}
     found = _run(catalogue, histories, config, cut, seeds, directory, progress=progress, world=world)
     results, scorers, ranked = found.results, found.scorers, found.ranked
-    measured = [
-        summary(one, len(item_ids), vectors_VD=scorer.items_VD) for one, scorer in zip(ranked, scorers, strict=True)
-    ]
+    measured = [summary(one, items, vectors_VD=scorer.items_VD) for one, scorer in zip(ranked, scorers, strict=True)]
     points = [point for result in results for point in result.curves]
     ours = torch.stack([one.ranks["masked"] for one in ranked])
     apart = {name: one.ranks["masked"][None] for name, one in simple.items()}
@@ -81,16 +101,17 @@ def run_experiment(
     for name, (other, changed_config) in others.items():
         run = _run(other, histories, changed_config, cut, seeds, directory / name, progress=progress, world=world)
         apart[name] = torch.stack([one.ranks["masked"] for one in run.ranked])
-        controlled[name] = _spread([summary(one, len(item_ids))["masked"] for one in run.ranked])
+        controlled[name] = _spread([summary(one, items)["masked"] for one in run.ranked])
     if against is not None:
-        apart[str(against)] = _kept_ranks(against, cut)
+        apart[str(against)] = _kept_ranks(against, test)
     if world.first:
-        _keep_ranks(directory, cut, ours)
+        _keep_ranks(directory, test, ours)
     return {
-        "data": folder.name,
+        "data": data.name,
         "preset": preset_name,
         "split": split,
-        "questions": len(cut.test),
+        "questions": len(test),
+        "users": len(cut.test),
         "seeds": list(seeds),
         "modalities": list(modalities),
         "parameters": sum(value.numel() for value in results[0].evaluated.parameters()),
@@ -100,39 +121,41 @@ def run_experiment(
         "seconds": [round(result.seconds, 1) for result in results],
         "validation": [result.metrics for result in results],
         "metrics": {track: _spread([one[track] for one in measured]) for track in TRACKS},
-        "segments": segments(ours, cut.test, cut.train, len(item_ids)),
-        "interests": interests_report(scorers[0], cut.test),
-        "baselines": {name: summary(one, len(item_ids)) for name, one in simple.items()},
+        "segments": segments(ours, test, cut.train, items),
+        "interests": interests_report(scorers[0], test),
+        "baselines": {name: summary(one, items) for name, one in simple.items()},
         "controls": controlled,
         "differences": {name: differences(ours, theirs, ranked[0].sets) for name, theirs in apart.items()},
     }
 
 
-def read_folder(
-    folder: Path,
+def encoded_catalogue(
+    data: Dataset,
     modalities: Sequence[Modality] = (),
     *,
     device: str = "auto",
     images: Path | None = None,
-    user_attributes: int = 0,
     cache: Path | None = None,
-) -> tuple[list[str], Catalogue, Histories]:
-    """(item ids, catalogue with the content of these modalities, histories) of a contract folder.
+) -> Catalogue:
+    """The catalogue with the content of these modalities.
 
     images: where the files lie that the items name; a picture that is absent or unreadable counts as none. Raises
-    UserError for the modality image without it. user_attributes: width that the users' attributes are hashed to; 0
-    leaves them out. cache: folder in which encoded content is kept, and found again.
+    UserError for the modality image without it. cache: folder in which encoded content is kept, and found again.
     """
-    items = read_items(folder)
-    item_ids, histories = read_interactions(folder, items["item_id"].to_pylist())
-    if user_attributes:
-        known = read_users(folder, histories.user_ids)
-        histories = replace(histories, attributes=user_vectors(known, user_attributes))
     content: dict[str, FloatArray] = {}
     present: dict[str, BoolArray] = {}
     for modality in modalities:
-        content[modality], present[modality] = _encoded(modality, items, len(item_ids), device, images, cache)
-    return item_ids, Catalogue(item_ids, content, present), histories
+        content[modality], present[modality] = _encoded(modality, data, device, images, cache)
+    return Catalogue(data.item_ids, content, present)
+
+
+def with_users(data: Dataset, width: int) -> Histories:
+    """The histories with the users' attributes hashed to `width` numbers; 0 leaves them out."""
+    if not width:
+        return data.histories
+    if data.users is None:
+        raise UserError(f"{data.name} holds no users, from which towers.user_attributes would be read")
+    return replace(data.histories, attributes=user_vectors(data.users, width))
 
 
 def make_split(name: str, histories: Histories, items: int) -> Split:
@@ -224,24 +247,23 @@ def permuted(catalogue: Catalogue, config: TrainConfig) -> tuple[Catalogue, Trai
 CONTROLS = {"equal_width": equal_width, "permuted": permuted}
 
 
-def _documents(folder: Path, item_ids: Sequence[str]) -> list[list[str]]:
-    rows = read_items(folder).to_pylist()
-    found = [item_tokens(row.get("title"), row.get("description"), _attributes(row)) for row in rows]
-    return found + [[] for _ in range(len(item_ids) - len(found))]
+def _documents(data: Dataset) -> list[list[str]]:
+    found = [item_tokens(row["title"], row["description"], row["attributes"]) for row in data.items]
+    return found + [[] for _ in range(len(data.item_ids) - len(found))]
 
 
-def _keep_ranks(directory: Path, cut: Split, ranks_SQ: torch.Tensor) -> None:
-    asked = {"targets": torch.from_numpy(cut.test.targets), "lengths": torch.from_numpy(cut.test.histories.lengths)}
-    checkpoint.write_tensors(directory / _RANKS, {"ranks": ranks_SQ, **asked})
+def _keep_ranks(directory: Path, test: Questions, ranks_SQ: torch.Tensor) -> None:
+    wanted = {"targets": torch.from_numpy(test.targets), "lengths": torch.from_numpy(test.histories.lengths)}
+    checkpoint.write_tensors(directory / _RANKS, {"ranks": ranks_SQ, **wanted})
 
 
-def _kept_ranks(directory: Path, cut: Split) -> torch.Tensor:
+def _kept_ranks(directory: Path, test: Questions) -> torch.Tensor:
     """Ranks [S, Q] of another run. Raises UserError where its questions were others."""
     if not (directory / _RANKS).is_file():
         raise UserError(f"{directory}: no {_RANKS}; name the folder that another experiment was written into (--into)")
     kept = checkpoint.read_tensors(directory / _RANKS)
-    if not torch.equal(kept["targets"], torch.from_numpy(cut.test.targets)) or not torch.equal(
-        kept["lengths"], torch.from_numpy(cut.test.histories.lengths)
+    if not torch.equal(kept["targets"], torch.from_numpy(test.targets)) or not torch.equal(
+        kept["lengths"], torch.from_numpy(test.histories.lengths)
     ):
         raise UserError(f"{directory}: answers other questions (data, split or order of items differ)")
     return kept["ranks"]
@@ -259,22 +281,21 @@ def _spread(runs: list[Metrics]) -> dict[str, dict[str, float]]:
 
 
 def _encoded(
-    modality: Modality, items: pa.Table, size: int, device: str, images: Path | None, cache: Path | None = None
+    modality: Modality, data: Dataset, device: str, images: Path | None, cache: Path | None
 ) -> tuple[FloatArray, BoolArray]:
     """(rows [V, dim], present [V]) of one modality; items without it, or without a description, have zero rows."""
-    rows = items.to_pylist()
     contents: list[Any]
     if modality == "image":
-        contents = [_picture(images, row.get("image")) for row in rows]
+        contents = [_picture(images, row["image"]) for row in data.items]
         has = [path is not None for path in contents]
     elif modality == "text":
-        contents = [item_text(row.get("title"), row.get("description")) for row in rows]
+        contents = [item_text(row["title"], row["description"]) for row in data.items]
         has = [bool(text) for text in contents]
     else:
-        contents = [_attributes(row) for row in rows]
+        contents = [row["attributes"] for row in data.items]
         has = [says_something(attributes) for attributes in contents]
     encoder = CONTENT_ENCODERS[modality](device=device)
-    there = np.flatnonzero(has)
+    there, size = np.flatnonzero(has), len(data.item_ids)
     kept = cache / f"{modality}-{_cache_key(encoder.revision, contents, size)}.safetensors" if cache else None
     if kept is not None and kept.is_file():
         found_before = checkpoint.read_tensors(kept)
@@ -291,10 +312,6 @@ def _encoded(
             kept, {"embeddings": torch.from_numpy(embeddings), "present": torch.from_numpy(present)}
         )
     return embeddings, present
-
-
-def _attributes(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in _NOT_ATTRIBUTES}
 
 
 def _cache_key(revision: str, contents: Sequence[Any], size: int) -> str:

@@ -1,12 +1,10 @@
 """Pictures → unit vectors with any transformers vision checkpoint; EfficientNet-Lite0 by default.
 
-Files are read, checked, decoded and resized in worker processes; bytes of pixels come back, and the model's device
-turns them into numbers. Shapes: b pictures of a batch, channels 3, H × W pixels, dim of the embedding.
+Files are opened in decoding processes (decoders.py); bytes of pixels come back, and the model's device turns them into
+numbers. Shapes: b pictures of a batch, channels 3, H × W pixels, dim of the embedding.
 """
 
 import hashlib
-import io
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,20 +14,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
-from torch.utils.data import DataLoader, Dataset
+from PIL import Image
 
 from encoders.content import Encoded, Rows
+from encoders.decoders import SECONDS, Decoder, Decoders, ImageSource
 from encoders.device import autocast, resolve_device, to_device
+from encoders.picture import PictureError
 from encoders.pretrained import checkpoint_folder, digest, load_image_processor, load_model, revision, unit
 from feature_repo.schema import Modality
 from polytower.errors import UserError
 
 SCHEME = "image-v1"
-
-# A file above these is refused before it is decoded: a few bytes can unfold into gigabytes of pixels.
-MAX_BYTES = 20_000_000
-MAX_PIXELS = 50_000_000
 
 LITE0_SIZE = 224
 
@@ -41,7 +36,6 @@ _BATCH = {"cpu": 4, "cuda": 128}
 _CHUNK = 512
 
 Pixels = npt.NDArray[np.uint8]
-ImageSource = str | Path | bytes
 Prepare = Callable[[Image.Image], Pixels]
 
 
@@ -59,8 +53,8 @@ class ImageEncoder:
 
     What is embedded: for CLIP, SigLIP and their like the joint space's image features; else the pooled output where
     the checkpoint has its weights; else the first token, or the mean over places for a convolutional network.
-    A source is a file's path or its bytes. workers: decoding processes (0: in this one); None: one per core but one,
-    at most 8. Raises UserError when the checkpoint cannot be loaded.
+    A source is a file's path or its bytes. workers: decoding processes; None: one per core but one, at most 8. Raises
+    UserError when the checkpoint cannot be loaded.
     """
 
     modality: Modality = "image"
@@ -72,30 +66,23 @@ class ImageEncoder:
         device: str = "auto",
         workers: int | None = None,
         batch_size: int | None = None,
-        start_method: str | None = None,
     ) -> None:
         self._device = resolve_device(device)
         self.device = str(self._device)
         network = Lite0() if model == "default" else Pretrained(checkpoint_folder(model))
         self.model = "efficientnet-lite0" if model == "default" else model
         self._network = network.to(self._device)
-        self.decoder = Decoder(network.prepare, network.edge)
-        self._workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
+        self._pixels = network.prepare
+        self._decoders = Decoders(workers, network.edge, network.square)
         self._batch_size = batch_size or _BATCH.get(self._device.type, _BATCH["cpu"])
-        self._start_method = start_method
         self.config = {"scheme": SCHEME, **network.identity}
         self.revision = revision({**self.config, "weights": network.digest})
         self.dim = self._probe()
 
     def encode(self, contents: Sequence[ImageSource], batch_size: int | None = None) -> Iterator[Rows]:
-        """Unit rows float32 [≤512, dim], in the order of the pictures. UserError names the first that fails.
-
-        A few pictures (a query) are decoded in this process; workers take longer to start.
-        """
-        size = batch_size or self._batch_size
-        workers = self._workers if len(contents) > 2 * size else 0
+        """Unit rows float32 [≤512, dim], in the order of the pictures. UserError names the first that fails."""
         chunks = [contents[start : start + _CHUNK] for start in range(0, len(contents), _CHUNK)]
-        encoded = self._stream(chunks, size, workers)
+        encoded = self._stream(chunks, batch_size or self._batch_size)
         for chunk, result in zip(chunks, encoded, strict=True):
             for place, reason in result.failures.items():
                 source = chunk[place]
@@ -104,12 +91,16 @@ class ImageEncoder:
             yield result.embeddings
 
     def encode_chunks(self, chunks: Iterable[Sequence[ImageSource]]) -> Iterator[Encoded]:
-        """One result per chunk; workers decode ahead while the model works; a bad picture fails alone."""
-        return self._stream(chunks, self._batch_size, self._workers)
+        """One result per chunk; processes decode ahead while the model works; a bad picture fails alone."""
+        return self._stream(chunks, self._batch_size)
 
-    def prepare(self, sources: Sequence[ImageSource], batch_size: int | None = None) -> list[PixelBatch]:
-        """Decoded batches, made in this process."""
-        return list(self._batches([sources], deque(), batch_size or self._batch_size, workers=0))
+    def prepare(
+        self, sources: Sequence[ImageSource], batch_size: int | None = None, seconds: int = SECONDS
+    ) -> list[PixelBatch]:
+        """Decoded batches, for forward(). seconds: of computing that one picture may take."""
+        size = batch_size or self._batch_size
+        batches = (sources[start : start + size] for start in range(0, len(sources), size))
+        return [self._batch(self._decoders.decode(batch, seconds)) for batch in batches]
 
     @torch.inference_mode()
     def forward(self, batch: PixelBatch) -> torch.Tensor:
@@ -118,13 +109,18 @@ class ImageEncoder:
         with autocast(self._device):
             return unit(self._network(pixels))
 
-    def _stream(self, chunks: Iterable[Sequence[ImageSource]], size: int, workers: int) -> Iterator[Encoded]:
-        """Runs the model over the decoder's batches, and puts the batches of a chunk together again."""
+    def _stream(self, chunks: Iterable[Sequence[ImageSource]], size: int) -> Iterator[Encoded]:
+        """Runs the model over decoded batches, none of them across chunks, and puts each chunk together again."""
         counts: deque[int] = deque()
-        batches = self._batches(chunks, counts, size, workers)
+
+        def sources() -> Iterator[Sequence[ImageSource]]:
+            for chunk in chunks:
+                counts.append(len(chunk))
+                yield from (chunk[start : start + size] for start in range(0, max(1, len(chunk)), size))
+
         gathered: list[PixelBatch] = []
         rows: list[torch.Tensor] = []
-        for batch in batches:
+        for batch in self._decoders.map(sources(), self._decode):
             gathered.append(batch)
             if len(batch.pixels):
                 rows.append(self.forward(batch))
@@ -132,6 +128,28 @@ class ImageEncoder:
                 yield self._chunk(gathered, rows)
                 counts.popleft()
                 gathered, rows = [], []
+
+    def _decode(self, decoder: Decoder, sources: Sequence[ImageSource]) -> PixelBatch:
+        return self._batch(decoder.decode(sources))
+
+    def _batch(self, images: Sequence[Image.Image | PictureError]) -> PixelBatch:
+        found = [each if isinstance(each, PictureError) else self._made(each) for each in images]
+        pixels = [each for each in found if not isinstance(each, PictureError)]
+        failures = {place: str(each) for place, each in enumerate(found) if isinstance(each, PictureError)}
+        return PixelBatch(len(found), np.stack(pixels) if pixels else np.empty((0, 3, 1, 1), np.uint8), failures)
+
+    def _made(self, image: Image.Image) -> Pixels | PictureError:
+        """What the checkpoint's processor makes of a picture, or why it cannot."""
+        try:
+            pixels = self._pixels(image)
+        except (ValueError, TypeError, OSError, MemoryError) as error:
+            size = f"{image.width} × {image.height}"
+            return PictureError(f"the processor of {self.model} cannot take {size} pixels: {error}")
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
+            return PictureError(
+                f"the processor of {self.model} gives {pixels.dtype} {pixels.shape}, not bytes [3, height, width]"
+            )
+        return pixels
 
     def _chunk(self, batches: list[PixelBatch], rows: list[torch.Tensor]) -> Encoded:
         failures: dict[int, str] = {}
@@ -144,105 +162,24 @@ class ImageEncoder:
             embeddings[[place for place in range(count) if place not in failures]] = torch.cat(rows).cpu().numpy()
         return Encoded(embeddings, failures)
 
-    def _batches(
-        self, chunks: Iterable[Sequence[ImageSource]], counts: deque[int], size: int, workers: int
-    ) -> Iterator[PixelBatch]:
-        """Decoded batches in order, no batch across chunks; each chunk's length is appended to counts as it is read."""
-
-        def sources() -> Iterator[list[ImageSource]]:
-            for chunk in chunks:
-                if chunk:
-                    counts.append(len(chunk))
-                for start in range(0, len(chunk), size):
-                    yield list(chunk[start : start + size])
-
-        # The loader draws what it takes for indices in this process, and only as far ahead as its workers read.
-        loader: DataLoader[Any] = DataLoader(
-            self.decoder,
-            batch_sampler=Stream(sources()),
-            num_workers=workers,
-            collate_fn=collate,
-            prefetch_factor=4 if workers else None,
-            multiprocessing_context=self._start_method if workers else None,
-        )
-        yield from loader
-
     def _probe(self) -> int:
         """The dimension, from two grey pictures: they also show whether the checkpoint takes pictures of this form."""
-        pictures = [io.BytesIO(), io.BytesIO()]
-        for picture, width in zip(pictures, (64, 96), strict=True):
-            Image.new("RGB", (width, 64), (127, 127, 127)).save(picture, "PNG")
-        decoded = [self.decoder[picture.getvalue()] for picture in pictures]
-        shapes = {each if isinstance(each, str) else each.shape for each in decoded}
-        if len(shapes) != 1 or any(isinstance(shape, str) for shape in shapes):
+        made = [self._made(Image.new("RGB", (width, 64), (127, 127, 127))) for width in (64, 96)]
+        shapes = {str(each) if isinstance(each, PictureError) else each.shape for each in made}
+        if len(shapes) != 1 or any(isinstance(each, PictureError) for each in made):
             raise UserError(
                 f"the checkpoint {self.model} cannot be batched: its processor makes {shapes} of two plain pictures;"
                 " choose one that resizes or crops to one size"
             )
-        return int(self.forward(collate(decoded)).shape[1])
-
-
-class Stream:
-    """An iterator in a sampler's place."""
-
-    def __init__(self, batches: Iterator[list[ImageSource]]) -> None:
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[list[ImageSource]]:
-        return self._batches
-
-
-class Decoder(Dataset[Any]):
-    """Source → pixels, or the reason why not. Runs in the workers: a broken file must not end them."""
-
-    def __init__(self, prepare: Prepare, edge: int) -> None:
-        self._prepare = prepare
-        self._edge = edge
-
-    def __getitem__(self, source: ImageSource) -> Pixels | str:
-        # Pillow's decoders raise whatever a broken file leads them to; every one of it is that file's reason.
-        try:
-            pixels = self._prepare(open_image(source, self._edge))
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
-            return f"the checkpoint's processor gives {pixels.dtype} {pixels.shape}, not bytes [3, height, width]"
-        return pixels
-
-
-def collate(decoded: list[Pixels | str]) -> PixelBatch:
-    """A batch from a worker's results; it travels as bytes through a pipe (shared memory is scarce in containers)."""
-    pixels = [each for each in decoded if not isinstance(each, str)]
-    stacked = np.stack(pixels) if pixels else np.empty((0, 3, 1, 1), np.uint8)
-    return PixelBatch(len(decoded), stacked, {i: each for i, each in enumerate(decoded) if isinstance(each, str)})
-
-
-def open_image(source: ImageSource, edge: int) -> Image.Image:
-    """A picture upright in RGB, transparency on white; its first frame when it has several.
-
-    edge: pixels that its shorter side needs; a larger JPEG is decoded at an eighth, quarter or half where that leaves
-    twice as many. Raises ValueError on a file above MAX_BYTES or MAX_PIXELS, and what Pillow raises on a broken one.
-    """
-    if isinstance(source, bytes):
-        size, file = len(source), source
-    else:
-        size, file = Path(source).stat().st_size, b""
-    if size > MAX_BYTES:
-        raise ValueError(f"the file has {size} bytes, more than {MAX_BYTES}")
-    image: Image.Image = Image.open(io.BytesIO(file or Path(source).read_bytes()))  # type: ignore[arg-type]
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"the picture has {width} × {height} pixels, more than {MAX_PIXELS}")
-    image.draft("RGB", (2 * edge, 2 * edge))
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        pixels = np.stack([each for each in made if not isinstance(each, PictureError)])
+        return int(self.forward(PixelBatch(len(pixels), pixels, {})).shape[1])
 
 
 def lite0_pixels(image: Image.Image) -> Pixels:
-    """uint8 [3, 224, 224]. The whole picture squeezed into the square: a poster's centre crop would lose its title."""
+    """uint8 [3, 224, 224]. The whole picture squeezed into the square: a poster's centre crop would lose its title.
+
+    The decoders squeeze already; a picture of another size is squeezed here.
+    """
     square = image.resize((LITE0_SIZE, LITE0_SIZE), Image.Resampling.BICUBIC, reducing_gap=2.0)
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
@@ -269,7 +206,7 @@ class Lite0(torch.nn.Module):
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         self._features = _fold(network.eval().requires_grad_(False)).to(memory_format=torch.channels_last)
         self.prepare: Prepare = lite0_pixels
-        self.edge = LITE0_SIZE
+        self.edge = self.square = LITE0_SIZE
         self.identity = {"pooling": "mean", "size": LITE0_SIZE, "fit": "squeeze"}
         self.digest = _file_digest(path)
 
@@ -283,7 +220,7 @@ class Lite0(torch.nn.Module):
 class Pretrained(torch.nn.Module):
     """A transformers vision or dual checkpoint: uint8 [b, 3, H, W] → [b, dim].
 
-    Its processor resizes and crops in the workers; its rescaling and normalisation are done here, on the device.
+    Its processor resizes and crops on the CPU; its rescaling and normalisation are done here, on the device.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -301,6 +238,7 @@ class Pretrained(torch.nn.Module):
         self.register_buffer("_std", std, persistent=False)
         self.prepare: Prepare = ProcessorPixels(processor)
         self.edge = max((side for side in dict(processor.size or {}).values() if side), default=_EDGE)
+        self.square = 0
         self.identity = {"pooling": "features" if self._dual else "pooled" if self._pooled else "first"}
         self.digest = digest(folder)
 
@@ -318,14 +256,17 @@ class Pretrained(torch.nn.Module):
 
 
 class ProcessorPixels:
-    """A transformers image processor up to the bytes: resized and cropped, not yet scaled. Picklable."""
+    """A transformers image processor up to the bytes: resized and cropped, not yet scaled."""
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor
 
     def __call__(self, image: Image.Image) -> Pixels:
         """uint8 [3, H, W]."""
-        made = self._processor(images=image, do_rescale=False, do_normalize=False, return_tensors="np")
+        # Told, since a picture of 3 rows (or of 1) could be taken for one whose channels lie first.
+        made = self._processor(
+            images=image, do_rescale=False, do_normalize=False, return_tensors="np", input_data_format="channels_last"
+        )
         pixels: Pixels = made["pixel_values"][0]
         return pixels
 

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+# Lists whose vectors are looked at together: of ten items and 64 dimensions, 10 MB.
+LISTS = 4096
+
 
 def ranks(scores_QV: Tensor, targets_Q: Tensor, hidden_QV: Tensor | None = None) -> Tensor:
     """Rank of each target among all items, int64 [Q], ties broken against the model.
@@ -71,9 +74,12 @@ def intra_list_diversity(lists_QL: Tensor, vectors_VD: Tensor) -> float:
     length = lists_QL.shape[1]
     if length < 2:
         return 0.0
-    unit_QLD = F.normalize(vectors_VD, dim=-1)[lists_QL]
-    sums_Q = unit_QLD.sum(dim=1).square().sum(dim=-1) - unit_QLD.square().sum(dim=(1, 2))
-    return _mean(1.0 - (sums_Q / (length * (length - 1))).double())
+    unit_VD = F.normalize(vectors_VD, dim=-1)
+    sums = [unit_VD.new_zeros(0)]
+    for part_QL in torch.split(lists_QL, LISTS):
+        unit_QLD = unit_VD[part_QL]
+        sums.append(unit_QLD.sum(dim=1).square().sum(dim=-1) - unit_QLD.square().sum(dim=(1, 2)))
+    return _mean(1.0 - (torch.cat(sums) / (length * (length - 1))).double())
 
 
 def interest_shares(owners_QL: Tensor, interests: int) -> list[float]:

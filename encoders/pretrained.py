@@ -13,10 +13,15 @@ from typing import Any
 
 import torch
 
+from encoders.sentences import module_folders
 from polytower.errors import UserError
 
 # What a checkpoint is made of; weights in safetensors only, never pickle.
 PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "1_Pooling/config.json")
+# Hub names and paths are shorter; longer ones are shown cut.
+_SHOWN = 200
+# A configuration is kilobytes; what is larger is a vocabulary.
+_LARGEST_CONFIG = 1_000_000
 _REVISION_LENGTH = 12
 
 
@@ -25,13 +30,18 @@ def checkpoint_folder(name: str) -> Path:
 
     Raises UserError when there is no such folder, or the hub does not give it.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
+    shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}… ({len(name):,} characters)"
+    try:
+        folder = Path(name).expanduser()
+        found = folder.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, the home of nobody
+        raise UserError(f"no checkpoint {shown!r}: {error.__class__.__name__}; give a folder or a hub name") from None
+    if found:
+        if not any((folder / name).is_file() for name in ("config.json", "modules.json")):
             raise UserError(f"{folder} holds no transformers checkpoint: config.json is missing; give its folder")
         return folder
     if folder.is_absolute() or name.startswith((".", "~")):
-        raise UserError(f"no checkpoint folder {folder}; give an existing folder, a hub name, or default")
+        raise UserError(f"no checkpoint folder {shown}; give an existing folder, a hub name, or default")
     return _from_hub(name)
 
 
@@ -51,7 +61,9 @@ def _from_hub(name: str) -> Path:
 
 def digest(folder: Path) -> str:
     """sha256 over names and bytes of a checkpoint's files; where the folder lies does not matter."""
-    files = sorted({path.relative_to(folder).as_posix() for pattern in PATTERNS for path in folder.glob(pattern)})
+    modules = [f"{module}/{kind}" for module in module_folders(folder) for kind in ("*.safetensors", "*.json", "*.txt")]
+    patterns = (*PATTERNS, *modules)
+    files = sorted({path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)})
     whole = hashlib.sha256()
     for name in files:
         with (folder / name).open("rb") as file:
@@ -62,6 +74,21 @@ def digest(folder: Path) -> str:
 def revision(identity: Mapping[str, Any]) -> str:
     """Twelve hex digits of an encoder's identity: its scheme, its options and the digest of its weights."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:_REVISION_LENGTH]
+
+
+def _refuse_own_code(folder: Path) -> None:
+    """Raises UserError when the checkpoint brings Python to run: transformers would ask on the terminal."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size < _LARGEST_CONFIG else {}
+        except ValueError:
+            continue  # whoever needs it says what is wrong with it
+        if isinstance(found, dict) and found.get("auto_map"):
+            raise UserError(
+                f"the checkpoint in {folder} wants to run code of its own (auto_map in {path.name}), which is never run"
+                " here. Choose one whose architecture transformers brings; where it does bring this one, take auto_map"
+                f" out of {path.name}"
+            )
 
 
 @contextmanager
@@ -89,10 +116,16 @@ def load_model(folder: Path) -> tuple[torch.nn.Module, frozenset[str]]:
     from safetensors import SafetensorError
     from transformers import AutoModel
 
+    _refuse_own_code(folder)
     try:
         with _quiet():
             model, report = AutoModel.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
             )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(f"cannot load a model from {folder}: {error}") from error
@@ -107,9 +140,10 @@ def load_tokenizer(folder: Path) -> Any:
     """The checkpoint's tokenizer. Raises UserError when the folder has none that works here."""
     from transformers import AutoTokenizer
 
+    _refuse_own_code(folder)
     try:
         with _quiet():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
         raise UserError(f"cannot load a tokenizer from {folder}: {error}") from error
 
@@ -118,9 +152,10 @@ def load_image_processor(folder: Path) -> Any:
     """The checkpoint's image processor (Pillow, no torchvision). Raises UserError when the folder has none."""
     from transformers import AutoImageProcessor
 
+    _refuse_own_code(folder)
     try:
         with _quiet():
-            return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+            return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
         raise UserError(f"cannot load an image processor from {folder}: {error}") from error
 

@@ -3,7 +3,6 @@
 Shapes: n texts, b texts of a batch, T tokens, dim of the embedding.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from encoders.content import Encoded, Rows
 from encoders.device import autocast, resolve_device, to_device
 from encoders.pretrained import checkpoint_folder, digest, load_model, load_tokenizer, revision, unit
+from encoders.sentences import pool, read_sentences
 from feature_repo.schema import Modality
 from polytower.errors import UserError
 
@@ -44,8 +44,9 @@ class TextEncoder:
     """A text encoder from a checkpoint's name or path; "default" is all-MiniLM-L6-v2 from its package.
 
     What is embedded: for CLIP, SigLIP and their like the joint space's text features; for a sentence-transformers
-    checkpoint whose 1_Pooling/config.json says so the first token; else the mean over the tokens. Texts are cut at
-    `max_length` tokens, batched by length, and given back in their order. Raises UserError when it cannot be loaded.
+    checkpoint what its modules make of the tokens, with its default prompt (sentences.py); else the mean over the
+    tokens. Texts are cut at `max_length` tokens, batched by length, and given back in their order. Raises UserError
+    when it cannot be loaded.
     """
 
     modality: Modality = "text"
@@ -62,19 +63,29 @@ class TextEncoder:
         self.device = str(self._device)
         folder = _default_folder() if model == "default" else checkpoint_folder(model)
         self.model = "sentence-transformers/all-MiniLM-L6-v2" if model == "default" else model
-        self._tokenizer = load_tokenizer(folder)
-        loaded, _ = load_model(folder)
+        said = read_sentences(folder)
+        self._tokenizer = load_tokenizer(said.backbone)
+        loaded, _ = load_model(said.backbone)
         config: Any = loaded.config
         self._dual = hasattr(loaded, "get_text_features")
         if config.is_encoder_decoder:
             loaded = loaded.get_encoder()  # type: ignore[operator]
         self._network = loaded.to(self._device)
         self._fixed_length = config.model_type in _FIXED_LENGTH
-        self._max_length = min(max_length, _positions(config), self._tokenizer.model_max_length)
+        trained = said.max_length or max_length
+        self._max_length = min(max_length, trained, _positions(config), self._tokenizer.model_max_length)
         self._pad = _pad_token(self._tokenizer)
-        self._pooling = "features" if self._dual else _pooling(folder)
+        self._pooling = said.pooling
+        self._head = said.head.to(self._device)
+        self._prompt, self._lower = said.prompt, said.lower
         self._batch_size = batch_size or _BATCH.get(self._device.type, _BATCH["cpu"])
-        self.config = {"scheme": SCHEME, "pooling": self._pooling, "max_length": self._max_length}
+        self.config = {
+            "scheme": SCHEME,
+            "pooling": "features" if self._dual else "+".join(self._pooling),
+            "max_length": self._max_length,
+            **({"prompt": self._prompt} if self._prompt else {}),
+            **({"lower": True} if self._lower else {}),
+        }
         self.revision = revision({**self.config, "weights": digest(folder)})
         self.dim = int(self.forward(self.prepare(["a"])[0]).shape[1])
 
@@ -99,8 +110,9 @@ class TextEncoder:
         """Tokens of texts, in batches of near lengths: a batch pads to its own longest text only."""
         if not texts:
             return []
+        asked = [self._prompt + text for text in texts]
         tokens = self._tokenizer(
-            list(texts),
+            [text.lower() for text in asked] if self._lower else asked,
             truncation=True,
             max_length=self._max_length,
             padding="max_length" if self._fixed_length else False,
@@ -130,10 +142,8 @@ class TextEncoder:
                 features = self._network.get_text_features(**inputs)  # type: ignore[operator]
                 return unit(features if isinstance(features, torch.Tensor) else features.pooler_output)
             hidden_BTD = self._network(**inputs).last_hidden_state
-        if self._pooling == "cls":
-            return unit(hidden_BTD[:, 0])
-        mask_BT1 = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))[..., None].float()
-        return unit((hidden_BTD.float() * mask_BT1).sum(1) / mask_BT1.sum(1).clamp(min=1))
+        mask_BT = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+        return unit(self._head(pool(hidden_BTD.float(), mask_BT, self._pooling)))
 
     def _chunk(self, batches: list[TokenBatch]) -> Rows:
         """Rows in the chunk's order; they leave the device once per chunk, so that CUDA never waits for a batch."""
@@ -168,11 +178,3 @@ def _pad_token(tokenizer: Any) -> int:
         if token is not None:
             return int(token)
     return 0
-
-
-def _pooling(folder: Path) -> str:
-    """What a sentence-transformers checkpoint was trained with; the mean where nothing is said."""
-    path = folder / "1_Pooling" / "config.json"
-    if path.is_file() and json.loads(path.read_text()).get("pooling_mode_cls_token"):
-        return "cls"
-    return "mean"

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 Kind = Literal["text", "json", "integer", "moment", "number", "flag", "texts", "reals", "halves", "moments"]
 
 # Postgres counts microseconds from 2000-01-01, Feast's users from 1970-01-01.
+# What stands before and after the rows of COPY … (FORMAT binary)
+COPY_START = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
+COPY_END = b"\xff\xff"
 POSTGRES_EPOCH_MICROS = 946_684_800_000_000
 # halfvec_send: int16 dimension, int16 unused, then big-endian half floats.
 _HALFVEC_HEADER = 4

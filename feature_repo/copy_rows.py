@@ -17,8 +17,6 @@ from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from feature_repo.columns import MOMENT, POSTGRES_EPOCH_MICROS, Kind
 from polytower.errors import UserError
 
-COPY_START = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
-COPY_END = b"\xff\xff"
 _NULL = b"\xff\xff\xff\xff"
 _INT16, _INT32, _INT64, _DOUBLE = Struct(">h"), Struct(">i"), Struct(">iq"), Struct(">id")
 _DATE = Struct(">ii")

@@ -9,12 +9,11 @@ from feast.infra.compute_engines.dag.context import ColumnInfo
 from feast.infra.compute_engines.local.compute import LocalComputeEngine, LocalComputeEngineConfig
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from feast.infra.compute_engines.utils import create_offline_store_retrieval_job
-from feast.infra.offline_stores.contrib.postgres_offline_store.postgres import PostgreSQLOfflineStoreConfig
 from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source import PostgreSQLSource
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
 
 from feature_repo.columns import Kind
+from feature_repo.offline_store import PolytowerOfflineStoreConfig
 from feature_repo.online_reads import ONLINE_VIEWS
 from feature_repo.online_store import PolytowerOnlineStore
 from feature_repo.online_writes import HISTORIES, create_incoming, incoming_types, merge, refusals, refuse_changes
@@ -80,14 +79,12 @@ class PolytowerComputeEngine(LocalComputeEngine):  # type: ignore[misc]
     def _one_database(self) -> bool:
         """Whether the offline store's tables are next to ours, and one row per entity is asked for."""
         offline = self.repo_config.offline_store
-        if not isinstance(offline, PostgreSQLOfflineStoreConfig) or not isinstance(
+        if not isinstance(offline, PolytowerOfflineStoreConfig) or not isinstance(
             self.online_store, PolytowerOnlineStore
         ):
             return False
-        online = conninfo_to_dict(self.repo_config.online_store.url)
-        place = (offline.host, str(offline.port), offline.database)
-        return (
-            place == (online.get("host"), str(online.get("port", 5432)), online.get("dbname"))
+        return bool(
+            offline.url == self.repo_config.online_store.url
             and self.repo_config.materialization_config.pull_latest_features
         )
 

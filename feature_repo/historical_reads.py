@@ -17,13 +17,14 @@ from feature_repo.schema import (
 )
 
 # View → subquery with the view's features, given wanted.user_id or wanted.item_id, and wanted.moment (timestamptz).
+# {length}: events of a sequence at most.
 # Names are qualified: Feast's offline store has a search path of its own.
 HISTORICAL_VIEWS: dict[str, LiteralString] = {
-    # The last finished day, and of the event's own day what came before the event; the newest 200 of both.
+    # The last finished day, and of the event's own day what came before the event; the newest of both.
     USER_SEQUENCE_VIEW: """
-        select item_ids[cardinality(item_ids) - 199 :] as item_ids,
-               feast.epoch_micros(moments[cardinality(moments) - 199 :]) as occurred_ats,
-               kinds[cardinality(kinds) - 199 :] as kinds
+        select item_ids[cardinality(item_ids) - {length} + 1 :] as item_ids,
+               feast.epoch_micros(moments[cardinality(moments) - {length} + 1 :]) as occurred_ats,
+               kinds[cardinality(kinds) - {length} + 1 :] as kinds
         from (
             select past.item_ids || today.item_ids[places.first : places.last] as item_ids,
                    past.occurred_ats || today.occurred_ats[places.first : places.last] as moments,

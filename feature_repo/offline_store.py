@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psycopg
 from feast import FeatureView
 from feast.errors import FeastEntityDFMissingColumnsError
 from feast.infra.offline_stores import offline_utils
+from feast.infra.offline_stores.contrib.postgres_offline_store import postgres as feast_postgres
+from feast.infra.offline_stores.contrib.postgres_offline_store import postgres_source as feast_postgres_source
 from feast.infra.offline_stores.contrib.postgres_offline_store.postgres import (
     PostgreSQLOfflineStore,
     PostgreSQLOfflineStoreConfig,
@@ -18,20 +21,44 @@ from feast.infra.offline_stores.contrib.postgres_offline_store.postgres import (
 )
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
 from feast.infra.offline_stores.offline_utils import FeatureViewQueryContext
-from feast.infra.utils.postgres.connection_utils import _get_conn
+from feast.infra.utils.postgres import connection_utils
+from feast.infra.utils.postgres.postgres_config import PostgreSQLConfig
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import RepoConfig
 from psycopg import sql
+from pydantic import StrictStr
 
 from feature_repo.historical_reads import HISTORICAL_VIEWS
-from feature_repo.schema import FEAST_SCHEMA
+from feature_repo.schema import FEAST_SCHEMA, SEQUENCE_LENGTH
 from polytower.errors import UserError
+from polytower.postgres import OPTIONS, open_session
 
 
 class PolytowerOfflineStoreConfig(PostgreSQLOfflineStoreConfig):  # type: ignore[misc]
     """The `offline_store` section of feature_store.yaml."""
 
     type: str = "feature_repo.offline_store.PolytowerOfflineStore"
+    url: StrictStr
+    # Feast's own fields: the URL says all of it.
+    host: StrictStr = ""
+    database: StrictStr = ""
+    user: StrictStr = ""
+    password: StrictStr = ""
+
+
+def _connect(config: PostgreSQLConfig) -> psycopg.Connection[Any]:
+    """Feast's way to connect knows a few parts of a URL, and sends a search path that poolers refuse."""
+    if not isinstance(config, PolytowerOfflineStoreConfig):
+        connection: psycopg.Connection[Any] = _get_conn(config)
+        return connection
+    connection = psycopg.connect(config.url, **OPTIONS)
+    open_session(connection, FEAST_SCHEMA)
+    return connection
+
+
+_get_conn = connection_utils._get_conn
+for _module in (connection_utils, feast_postgres, feast_postgres_source):
+    _module._get_conn = _connect
 
 
 class PolytowerOfflineStore(PostgreSQLOfflineStore):  # type: ignore[misc]
@@ -72,7 +99,7 @@ class PolytowerOfflineStore(PostgreSQLOfflineStore):  # type: ignore[misc]
             try:
                 yield _statement(table, list(schema), time_column, sorted(keys), views, full_feature_names)
             finally:
-                with _get_conn(config.offline_store) as connection:
+                with _connect(config.offline_store) as connection:
                     connection.execute(sql.SQL("drop table if exists {}").format(sql.Identifier(table)))
 
         return PostgreSQLRetrievalJob(
@@ -95,13 +122,13 @@ def _schema(config: RepoConfig, entity_df: pd.DataFrame | str) -> dict[str, np.d
         if entity_df.empty:
             raise UserError("the entity frame has no rows: a training set needs at least one entity and time")
         return dict(entity_df.dtypes)
-    with _get_conn(config.offline_store) as connection:
+    with _connect(config.offline_store) as connection:
         cursor = connection.execute(sql.SQL("select * from ({}) as given limit 0").format(sql.SQL(entity_df)))
         connection.rollback()
     times = {connection.adapters.types[name].oid for name in ("timestamptz", "timestamp")}
     return {
         column.name: np.dtype("datetime64[us]" if column.type_code in times else object)
-        for column in cursor.description
+        for column in cursor.description or ()
     }
 
 
@@ -143,7 +170,7 @@ def _statement(
         ]
         joins.append(
             sql.SQL(" left join lateral ({}) as {} on true").format(
-                sql.SQL(HISTORICAL_VIEWS[view.name]), sql.Identifier(view.name)
+                sql.SQL(HISTORICAL_VIEWS[view.name]).format(length=SEQUENCE_LENGTH), sql.Identifier(view.name)
             )
         )
     return (

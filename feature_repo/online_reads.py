@@ -169,15 +169,20 @@ ONLINE_VIEWS: dict[str, OnlineView] = {
 }
 
 
-def read_columns(connection: psycopg.Connection[Any], reads: Sequence[OnlineRead]) -> list[OnlineColumns]:
+def read_columns(
+    connection: psycopg.Connection[Any], reads: Sequence[OnlineRead], snapshot: str | None = None
+) -> list[OnlineColumns]:
     """The newest values for each read, one query per view; entities without a row get None.
 
+    snapshot: exported by another connection whose moment is to be seen; None: now.
     connection: not in a transaction; left as it was. All queries see the same moment: a promotion never falls between
     two views. They are sent at once, the transaction's beginning and end with them: Postgres works on the next view
     while this process decodes the one before.
     """
     with _autocommit(connection), connection.pipeline(), ExitStack() as stack:
         connection.execute("begin isolation level repeatable read, read only")
+        if snapshot is not None:
+            connection.execute(sql.SQL("set transaction snapshot {}").format(snapshot))
         cursors = [stack.enter_context(connection.cursor(binary=True)) for _ in reads]
         for cursor, read in zip(cursors, reads, strict=True):
             cursor.execute(query(read.view, tuple(read.features)), {"ids": list(read.ids)})

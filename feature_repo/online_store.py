@@ -30,7 +30,7 @@ from feature_repo.online_reads import ONLINE_VIEWS, OnlineRead, distinct, read_c
 from feature_repo.online_response import ColumnarResponse, FeatureColumn, as_proto
 from feature_repo.online_writes import Row, write_rows
 from polytower.errors import UserError
-from polytower.postgres import connection_options
+from polytower.postgres import OPTIONS, open_session
 
 # One feature view to read: the view, the wanted features, its join key
 _Part = tuple[Any, list[str], str]
@@ -177,8 +177,13 @@ class PolytowerOnlineStore(OnlineStore):  # type: ignore[misc]
 
 def _open_pool(config: PolytowerOnlineStoreConfig) -> ConnectionPool[psycopg.Connection[Any]]:
     return ConnectionPool(
-        config.url, min_size=0, max_size=config.pool_size, kwargs=connection_options(), open=True, name="feast-online"
-    )
+        config.url, min_size=0, max_size=config.pool_size, kwargs=dict(OPTIONS), configure=_configure, open=True,
+        name="feast-online",
+    )  # fmt: skip
+
+
+def _configure(connection: psycopg.Connection[Any]) -> None:
+    open_session(connection)
 
 
 def _online_view(name: str) -> Any:

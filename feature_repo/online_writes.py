@@ -15,9 +15,8 @@ import psycopg
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from psycopg import sql
 
+from feature_repo.columns import COPY_END, COPY_START
 from feature_repo.copy_rows import (
-    COPY_END,
-    COPY_START,
     FIELDS,
     copy_rows,
     day_cells,

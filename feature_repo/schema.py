@@ -4,6 +4,7 @@ from typing import Literal, get_args
 
 SCHEMA = "polytower"
 READER_ROLE = "polytower_reader"
+SERVER_ROLE = "polytower_server"
 
 # Tables (DDL: migrations/; see docs/schema.md for the columns)
 INTERACTIONS = "interactions"
@@ -51,6 +52,8 @@ MAX_AHEAD_SECONDS = 300
 # Pictures: bytes of a file, and pixels that it unfolds into (a few bytes can make gigabytes)
 MAX_IMAGE_BYTES = 20_000_000
 MAX_IMAGE_PIXELS = 50_000_000
+# The longer side over the shorter one: what scales the shorter side up makes gigabytes of a line
+MAX_IMAGE_RATIO = 200
 # By content, as Pillow calls them; none that runs an interpreter (EPS), no rarely met parsers
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # Interactions kept in a user's sequence feature (the newest ones)

@@ -2,9 +2,15 @@
 
 from pathlib import Path
 
+import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from sqlalchemy.exc import DBAPIError
+
+from feature_repo.schema import READER_ROLE, SERVER_ROLE
+from polytower.errors import UserError
+from polytower.postgres import connect
 
 
 def config(url: str | None = None) -> Config:
@@ -15,8 +21,35 @@ def config(url: str | None = None) -> Config:
 
 
 def upgrade(url: str | None = None, revision: str = "head") -> None:
-    """Brings the database to the revision; running it twice changes nothing."""
-    command.upgrade(config(url), revision)
+    """Brings the database to the revision; running it twice changes nothing, and needs no rights the second time.
+
+    Raises UserError naming what the role in the URL may not do.
+    """
+    if revision == "head" and _complete(url):
+        return
+    try:
+        command.upgrade(config(url), revision)
+    except DBAPIError as error:
+        if isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+            first = str(error.orig).splitlines()[0]
+            raise UserError(
+                f"the database cannot be upgraded: {first}; docs/postgres.md lists what is needed"
+            ) from error
+        raise
+
+
+def _complete(url: str | None) -> bool:
+    """Whether the database is at the newest revision, and all roles that are there have their rights."""
+    with connect(url) as connection:
+        if not connection.execute("select to_regclass('polytower.alembic_version') is not null").fetchone()[0]:  # type: ignore[index]
+            return False
+        row = connection.execute(
+            """select version_num, (select bool_and(has_schema_privilege(oid, 'polytower', 'usage'))
+                                    from pg_roles where rolname = any (%s))
+               from polytower.alembic_version""",
+            [[READER_ROLE, SERVER_ROLE]],
+        ).fetchone()
+    return row is not None and row[0] == head() and row[1] is not False
 
 
 def downgrade(revision: str, url: str | None = None) -> None:

@@ -3,28 +3,29 @@
 from alembic import context
 from sqlalchemy import NullPool, create_engine, text
 
-from feature_repo.schema import SCHEMA
+from migrations import head, privileges
 from migrations.env_names import include_name
 from migrations.tables import metadata
+from polytower.locks import MIGRATE, held
 from polytower.postgres import database_url
+from polytower.url import sqlalchemy_url
 
-# Two processes that start at once migrate one after the other.
-ADVISORY_LOCK = 0x706F6C79
 # A migration never waits long behind a running query, nor makes others wait long behind itself.
 BUDGETS = "set lock_timeout = '10s'; set statement_timeout = '10min'"
 
 
 def run() -> None:
     """Upgrades or downgrades over one connection."""
-    url = (context.config.attributes.get("url") or database_url()).replace("postgresql://", "postgresql+psycopg://", 1)
-    engine = create_engine(url, poolclass=NullPool, connect_args={"options": f"-c search_path={SCHEMA},public"})
+    url = sqlalchemy_url(context.config.attributes.get("url") or database_url())
+    engine = create_engine(url, poolclass=NullPool)
     with engine.connect() as connection:
         connection.execute(text(BUDGETS))
-        connection.execute(text("select pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
-        connection.execute(text("create extension if not exists vector with schema public"))
-        connection.execute(text(f"create schema if not exists {SCHEMA}"))
         connection.commit()
-        try:
+        # Two processes that start at once migrate one after the other.
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        with held(driver, MIGRATE):
+            privileges.prepare(connection)
             context.configure(
                 connection=connection,
                 target_metadata=metadata,
@@ -33,10 +34,9 @@ def run() -> None:
             )
             with context.begin_transaction():
                 context.run_migrations()
+            if context.get_context().get_current_revision() == head():
+                privileges.grant(connection)
             connection.commit()
-        finally:
-            connection.rollback()
-            connection.execute(text("select pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
 
 
 run()

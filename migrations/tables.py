@@ -245,6 +245,7 @@ Table(
     Column("embedding", HALFVEC, nullable=False),
     Column("weight", REAL, nullable=False),
     _time("as_of"),
+    Column("events", BigInteger),
     PrimaryKeyConstraint("generation", "user_id", "interest", name="user_interests_pkey"),
     postgresql_partition_by="list (generation)",
 )

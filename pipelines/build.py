@@ -2,16 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psycopg
 
-from encoders.catalogue import Catalogue, Histories
+from encoders.catalogue import Catalogue, Histories, IntArray
 from pipelines import generations, quality
-from pipelines.partitions import fill, halfvecs, store_tower
+from pipelines.partitions import InterestRows, fill, halfvecs, store_tower
 from pipelines.recall import tune
 from pipelines.training import Checkpoint, aligned, read_checkpoint, read_snapshot
 from pipelines.training_set import TrainingSet, read_training_set
@@ -19,21 +18,23 @@ from pipelines.training_set import TrainingSet, read_training_set
 if TYPE_CHECKING:
     from encoders.towers import Towers
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Users embedded at once: at 50 events of 64 dimensions about 13 MB.
 USER_CHUNK = 1024
 
 
-def build(connection: psycopg.Connection[Any], directory: Path, *, progress: bool = False) -> int:
+def build(
+    connection: psycopg.Connection[Any], directory: Path, *, progress: bool = False, take_over: bool = False
+) -> int:
     """Builds a generation from a checkpoint folder over today's items and histories, and runs the quality gates.
 
     Items that came after the training are cold: their content embedding serves. An identical generation that is still
     there is returned instead. Returns its number, in state ready (or live). Any failure leaves it failed and dropped.
+    take_over: from another process that builds.
     """
     checkpoint = read_checkpoint(directory)
     training_set = read_training_set(connection, checkpoint.towers.user_attributes)
     identity = _identity(checkpoint, training_set)
-    with generations.exclusive(connection):
+    with generations.exclusive(connection, take_over=take_over):
         kept = _kept(connection, identity)
         if kept is not None:
             return kept
@@ -108,7 +109,7 @@ def _fill_from(
             (items.id, items.has_id),
         )
     ]
-    interests = user_rows(towers, items.item, training_set.histories, progress=progress)
+    interests = interest_rows(towers, items.item, training_set.histories, progress=progress)
     fill(connection, generation, zip(ids, *columns, strict=True), interests)
     weights, config = user_tower_bytes(towers)
     store_tower(connection, generation, "user_tower", weights, config)
@@ -117,10 +118,10 @@ def _fill_from(
         store_tower(connection, generation, "content", *content)
 
 
-def user_rows(towers: "Towers", items_VD: Any, histories: Histories, *, progress: bool) -> Iterator[tuple[Any, ...]]:
-    """(user_id, interest, embedding, weight, as_of) of every user, interests that are not in use left out.
+def interest_rows(towers: "Towers", items_VD: Any, histories: Histories, *, progress: bool) -> Iterator[InterestRows]:
+    """The interests of every user, some users at a time; interests that are not in use are left out.
 
-    as_of: the user's newest event; 1970 for a user who is known by attributes alone.
+    as_of: the user's newest event; 1970 for a user who is known by attributes alone. events: how many were known.
     """
     from torch.nn import functional as F
     from tqdm import tqdm
@@ -131,16 +132,26 @@ def user_rows(towers: "Towers", items_VD: Any, histories: Histories, *, progress
     order = np.argsort(lengths, kind="stable")  # users of like length together: little padding
     with tqdm(total=len(order), desc="interests", unit="user", disable=None if progress else True) as bar:
         for start in range(0, len(order), USER_CHUNK):
-            users = order[start : start + USER_CHUNK]
-            chosen = histories.select(users)
+            chosen = histories.select(order[start : start + USER_CHUNK])
             rows, mask = padded(chosen, towers.config.history)
             looked_up = F.embedding(rows, items_VD)  # three times as fast as indexing
             found = towers.user_interests(looked_up, mask, context_of(chosen, towers.config))
-            for user, vectors, weights in zip(users, found.vectors.numpy(), found.weights.numpy(), strict=True):
-                newest = histories.times[histories.offsets[user + 1] - 1] if lengths[user] else 0
-                as_of = EPOCH + timedelta(microseconds=int(newest))
-                embeddings = halfvecs(vectors, weights > 0)
-                for interest, (embedding, weight) in enumerate(zip(embeddings, weights, strict=True)):
-                    if embedding is not None:
-                        yield histories.user_ids[user], interest, embedding, float(weight), as_of
-            bar.update(len(users))
+            weights = found.weights.numpy()
+            users, interests = np.nonzero(weights > 0)
+            yield InterestRows(
+                [chosen.user_ids[user] for user in users],
+                interests,
+                found.vectors.numpy()[users, interests],
+                weights[users, interests],
+                _newest(chosen)[users],
+                chosen.lengths[users],
+            )
+            bar.update(len(chosen))
+
+
+def _newest(histories: Histories) -> IntArray:
+    """Time of each user's newest event, microseconds since 1970; 0 for a user without any."""
+    newest = np.zeros(len(histories), np.int64)
+    begun = histories.lengths > 0
+    newest[begun] = histories.times[histories.offsets[1:][begun] - 1]
+    return newest

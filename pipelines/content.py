@@ -5,11 +5,10 @@ revision. Each chunk is committed as it is written, so an interrupted run goes o
 """
 
 import socket
-import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from tqdm import tqdm
 from encoders.content import BLANK, TEXT_SEPARATOR, ContentEncoder, Encoded
 from encoders.content_encoders import CONTENT_ENCODERS
 from feature_repo.schema import Modality
+from polytower import locks
 from polytower.settings import Settings
 
 # Items between two commits: seconds of work at either speed, and what is held in memory.
@@ -174,16 +174,18 @@ def encode_modality(
     *,
     progress: bool = False,
     chunk: int | None = None,
+    take_over: bool = False,
 ) -> EncodeReport:
     """Encodes the items whose content is new to the encoder, and puts that encoder in force for the modality.
 
     connection: commits (what the caller left open, and each chunk). Reading and writing run in a thread of their own
-    beside the model. chunk: items between two commits. A content that cannot be encoded is reported and left out; any
-    other error stops the run with the finished chunks kept and the former encoder still in force.
+    beside the model. chunk: items between two commits. take_over: from another run that encodes. A content that cannot
+    be encoded is reported and left out; any other error stops the run with the finished chunks kept and the former
+    encoder still in force.
     """
     started = perf_counter()
     run = _Run(connection, modality, encoder, chunk or _CHUNK.get(encoder.device.split(":")[0], _CHUNK["cpu"]))
-    with _alone(connection, f"encode {modality}", progress=progress), ExitStack() as stack:
+    with locks.held(connection, f"polytower.encode.{modality}", take_over=take_over), ExitStack() as stack:
         connection.execute(_STAGING)
         connection.execute(_REGISTER, run.values)
         removed = connection.execute(_REMOVE.format(content=CONTENT[modality]), run.values).rowcount
@@ -193,7 +195,7 @@ def encode_modality(
         connection.commit()
         encode_seconds = 0.0
         if missing:
-            stack.enter_context(gpu_lock(connection, encoder.device, progress=progress))
+            stack.enter_context(gpu_lock(connection, encoder.device, take_over=take_over))
             bar = stack.enter_context(
                 tqdm(total=missing, desc=f"encode {modality}", unit="item", disable=None if progress else True)
             )
@@ -308,38 +310,14 @@ class _Run:
             self.failures.append(Failure(row.item_id, source, failures[place]))
 
 
-@contextmanager
-def gpu_lock(connection: psycopg.Connection[Any], device: str, *, progress: bool = False) -> Iterator[None]:
+def gpu_lock(
+    connection: psycopg.Connection[Any], device: str, *, take_over: bool = False
+) -> AbstractContextManager[None]:
     """Holds this machine's CUDA device alone, among all that use this database; nothing on other devices.
 
-    Commits when it has the device and on a clean exit, rolls back otherwise. device: as torch writes it.
+    As locks.held. device: as torch writes it.
     """
     if not device.startswith("cuda"):
-        yield
-        return
+        return nullcontext()
     name = device if ":" in device else f"{device}:0"
-    with _alone(connection, f"{socket.gethostname()} {name}", progress=progress):
-        yield
-
-
-@contextmanager
-def _alone(connection: psycopg.Connection[Any], what: str, *, progress: bool) -> Iterator[None]:
-    """An advisory lock of the session, so that it outlives commits and ends with a killed process; waits for it."""
-    key = {"key": f"polytower {what}"}
-    unlock = "select pg_advisory_unlock(hashtextextended(%(key)s, 0))"
-    row = connection.execute("select pg_try_advisory_lock(hashtextextended(%(key)s, 0))", key).fetchone()
-    if row != (True,):
-        if progress:
-            tqdm.write(f"another run holds '{what}'; waiting for it", file=sys.stderr)
-        connection.execute("select pg_advisory_lock(hashtextextended(%(key)s, 0))", key)
-    connection.commit()
-    try:
-        yield
-    except BaseException:
-        if not connection.closed:
-            connection.rollback()
-            connection.execute(unlock, key)
-            connection.commit()
-        raise
-    connection.execute(unlock, key)
-    connection.commit()
+    return locks.held(connection, f"{name} of {socket.gethostname()}", take_over=take_over)

@@ -19,7 +19,7 @@ from pipelines import plots
 from pipelines.content import EncodeReport, build_encoder, encode_modality
 from pipelines.load import load_folder
 from pipelines.quality import content_sample, encodable
-from pipelines.resources import EncoderResource, PostgresResource, Terminal
+from pipelines.resources import EncoderResource, PostgresResource, TakeOver, Terminal
 from pipelines.sequences import changed_days, refresh_sequences
 
 # backfill_policy (which ranges of days need) is marked beta, and so are parts of decorators that Dagster calls itself.
@@ -33,7 +33,7 @@ DAYS = dg.DailyPartitionsDefinition(start_date="1970-01-01", end_offset=1)
 BY_MODALITY = dg.StaticPartitionsDefinition(list(MODALITIES))
 
 
-class LoadConfig(dg.Config):
+class LoadConfig(TakeOver):
     """folder: in the input contract's format; empty records what the tables hold. images: where its pictures lie."""
 
     folder: str = ""
@@ -58,7 +58,9 @@ def loaded_tables(config: LoadConfig, postgres: PostgresResource, terminal: Term
     with postgres.connect() as connection:
         if config.folder:
             images = Path(config.images) if config.images else None
-            report = load_folder(connection, Path(config.folder), images, progress=terminal.progress).as_json()
+            report = load_folder(
+                connection, Path(config.folder), images, progress=terminal.progress, take_over=config.take_over
+            ).as_json()
         items, updated = _row(connection, "select count(*), max(updated_at) from items")
         events, users, first, last, position = _row(
             connection,
@@ -110,7 +112,11 @@ def user_sequences(context: dg.AssetExecutionContext, postgres: PostgresResource
 
 @dg.asset(deps=["items"], partitions_def=BY_MODALITY, group_name="content", kinds={"postgres", "torch"})
 def content_embeddings(
-    context: dg.AssetExecutionContext, postgres: PostgresResource, encoders: EncoderResource, terminal: Terminal
+    context: dg.AssetExecutionContext,
+    config: TakeOver,
+    postgres: PostgresResource,
+    encoders: EncoderResource,
+    terminal: Terminal,
 ) -> dg.MaterializeResult[Any]:
     """What each item is, by modality: encodes the items whose content the encoder in force has not seen."""
     chosen = (context.partition_key,) if context.has_partition_key else MODALITIES
@@ -120,7 +126,9 @@ def content_embeddings(
             if not encodable(connection, modality):
                 continue  # no model is loaded for a modality that nothing has
             encoder = build_encoder(modality, encoders.settings())
-            report = encode_modality(connection, modality, encoder, progress=terminal.progress)
+            report = encode_modality(
+                connection, modality, encoder, progress=terminal.progress, take_over=config.take_over
+            )
             reports.append(report)
             if not context.has_partition_key:
                 metadata = _content_metadata(connection, report)

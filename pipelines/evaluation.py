@@ -19,13 +19,14 @@ Metrics = Mapping[str, Mapping[str, float]]
 class EvaluationReport:
     """metrics and each of baselines: {"masked": {name: value}, "unmasked": {...}}, of the test items.
 
-    protocol: how the test items were held out. questions: users asked.
+    protocol: how the test items were held out. questions: users asked, of so many `users` who could be.
     """
 
     generation: int
     preset: str
     protocol: str
     questions: int
+    users: int
     metrics: Metrics
     baselines: Mapping[str, Metrics]
 
@@ -62,7 +63,7 @@ def evaluate_checkpoint(
     """The same for a checkpoint folder and the catalogue that holds its items' content."""
     from encoders import checkpoint
     from encoders.baselines import baselines
-    from encoders.evaluate import TowersScorer, evaluate
+    from encoders.evaluate import TowersScorer, asked, evaluate
     from encoders.splits import leave_one_out
 
     item_ids, histories = read_snapshot(directory)
@@ -82,6 +83,7 @@ def evaluate_checkpoint(
         generation,
         config.preset,
         "leave-one-out, full ranking, ties against the model",
+        len(asked(split.test)),
         len(split.test),
         model,
         results,

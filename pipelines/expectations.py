@@ -6,27 +6,27 @@ Expectations takes seconds to import, so that happens when a suite is first aske
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import quote
 
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
 
-from feature_repo.schema import INTERACTIONS, ITEMS, SCHEMA
+from feature_repo.schema import INTERACTIONS, ITEMS, MAX_AHEAD_SECONDS, MAX_ID_BYTES, SCHEMA
 from polytower.postgres import connect
+from polytower.url import sqlalchemy_url
 
 SAMPLE = 5
-LONGEST_ID = 512
-# Nothing was recommended before 1970, and a clock may run a day ahead of ours.
+# Nothing was recommended before 1970, and a clock may run a little ahead of ours.
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
-AHEAD = timedelta(days=1)
+AHEAD = timedelta(seconds=MAX_AHEAD_SECONDS)
 # A query expectation stops counting here: that many offenders are enough to refuse.
 MOST_ROWS = 1_000
+# The columns that name an offending row.
+INTERACTION_KEYS, ITEM_KEYS = ["user_id", "item_id", "occurred_at"], ["item_id"]
 
 # Great Expectations keeps process-wide state (its project manager): one suite at a time.
 _TURN = threading.Lock()
@@ -76,7 +76,7 @@ def interaction_expectations() -> list[Any]:
     # occurred_at is compared as a time by Postgres; the upper bound moves with the clock.
     return [
         expect.ExpectTableRowCountToBeBetween(min_value=1, description="there are interactions"),
-        *_identifiers(expect, ("user_id", "item_id")),
+        *_identifiers(expect, ("user_id", "item_id"), INTERACTION_KEYS),
         expect.ExpectColumnValuesToNotBeNull(column="occurred_at", description="every interaction has a time"),
         expect.ExpectColumnValuesToBeOfType(
             column="occurred_at", type_="TIMESTAMP WITH TIME ZONE", description="interaction times are timestamps"
@@ -85,11 +85,10 @@ def interaction_expectations() -> list[Any]:
             column="occurred_at",
             min_value=EARLIEST,
             max_value=datetime.now(UTC) + AHEAD,
-            description="interaction times lie between 1970 and tomorrow",
+            description=f"interaction times lie after 1970 and at most {MAX_AHEAD_SECONDS} s ahead",
         ),
-        expect.ExpectColumnValueLengthsToBeBetween(
-            column="kind", min_value=1, max_value=64, description="kinds have 1 to 64 characters"
-        ),
+        _short("kind", INTERACTION_KEYS),
+        _short("event_id", INTERACTION_KEYS, least=0),
         _rows(
             "no interaction without its item",
             """select user_id, item_id, occurred_at from {batch} left join polytower.items using (item_id)
@@ -121,7 +120,7 @@ def item_expectations() -> list[Any]:
     expect = _gx().expectations
     return [
         expect.ExpectTableRowCountToBeBetween(min_value=1, description="there are items"),
-        *_identifiers(expect, ("item_id",)),
+        *_identifiers(expect, ("item_id",), ITEM_KEYS),
         expect.ExpectColumnValuesToBeUnique(column="item_id", description="item ids are unique"),
         expect.ExpectColumnValuesToNotBeNull(column="available", description="every item is available or not"),
         _rows(
@@ -147,10 +146,10 @@ def item_expectations() -> list[Any]:
     ]
 
 
-# Table -> its suite, and the columns that name an offending row.
+# Table -> its suite, and its key.
 SUITES = {
-    INTERACTIONS: (interaction_expectations, ["user_id", "item_id", "occurred_at"]),
-    ITEMS: (item_expectations, ["item_id"]),
+    INTERACTIONS: (interaction_expectations, INTERACTION_KEYS),
+    ITEMS: (item_expectations, ITEM_KEYS),
 }
 
 
@@ -173,15 +172,22 @@ def validate(url: str, table: str) -> Report:
         return Report(table, [_with_rows(connection, table, finding, expectations) for finding in ordered])
 
 
-def _identifiers(expect: Any, columns: tuple[str, ...]) -> Iterator[Any]:
+def _identifiers(expect: Any, columns: tuple[str, ...], keys: Sequence[str]) -> Iterator[Any]:
     for column in columns:
         yield expect.ExpectColumnValuesToNotBeNull(column=column, description=f"{column} is never null")
-        yield expect.ExpectColumnValueLengthsToBeBetween(
-            column=column,
-            min_value=1,
-            max_value=LONGEST_ID,
-            description=f"{column} has 1 to {LONGEST_ID} characters",
-        )
+        yield _short(column, keys)
+
+
+def _short(column: str, keys: Sequence[str], least: int = 1) -> Any:
+    """In bytes, as all doors count: a character may take four of them."""
+    query = sql.SQL("select {keys} from {{batch}} where octet_length({column}) not between {least} and {most}").format(
+        keys=sql.SQL(", ").join(map(sql.Identifier, keys)),
+        column=sql.Identifier(column),
+        least=least,
+        most=MAX_ID_BYTES,
+    )
+    what = "is empty or longer" if least else "is longer"
+    return _rows(f"no {column} {what} than {MAX_ID_BYTES} bytes", query.as_string())
 
 
 def _rows(description: str, query: str, severity: str = "critical") -> Any:
@@ -232,7 +238,7 @@ def _batch(url: str, table: str) -> Iterator[Any]:
     """The table as Great Expectations sees it, in a context that lives in memory and leaves no connection behind."""
     context = _gx().get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
-    source = context.data_sources.add_postgres("postgres", connection_string=_sqlalchemy_url(url))
+    source = context.data_sources.add_postgres("postgres", connection_string=sqlalchemy_url(url))
     engine = source.get_engine()
     try:
         asset = source.add_table_asset(table, table_name=table, schema_name=SCHEMA)
@@ -240,17 +246,6 @@ def _batch(url: str, table: str) -> Iterator[Any]:
     finally:
         source.get_execution_engine().close()
         engine.dispose()
-
-
-def _sqlalchemy_url(url: str) -> str:
-    """SQLAlchemy's URL with the psycopg 3 driver, in the one shape that Great Expectations takes: user@host/database.
-
-    The rest travels as libpq parameters, which win over the host's place holder when the host is a socket's folder.
-    """
-    parameters = {name: str(value) for name, value in conninfo_to_dict(url).items()}
-    user, password, database = (quote(parameters.pop(name, ""), safe="") for name in ("user", "password", "dbname"))
-    query = "&".join(f"{name}={quote(value, safe='')}" for name, value in parameters.items())
-    return f"postgresql+psycopg://{user}:{password}@localhost/{database}?{query}"
 
 
 def _gx() -> Any:

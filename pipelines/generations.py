@@ -4,6 +4,7 @@ building -> ready -> live -> retired, or failed. A generation's vectors lie in t
 fills them), so nobody reads a half-built one and dropping one is a DROP TABLE.
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -14,10 +15,9 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from feature_repo.schema import SCHEMA, GenerationState
+from polytower import locks
 from polytower.errors import UserError
 
-# One build, promotion or drop at a time per database.
-ADVISORY_LOCK = 0x67656E73
 PARENTS = ("item_embeddings", "user_interests")
 
 
@@ -136,7 +136,7 @@ def promote(connection: psycopg.Connection[Any], generation: int, *, force: bool
 
 def switch(connection: psycopg.Connection[Any], generation: int, *, force: bool = False) -> Generation | None:
     """`promote` without the commit: for callers that have more to do in the same transaction."""
-    connection.execute("select pg_advisory_xact_lock(%s)", [ADVISORY_LOCK])
+    locks.wait_in_transaction(connection, locks.BUILD)
     candidate = get(connection, generation)
     _refuse_unfit(connection, candidate, force=force)
     before = live(connection)
@@ -279,19 +279,9 @@ def neighbour_churn(connection: psycopg.Connection[Any], older: int, newer: int,
     return None if row[0] is None else float(row[0])
 
 
-class exclusive:  # noqa: N801 - reads as a statement: `with exclusive(connection):`
-    """Holds the build lock for a block; a second builder gets a UserError at once instead of a second copy."""
+def exclusive(connection: psycopg.Connection[Any], *, take_over: bool = False) -> AbstractContextManager[None]:
+    """Holds the build lock for a block, once a killed builder's session has ended.
 
-    def __init__(self, connection: psycopg.Connection[Any]) -> None:
-        self.connection = connection
-
-    def __enter__(self) -> None:
-        row = self.connection.execute("select pg_try_advisory_lock(%s)", [ADVISORY_LOCK]).fetchone()
-        assert row is not None
-        if not row[0]:
-            raise UserError("another process is building or promoting a generation; try again when it has finished")
-
-    def __exit__(self, *_: object) -> None:
-        self.connection.rollback()
-        self.connection.execute("select pg_advisory_unlock(%s)", [ADVISORY_LOCK])
-        self.connection.commit()
+    Raises UserError that says who builds, unless take_over ends that session.
+    """
+    return locks.held(connection, locks.BUILD, take_over=take_over, refuse_after=locks.GRACE)

@@ -1,23 +1,15 @@
 """Is this file an image that an encoder may open? Looks at the path, the size, the header, and then decodes it."""
 
-import hashlib
-import struct
-import warnings
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
-from PIL import Image
-
+from encoders.decoders import Decoders
+from encoders.picture import PictureError
 from polytower.errors import UserError
 
-MAX_BYTES = 20 * 2**20
-MAX_PIXELS = 50_000_000
-# No format that runs an interpreter (EPS) or rarely met parsers.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-_BOMB = f"decompression bomb: more than {MAX_PIXELS:,} pixels"
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
+# A JPEG is then decoded at an eighth of its size.
+_EDGE = 32
 
 
 @dataclass(frozen=True)
@@ -28,10 +20,6 @@ class CheckedImage:
     sha256: str
 
 
-class ImageError(Exception):
-    """The message says why this file is not taken, as the report of rejected rows prints it."""
-
-
 def images_root(directory: Path) -> Path:
     """The resolved folder of images; UserError when there is none."""
     if not directory.is_dir():
@@ -39,48 +27,36 @@ def images_root(directory: Path) -> Path:
     return directory.resolve()
 
 
-def check_image(root: Path, name: str) -> CheckedImage:
-    """Checks the image called `name` below `root` (from images_root). Raises ImageError with the reason."""
-    path = _inside(root, name)
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise ImageError("no such image file") from None
-    except OSError as error:
-        raise ImageError(f"the image file cannot be read: {error.strerror}") from None
-    if not path.is_file():
-        raise ImageError("is not a file")
-    if size > MAX_BYTES:
-        raise ImageError(f"the image has {size:,} bytes, more than {MAX_BYTES:,}")
-    content = path.read_bytes()
-    _decode(content)
-    return CheckedImage(str(path), hashlib.sha256(content).hexdigest())
+class ImageChecks:
+    """Looks at the images below `root` (from images_root) as encoding them will, in processes that a file may end."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._decoders = Decoders(None, _EDGE)
+
+    def check(self, names: Sequence[str]) -> list[CheckedImage | PictureError]:
+        """For each name the image, or why it is not taken."""
+        paths = [_inside(self.root, name) for name in names]
+        checked = self._decoders.check([path for path in paths if isinstance(path, Path)])
+        found: list[CheckedImage | PictureError] = []
+        for path in paths:
+            result = next(checked) if isinstance(path, Path) else path
+            found.append(result if isinstance(result, PictureError) else CheckedImage(str(path), result))
+        return found
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self._decoders.close()
 
 
-def _inside(root: Path, name: str) -> Path:
+def _inside(root: Path, name: str) -> Path | PictureError:
     asked = Path(name)
     if asked.is_absolute() or ".." in asked.parts:
-        raise ImageError("the image path leaves the images folder")
+        return PictureError("the image path leaves the images folder")
     try:
         path = (root / asked).resolve()
     except (OSError, RuntimeError):
-        raise ImageError("the image path is a circle of links") from None
+        return PictureError("the image path is a circle of links")
     if not path.is_relative_to(root):
-        raise ImageError("the image path leaves the images folder through a link")
+        return PictureError("the image path leaves the images folder through a link")
     return path
-
-
-def _decode(content: bytes) -> None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(BytesIO(content), formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ImageError(f"{_BOMB} ({image.width} × {image.height})")
-                image.draft("RGB", (64, 64))  # a JPEG is then decoded at an eighth of its size
-                image.load()
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError(_BOMB) from None
-    except _UNREADABLE as error:
-        raise ImageError(f"is not an image, or a truncated one: {error}") from None

@@ -7,6 +7,7 @@ from pathlib import Path
 import dagster as dg
 import psutil
 
+from polytower.files import private_folder
 from polytower.settings import settings
 
 # What `dagster dev` reads (with DAGSTER_HOME=<home>/dagster), written once and the user's from then on.
@@ -27,8 +28,7 @@ _PROCESS_TAG = "polytower/process"
 
 def dagster_home() -> Path:
     """The folder to set DAGSTER_HOME to; created with its configuration when absent."""
-    home = settings().home / "dagster"
-    home.mkdir(parents=True, exist_ok=True)
+    home = private_folder(settings().home / "dagster")
     for name, text in (("dagster.yaml", _WEB), ("in_process.yaml", _IN_PROCESS)):
         if not (home / name).exists():
             (home / name).write_text(text)

@@ -12,7 +12,7 @@ from pydantic import Field
 from pipelines import generations
 from pipelines.materialize import Until, materialize
 from pipelines.model_assets import MODEL_ASSETS
-from pipelines.resources import PostgresResource
+from pipelines.resources import PostgresResource, TakeOver
 
 sequences = dg.define_asset_job("sequences", selection=["user_sequences"], description="Sequences of chosen days.")
 content = dg.define_asset_job("content", selection=["content_embeddings"], description="One modality's embeddings.")
@@ -24,7 +24,7 @@ train = dg.define_asset_job(
 )
 
 
-class FlowConfig(dg.Config):
+class FlowConfig(TakeOver):
     """preset, options: training configuration; without a preset that of the live generation, or else `demo`.
 
     folder, images: loaded first when given.
@@ -63,6 +63,7 @@ def _run(context: dg.OpExecutionContext, config: FlowConfig, postgres: PostgresR
         options=options,
         folder=config.folder,
         images=config.images,
+        take_over=config.take_over,
         progress=False,
         instance=context.instance,
     )

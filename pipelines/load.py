@@ -10,21 +10,19 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
-from pipelines.contract import Source, find_source
-from pipelines.load_entities import load_items, load_users
+from pipelines.contract import Source, find_sources
+from pipelines.load_entities import Loaded, load_items, load_users
 from pipelines.load_interactions import load_interactions
 from pipelines.rejections import Rejection, Rejections
+from polytower import locks
 from polytower.errors import UserError
 
-# One loader at a time per database; the lock dies with its session, so a killed loader never blocks the next.
-LOCK = "select pg_advisory_lock(hashtextextended('polytower.load', 0))"
-UNLOCK = "select pg_advisory_unlock(hashtextextended('polytower.load', 0))"
 # Whoever holds the lock is the only one that runs: other rows that say so belong to killed processes.
 CLOSE_INTERRUPTED = """
 update loads set state = 'failed', counts = '{"error": "interrupted"}', finished_at = clock_timestamp()
@@ -42,7 +40,8 @@ HEAD = 20
 class LoadReport:
     """What a load did. counts: "<table>_<what>" → rows, what = read, new, changed, unchanged, rejected (and images).
 
-    rejected: the first rejected rows; all that were kept are in the table rejected_rows under load_id.
+    rejected: the first rejected rows; all that were kept are in the table rejected_rows under load_id. attributes:
+    table → attribute → its type, as it was read. warnings: what was loaded and should be looked at.
     """
 
     load_id: int
@@ -50,6 +49,8 @@ class LoadReport:
     counts: dict[str, int]
     rejected: list[Rejection]
     seconds: float
+    attributes: dict[str, dict[str, str]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def rows_per_second(self) -> float:
@@ -62,6 +63,8 @@ class LoadReport:
             "load_id": self.load_id,
             "source": self.source,
             "counts": self.counts,
+            "attributes": self.attributes,
+            "warnings": self.warnings,
             "rejected": [rejection.as_json() for rejection in self.rejected],
             "seconds": round(self.seconds, 3),
             "rows_per_second": round(self.rows_per_second),
@@ -74,6 +77,10 @@ class LoadReport:
             found = {name.removeprefix(f"{table}_"): n for name, n in self.counts.items() if name.startswith(table)}
             if found:
                 lines.append(f"  {table}: " + ", ".join(f"{n:,} {what.replace('_', ' ')}" for what, n in found.items()))
+            types = self.attributes.get(table)
+            if types:
+                lines.append("    attributes: " + ", ".join(f"{name} {kind}" for name, kind in types.items()))
+        lines += [f"  warning: {warning}" for warning in self.warnings]
         if self.rejected:
             lines.append(f"  rejected (all of them: table rejected_rows, load_id {self.load_id}):")
             lines += [f"    {rejection}" for rejection in self.rejected]
@@ -87,22 +94,25 @@ def load_folder(
     *,
     progress: bool = False,
     max_rejected: float = 0.05,
+    take_over: bool = False,
 ) -> LoadReport:
     """Loads interactions, items and users (each optional, not all) from `folder`, in one transaction of its own.
 
     images: the folder that the items' `image` column names files in; without it, names are stored and no file is read.
     max_rejected: the share of a file's rows that may be faulty; those are quarantined in rejected_rows. Above it, and
     for whatever makes a file unreadable, UserError, and nothing is loaded. An open transaction is committed first.
+    take_over: from another load that is running.
     """
     started = time.monotonic()
     connection.commit()
-    with _only_loader(connection):
+    with locks.held(connection, locks.LOAD, take_over=take_over):  # one loader at a time per database
         load_id = _begin(connection, folder)
         rejections = Rejections(max_rejected)
         try:
             with _readable_errors(), connection.transaction():
-                counts = _load(connection, _sources(folder), images, rejections, progress=progress)
-                report = LoadReport(load_id, str(folder), counts, rejections.kept[:HEAD], time.monotonic() - started)
+                sources, overlooked = _sources(folder)
+                found = _load(connection, sources, images, rejections, progress=progress)
+                report = _report(load_id, folder, found, rejections, overlooked, time.monotonic() - started)
                 rejections.store(connection, load_id)
                 _end(connection, load_id, "done", report.counts)
         except BaseException as error:
@@ -114,14 +124,11 @@ def load_folder(
     return report
 
 
-def _sources(folder: Path) -> dict[str, Source]:
-    if not folder.is_dir():
-        raise UserError(f"the folder {folder} does not exist (or is not a folder)")
-    found = {table: find_source(folder, table) for table in ("items", "users", "interactions")}
-    sources = {table: source for table, source in found.items() if source is not None}
-    if not sources.keys() & {"items", "interactions"}:
-        raise UserError(f"{folder} holds neither interactions nor items (.parquet, .csv or .jsonl); see docs/data.md")
-    return sources
+def _sources(folder: Path) -> tuple[dict[str, Source], list[str]]:
+    sources, overlooked = find_sources(folder)
+    if not sources:
+        raise UserError(f"{folder} holds no interactions, items or users (.parquet, .csv or .jsonl); see docs/data.md")
+    return sources, overlooked
 
 
 def _load(
@@ -131,30 +138,27 @@ def _load(
     rejections: Rejections,
     *,
     progress: bool,
-) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for table, source in sources.items():  # items first: interactions are checked against them
+) -> dict[str, Loaded]:
+    found: dict[str, Loaded] = {}
+    for table, source in sources.items():
+        rejections.read_from(source)
         if table == "items":
-            found = load_items(connection, source, rejections, images, progress=progress)
+            found[table] = load_items(connection, source, rejections, images, progress=progress)
         elif table == "users":
-            found = load_users(connection, source, rejections, progress=progress)
+            found[table] = load_users(connection, source, rejections, progress=progress)
         else:
-            found = load_interactions(connection, source, rejections, progress=progress)
-        counts |= {f"{table}_{what}": count for what, count in found.items()}
-    return counts
+            found[table] = Loaded(load_interactions(connection, source, rejections, progress=progress))
+    return found
 
 
-@contextmanager
-def _only_loader(connection: psycopg.Connection[Any]) -> Iterator[None]:
-    connection.execute(LOCK)
-    connection.commit()
-    try:
-        yield
-    finally:
-        if not connection.broken:
-            connection.rollback()
-            connection.execute(UNLOCK)
-            connection.commit()
+def _report(
+    load_id: int, folder: Path, found: dict[str, Loaded], rejections: Rejections, overlooked: list[str], seconds: float
+) -> LoadReport:
+    counts = {f"{table}_{what}": n for table, loaded in found.items() for what, n in loaded.counts.items()}
+    attributes = {table: loaded.attributes for table, loaded in found.items() if loaded.attributes}
+    warnings = [warning for loaded in found.values() for warning in loaded.warnings] + rejections.warnings
+    warnings += [f"{name} in the folder was not read" for name in overlooked]
+    return LoadReport(load_id, str(folder), counts, rejections.kept[:HEAD], seconds, attributes, warnings)
 
 
 def _begin(connection: psycopg.Connection[Any], folder: Path) -> int:
@@ -176,6 +180,8 @@ def _readable_errors() -> Iterator[None]:
     except psycopg.errors.DiskFull as error:
         message = "the database's disk is full; nothing of this load was kept. Free some space and load again"
         raise UserError(f"{message} ({error})") from error
+    except psycopg.errors.ProgramLimitExceeded as error:
+        raise UserError(f"a value is larger than Postgres can hold; nothing of this load was kept: {error}") from error
     except psycopg.OperationalError as error:
         message = "the connection to the database was lost; nothing of this load was kept. Load again"
         raise UserError(f"{message} ({str(error).strip()})") from error

@@ -17,7 +17,7 @@ from psycopg import sql
 from tqdm import tqdm
 
 from feature_repo.schema import DEFAULT_KIND
-from pipelines.columns import Checked, ids, keys, numbers, text, times
+from pipelines.columns import Checked, keys, numbers, text, times
 from pipelines.contract import Batch, Source, check_columns
 from pipelines.rejections import KEPT_PER_FILE, Rejection, Rejections
 
@@ -154,7 +154,7 @@ def _stage(
         cursor.copy(COPY) as copy,
     ):
         for batch in source.batches():
-            table = _checked(batch, rejections)
+            table = checked_interactions(batch, rejections)
             copy.write(_as_csv(table))
             years.update(pc.unique(pc.year(table["occurred_at"])).to_pylist())
             with_events = with_events or bool(pc.any(pc.not_equal(table["event_id"], "")).as_py())
@@ -163,11 +163,11 @@ def _stage(
     return read, years, with_events
 
 
-def _checked(batch: Batch, rejections: Rejections) -> pa.Table:
+def checked_interactions(batch: Batch, rejections: Rejections) -> pa.Table:
     check_columns(batch, REQUIRED, KNOWN)
     checked = Checked(batch)
-    checked.read("user_id", ids)
-    checked.read("item_id", ids)
+    checked.read_id("user_id")
+    checked.read_id("item_id")
     checked.read("occurred_at", times)
     kind = checked.read("kind", keys)
     checked.columns["kind"] = pc.if_else(pc.equal(kind, ""), DEFAULT_KIND, kind)

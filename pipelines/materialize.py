@@ -43,13 +43,15 @@ def materialize(
     folder: str = "",
     images: str = "",
     progress: bool = True,
+    take_over: bool = False,
     instance: dg.DagsterInstance | None = None,
 ) -> dict[str, Any]:
     """Materialises assets and runs their checks in this process; what is done already is found, not done again.
 
     url: the database (default: the platform's). until: last step of the flow; selection: asset names instead. options:
-    what differs from the preset. folder, images: load them first. progress: step lines and bars on stderr. instance:
-    Dagster's history (default: the one below the platform's home).
+    what differs from the preset. folder, images: load them first. progress: step lines and bars on stderr. take_over:
+    ends the session of a process that is at the same step. instance: Dagster's history (default: the one below the
+    platform's home).
 
     Returns {"generation": number | None, "seconds": {step: s}, "assets": {asset: metadata}, "checks": {check: passed},
     "warnings": [...]}. Raises UserError when a blocking check fails (naming check and reason; nothing downstream ran)
@@ -62,7 +64,7 @@ def materialize(
         config: dict[str, Any] = {
             "loggers": {"run_log": {}},
             "ops": {
-                "loaded_tables": {"config": {"folder": folder, "images": images}},
+                "loaded_tables": {"config": {"folder": folder, "images": images, "take_over": take_over}},
                 "checkpoint": {"config": {"preset": preset, "options": dict(options or {})}},
             },
         }
@@ -71,6 +73,8 @@ def materialize(
             del config["ops"]["loaded_tables"]
         if "checkpoint" not in chosen:
             del config["ops"]["checkpoint"]
+        for asset in chosen & {"content_embeddings", "generation"}:
+            config["ops"][asset] = {"config": {"take_over": take_over}}
         try:
             job.resolve_implicit_global_asset_job_def().execute_in_process(
                 instance=opened, asset_selection=keys, run_config=config, tags=process_tags()

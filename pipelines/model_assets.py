@@ -16,7 +16,7 @@ from encoders.presets import preset
 from feature_repo.schema import FEAST_SCHEMA
 from pipelines import generations, plots
 from pipelines.build import build
-from pipelines.resources import EncoderResource, PostgresResource, Terminal
+from pipelines.resources import EncoderResource, PostgresResource, TakeOver, Terminal
 from pipelines.training import train_checkpoint
 from pipelines.training_set import read_training_set
 from polytower.errors import UserError
@@ -85,13 +85,13 @@ def checkpoint(
 
 @dg.asset(deps=[checkpoint], group_name="model", kinds={"postgres", "torch"})
 def generation(
-    context: dg.AssetExecutionContext, postgres: PostgresResource, terminal: Terminal
+    context: dg.AssetExecutionContext, config: TakeOver, postgres: PostgresResource, terminal: Terminal
 ) -> dg.MaterializeResult[Any]:
     """All item embeddings and interests of the newest checkpoint, indexed and measured, ready to go live."""
     started = perf_counter()
     directory = Path(str(_latest(context, "checkpoint", "directory")))
     with postgres.connect() as connection:
-        number = build(connection, directory, progress=terminal.progress)
+        number = build(connection, directory, progress=terminal.progress, take_over=config.take_over)
         found = generations.get(connection, number)
         counts = connection.execute(
             """select (select count(*) from item_embeddings where generation = %(g)s),

@@ -118,11 +118,11 @@ def _item_coverage(connection: psycopg.Connection[Any], generation: int) -> list
 def _users(connection: psycopg.Connection[Any], generation: int) -> list[Gate]:
     covered, stale, total = _row(
         connection,
-        """with last as (select user_id, max(occurred_at) as at from interactions group by user_id),
-                placed as (select user_id, max(as_of) as as_of from user_interests
+        """with arrived as (select user_id, count(*) as events from interactions group by user_id),
+                placed as (select user_id, max(events) as known from user_interests
                            where generation = %(generation)s group by user_id)
-           select count(placed.user_id), count(*) filter (where as_of < at), count(*)
-           from last left join placed using (user_id)""",
+           select count(placed.user_id), count(*) filter (where known <> events), count(*)
+           from arrived left join placed using (user_id)""",
         {"generation": generation},
     )
     return [

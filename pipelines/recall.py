@@ -26,10 +26,15 @@ BLOCK = 4096
 # Widths tried, in order (hnsw.ef_search); the first that reaches the objective is taken.
 WIDTHS = (20, 30, 40, 60, 80, 120, 160, 240, 400)
 
+# Who is asked first, then their vectors: those of all users would be sorted otherwise.
 SAMPLE = """
+with chosen as (
+    select user_id from user_interests where generation = %(generation)s
+    group by user_id order by md5(user_id) limit %(users)s
+)
 select array_agg(u.embedding order by u.interest) as interests
-from user_interests u where u.generation = %(generation)s
-group by u.user_id order by md5(u.user_id) limit %(users)s
+from user_interests u join chosen using (user_id) where u.generation = %(generation)s
+group by u.user_id order by md5(u.user_id)
 """
 ITEMS = """
 select e.embedding from item_embeddings e

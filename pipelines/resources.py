@@ -53,3 +53,9 @@ class Terminal(dg.ConfigurableResource[Any]):
     """Whether a person watches the process: progress bars go to stderr."""
 
     progress: bool = False
+
+
+class TakeOver(dg.Config):
+    """take_over: ends the session of another process that is at the same work, in place of waiting for it."""
+
+    take_over: bool = False

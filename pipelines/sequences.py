@@ -12,8 +12,8 @@ import psycopg
 from psycopg import sql
 
 from feature_repo.schema import SEQUENCE_LENGTH
+from polytower import locks
 
-LOCK = "select pg_advisory_xact_lock(hashtextextended('polytower.sequences', 0))"
 CHANGED = "select min(day), max(day) from changed_days"
 # First of all statements: what it deletes was committed, and so were the interactions that the later ones read.
 SEEN = "delete from changed_days where day between %(first)s and %(last)s"
@@ -115,7 +115,7 @@ def refresh_sequences(connection: psycopg.Connection[Any], first_day: date, last
     days = {"first": first_day, "last": last_day}
     written = {}
     with connection.transaction():
-        connection.execute(LOCK)
+        locks.wait_in_transaction(connection, locks.SEQUENCES)
         connection.execute(SEEN, days)
         _find_days(connection, "user_sequences", "user_id", days)
         _drop_stale(connection, "user_sequences", "user_id", days)

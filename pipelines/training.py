@@ -16,6 +16,7 @@ from encoders.config import TowersConfig, TrainConfig, changed
 from encoders.presets import preset
 from pipelines.training_set import TrainingSet
 from polytower.errors import UserError
+from polytower.files import private_folder
 
 if TYPE_CHECKING:
     from encoders.train import Epoch
@@ -75,6 +76,8 @@ def train_checkpoint(
 
     from encoders.train import train
 
+    # The snapshot names all users.
+    private_folder(private_folder(root) / directory.name)
     _write_snapshot(directory, training_set)
     result = train(
         training_set.catalogue, training_set.histories, replace(config, device=device),

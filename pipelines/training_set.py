@@ -16,6 +16,18 @@ from encoders.catalogue import Catalogue, Histories
 from feature_repo.schema import MODALITIES
 from polytower.errors import UserError
 
+# Users, and items with their embeddings, that are fetched at once.
+USERS_READ = 5_000
+ITEMS_READ = 5_000
+
+HISTORIES = """
+select string_agg(
+           '"' || replace(user_id, '"', '""') || '","' || replace(item_id, '"', '""') || '",'
+               || (extract(epoch from occurred_at) * 1000000)::bigint || E'\\n',
+           '' order by occurred_at, position)
+from interactions group by user_id collate "C" order by user_id collate "C"
+"""
+
 
 @dataclass(frozen=True, eq=False)
 class TrainingSet:
@@ -73,7 +85,7 @@ def _read_content(
     vectors = np.zeros((len(index), dim), np.float32)
     found = np.zeros(len(index), bool)
     with connection.cursor(name="read_content", binary=True) as cursor:
-        cursor.itersize = 5_000
+        cursor.itersize = ITEMS_READ
         cursor.execute(
             "select item_id, embedding from content_embeddings where modality = %s and revision = %s",
             [modality, revision],
@@ -88,16 +100,14 @@ def _read_content(
 def read_histories(connection: psycopg.Connection[Any], catalogue: Catalogue) -> Histories:
     """Every user's events, oldest first by (occurred_at, position); users in byte order of their ids.
 
-    Streams CSV out of COPY into dictionary-encoded columns: about 20 bytes an event in memory.
+    Each user's events come as lines of CSV in one value, and are read into dictionary-encoded columns: a few dozen
+    bytes an event in memory, and no Python object for each.
     """
-    query = """copy (
-        select user_id, item_id, (extract(epoch from occurred_at) * 1000000)::bigint as time
-        from interactions order by user_id collate "C", occurred_at, position
-    ) to stdout (format csv)"""
     buffer = io.BytesIO()
-    with connection.cursor() as cursor, cursor.copy(query) as copy:
-        for block in copy:
-            buffer.write(block)
+    with connection.cursor(name="read_histories", binary=True) as cursor:
+        cursor.execute(HISTORIES)
+        while users := cursor.fetchmany(USERS_READ):
+            buffer.write("".join(lines for (lines,) in users).encode())
     if not buffer.tell():
         empty = np.zeros(0, np.int64)
         return Histories([], np.zeros(1, np.int64), empty, empty)
@@ -125,7 +135,7 @@ def with_attributes(connection: psycopg.Connection[Any], histories: Histories, w
         cursor.execute(
             """select user_id, attributes from users where attributes <> '{}' order by user_id collate "C" """
         )
-        while rows := cursor.fetchmany(5_000):
+        while rows := cursor.fetchmany(USERS_READ):
             names += [user_id for user_id, _ in rows]
             vectors.append(user_vectors([attributes for _, attributes in rows], width))
     index = {user_id: row for row, user_id in enumerate(histories.user_ids)}

@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print. Heavy libraries are imported by the command that needs them."""
 
 import json
+import os
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -10,7 +11,7 @@ from typing import Any
 import click
 
 from polytower import __version__
-from polytower.errors import UserError
+from polytower.failures import explained
 from polytower.generation_commands import generations
 from polytower.key_commands import keys, serve
 from polytower.output import AS_JSON, answer, experiment_table, metrics_table, require_schema, say, table
@@ -28,7 +29,7 @@ class JsonObject(click.ParamType[Any]):
             return value
         try:
             parsed = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             self.fail(f"not JSON: {error}", param, ctx)
         if not isinstance(parsed, dict):
             self.fail("a JSON object is needed", param, ctx)
@@ -36,6 +37,7 @@ class JsonObject(click.ParamType[Any]):
 
 
 ROWS_PUT_ASIDE = 3
+SHOWN = 20  # rejected rows that `experiment` names
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILTER = click.option(
     "--filter",
@@ -51,6 +53,11 @@ OPTIONS = click.option(
     multiple=True,
     metavar="NAME=JSON",
     help="Change one option of the preset, such as epochs=40 or towers.interests=1 (repeatable).",
+)
+
+
+TAKE_OVER = click.option(
+    "--take-over", is_flag=True, help="End another process's session that is at the same work, in place of waiting."
 )
 
 
@@ -82,8 +89,9 @@ def init(as_json: bool) -> None:
     show_default=True,
     help="Refuse the whole load when a larger share of a file's rows is bad.",
 )
+@TAKE_OVER
 @AS_JSON
-def load(folder: Path, images: Path | None, max_rejected: float, as_json: bool) -> None:
+def load(folder: Path, images: Path | None, max_rejected: float, take_over: bool, as_json: bool) -> None:
     """Load interactions, items and users from FOLDER (Parquet, CSV or JSON lines). Loading twice changes nothing.
 
     Exit status: 0 when every row was taken, 3 when the rest was loaded but some rows were put aside (they are listed
@@ -94,7 +102,7 @@ def load(folder: Path, images: Path | None, max_rejected: float, as_json: bool) 
 
     _initialise()
     with connect() as connection:
-        report = load_folder(connection, folder, images, max_rejected=max_rejected, progress=True)
+        report = load_folder(connection, folder, images, max_rejected=max_rejected, progress=True, take_over=take_over)
     answer(report.as_json(), as_json=as_json, text="\n".join(report.lines()))
     if report.rejected:
         raise SystemExit(ROWS_PUT_ASIDE)
@@ -110,13 +118,14 @@ def load(folder: Path, images: Path | None, max_rejected: float, as_json: bool) 
     show_default=True,
     help="Stop after this step.",
 )
+@TAKE_OVER
 @AS_JSON
-def materialize(preset: str, options: tuple[str, ...], until: Any, as_json: bool) -> None:
+def materialize(preset: str, options: tuple[str, ...], until: Any, take_over: bool, as_json: bool) -> None:
     """Run the Dagster assets in process: checks, sequences, content, towers, generation, promotion."""
     from pipelines.materialize import materialize as run
 
     _initialise()
-    result = run(preset=preset, options=_options(options), until=until, progress=True)
+    result = run(preset=preset, options=_options(options), until=until, progress=True, take_over=take_over)
     rows = [(step, f"{seconds:.1f}") for step, seconds in result["seconds"].items()]
     title = (
         f"generation {result['generation']} is {'live' if until == 'live' else 'ready'}" if result["generation"] else ""
@@ -318,14 +327,18 @@ def experiment(
     """Train and evaluate a preset straight from FOLDER, without a database, beside the baselines."""
     from encoders.distributed import ALONE, processes
     from encoders.experiment import run_experiment
+    from pipelines.folder import read_folder
     from polytower.settings import settings
 
     config = settings()
     # Runs that differ in anything keep apart, so that each finds its own state when it goes on.
     name = "-".join([folder.resolve().name, preset, split, *content, *options]).replace("/", "_")
+    data, rejections = read_folder(folder)
     with processes() if distributed else nullcontext(ALONE) as world:
+        for rejection in rejections.kept[:SHOWN] if world.first else ():
+            say(f"left out: {rejection}")
         report = run_experiment(
-            folder, preset, range(seeds), directory=into or config.home / "experiments" / name,
+            data, preset, range(seeds), directory=into or config.home / "experiments" / name,
             modalities=content, split=split, options=_options(options), device=config.device, progress=world.first,
             images=images, world=world, controls=controls, against=against,
             cache=config.home / "experiments" / "content",
@@ -363,7 +376,7 @@ def _options(pairs: tuple[str, ...]) -> dict[str, Any]:
             raise click.BadParameter(f"{pair!r} is not NAME=VALUE", param_hint="--set")
         try:
             found[name] = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             found[name] = value
     return found
 
@@ -373,7 +386,9 @@ for command in (generations, keys, serve, db, env, feast, dagster, bench):
 
 
 def main() -> None:
-    """Entry point: a UserError becomes one line and exit status 1, an interrupt exit status 130."""
+    """Entry point: what a user can mend becomes one message and exit status 1, an interrupt exit status 130."""
+    # Checkpoints, snapshots and histories hold who did what: they are nobody else's to read.
+    os.umask(0o077)
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:
@@ -382,10 +397,13 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         raise SystemExit(error.exit_code) from None
-    except UserError as error:
+    except Exception as error:
+        message = explained(error)
+        if message is None:
+            raise
         if "--json" in sys.argv:
-            answer({"error": str(error)}, as_json=True)
-        say(f"error: {error}")
+            answer({"error": message}, as_json=True)
+        say(f"error: {message}")
         raise SystemExit(1) from None
 
 

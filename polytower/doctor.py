@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from feature_repo.schema import READER_ROLE, SERVER_ROLE
 from polytower.errors import UserError
+from polytower.machine import cpus, memory_bytes
 from polytower.settings import Settings, settings
 
 MINIMUM_POSTGRES = 160000
@@ -32,7 +34,7 @@ class Finding:
 def examine() -> list[Finding]:
     """Runs every check; none of them changes anything but starting the embedded server."""
     config = settings()
-    findings = [_python(), _packages(), _disk(config)]
+    findings = [_python(), _packages(), _machine(), _disk(config)]
     for check in (_database, _device, _weights):
         findings += _guarded(check, config)
     return findings
@@ -59,6 +61,10 @@ def _packages() -> Finding:
     return Finding("packages", True, ", ".join(versions))
 
 
+def _machine() -> Finding:
+    return Finding("machine", True, f"{memory_bytes() / 2**30:.1f} GiB of memory, {cpus()} CPUs")
+
+
 def _disk(config: Settings) -> Finding:
     folder = next(parent for parent in (config.home, *config.home.parents) if parent.exists())
     free = shutil.disk_usage(folder).free / 2**30
@@ -82,7 +88,7 @@ def _database(config: Settings) -> list[Finding]:
             """select default_version, installed_version from pg_available_extensions where name = 'vector'"""
         ).fetchone()
         found.append(_pgvector(extension))
-        found.append(_schema(connection, migrations.head()))
+        found += [_schema(connection, migrations.head()), _rights(connection), _roles(connection, config)]
     return found
 
 
@@ -105,6 +111,32 @@ def _schema(connection: Any, head: str) -> Finding:
     table = _row(connection, "select to_regclass('polytower.alembic_version')")[0]
     revision = _row(connection, "select version_num from polytower.alembic_version")[0] if table else "none"
     return Finding("schema", revision == head, f"revision {revision}, newest {head}", "run `polytower init`")
+
+
+def _rights(connection: Any) -> Finding:
+    """A generation and a year of interactions are partitions of their own: whoever makes them owns the schema."""
+    user, created, may = _row(
+        connection,
+        """select quote_ident(current_user), to_regnamespace('polytower') is not null,
+                  coalesce(has_schema_privilege(to_regnamespace('polytower')::oid, 'create'),
+                           has_database_privilege(current_database(), 'create'))
+                  and has_database_privilege(current_database(), 'temporary')""",
+    )
+    change = f"alter schema polytower owner to {user};" if created else f"create schema polytower authorization {user};"
+    remedy = f"have an administrator run `{change}` (docs/postgres.md lists what is needed)"
+    return Finding(
+        "rights", may, f"{user} {'makes' if may else 'may not make'} partitions and temporary tables", remedy
+    )
+
+
+def _roles(connection: Any, config: Settings) -> Finding:
+    """Not having them is no fault: then there is one role for all."""
+    roles = (READER_ROLE, SERVER_ROLE)
+    there = connection.execute("select rolname from pg_roles where rolname = any (%s)", [[*roles]]).fetchall()
+    missing = [role for role in roles if (role,) not in there]
+    alone = bool(config.database_url and not config.server_database_url)
+    detail = f"absent, done without: {', '.join(missing)}" if missing else ", ".join(roles)
+    return Finding("roles", True, detail + ("; `serve` uses the owner's role (docs/postgres.md)" if alone else ""))
 
 
 def _device(config: Settings) -> list[Finding]:

@@ -31,14 +31,18 @@ def serve(host: str, port: int, require_keys: bool | None, warm: bool) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import uvicorn
 
-    from polytower.postgres import connect
+    from polytower.postgres import connect, server_url
     from serving import keys as api_keys
     from serving.app import create_app
+    from serving.connections import Connection
 
-    guarded = _guarded(host, settings().require_keys if require_keys is None else require_keys)
-    with connect() as connection:
+    config = settings()
+    guarded = _guarded(host, config.require_keys if require_keys is None else require_keys)
+    with connect(server_url()) as connection:
         require_schema(connection)
         usable = sum(key.revoked_at is None for key in api_keys.listing(connection)) if guarded else 0
+    if config.database_url and not config.server_database_url:
+        say("the server connects as the owner of the tables; docs/postgres.md: a role of its own for the HTTP server")
     say(f"serving on http://{host}:{port}/v1, documentation on http://{host}:{port}/docs; stop with Ctrl-C")
     if not guarded:
         say("API keys are off: whoever reaches this address may ask and write; --require-keys turns them on")
@@ -47,7 +51,7 @@ def serve(host: str, port: int, require_keys: bool | None, warm: bool) -> None:
     else:
         say("API keys are required and there is none yet: `polytower keys create NAME --scope read`")
     app = create_app(require_keys=guarded, warm=warm)
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
+    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, http=Connection, ws="none")
 
 
 def _guarded(host: str, require_keys: bool | None) -> bool:

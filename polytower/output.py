@@ -48,10 +48,11 @@ def table(rows: Sequence[Sequence[Any]], columns: Sequence[str], title: str = ""
 def metrics_table(report: "EvaluationReport") -> str:
     """The model beside its baselines, with and without masking of seen items."""
     names = ["recall@10", "recall@50", "recall@100", "ndcg@10", "coverage@10"]
+    asked = _asked(report.questions, report.users)
     parts = []
     for masking in ("masked", "unmasked"):
         rows = [(who, *(found[name] for name in names)) for who, found in report.contestants(masking).items()]
-        parts.append(table(rows, [f"{report.questions} test items, seen {masking}", *names]))
+        parts.append(table(rows, [f"{asked} test items, seen {masking}", *names]))
     return "\n\n".join(parts)
 
 
@@ -65,12 +66,15 @@ def experiment_table(report: dict[str, Any]) -> str:
         rows += [
             (who, *(f"{found[masking][name]:.4f}" for name in names)) for who, found in report["baselines"].items()
         ]
-        title = f"{report['data']}, {report['split']}, {report['questions']} questions, seeds {report['seeds']}"
         if masking == "masked":
             rows += [
                 (who, *(f"{found[name]['mean']:.4f} ± {found[name]['std']:.4f}" for name in names))
                 for who, found in report["controls"].items()
             ]
+        asked = (
+            f"{report['questions']} of {report['users']}" if report["questions"] < report["users"] else report["users"]
+        )
+        title = f"{report['data']}, {report['split']}, {asked} questions, seeds {report['seeds']}"
         parts.append(table(rows, [f"seen {masking}", *names], title=title))
     apart = [
         (who, *(f"{found[name]['mean']:+.4f} ± {found[name]['error']:.4f}" for name in names))
@@ -85,6 +89,10 @@ def require_schema(connection: Any) -> None:
     row = connection.execute("select to_regclass('polytower.items')").fetchone()
     if row[0] is None:
         raise UserError("the database is empty: run `polytower load DIR` (or `polytower init`) first")
+
+
+def _asked(questions: int, users: int) -> str:
+    return f"{questions} of {users}" if questions < users else str(users)
 
 
 def _cell(value: Any) -> str:

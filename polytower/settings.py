@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polytower.errors import UserError
+from polytower.machine import memory_bytes
+from polytower.url import normalised
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,10 @@ class Settings:
 
     home: folder of the embedded Postgres, downloads, checkpoints and Dagster's own files.
     database_url: an external Postgres (>= 16 with pgvector >= 0.8.4); None means the embedded one.
+    server_database_url: the same database for the HTTP server alone, by a role with few rights; None: see postgres.py.
     device: "auto", "cpu", "cuda", "cuda:1" ...; auto takes CUDA where there is one.
-    index_mb: mebibytes that a server's index in memory may take; 0 for none (SQL answers then).
+    index_mb: mebibytes that a server's index in memory may take (1024, but at most a quarter of the memory); 0 for none
+        (SQL answers then).
     search_threads: of a server's search in memory. Two answer a lone client sooner, one answers more clients.
     text_encoder, image_encoder: "default" for the bundled weights, else any transformers checkpoint by name or path.
     require_keys: whether the HTTP API asks for API keys; None: undecided (`polytower serve` decides by the address).
@@ -32,6 +36,7 @@ class Settings:
     text_encoder: str
     image_encoder: str
     require_keys: bool | None = None
+    server_database_url: str | None = None
 
     @property
     def postgres_dir(self) -> Path:
@@ -54,14 +59,24 @@ def settings() -> Settings:
     environ = os.environ
     return Settings(
         home=Path(environ.get("POLYTOWER_HOME", ".polytower")).resolve(),
-        database_url=environ.get("POLYTOWER_DATABASE_URL") or None,
+        database_url=_url("POLYTOWER_DATABASE_URL"),
+        server_database_url=_url("POLYTOWER_SERVER_DATABASE_URL"),
         device=environ.get("POLYTOWER_DEVICE", "auto"),
-        index_mb=_number("POLYTOWER_INDEX_MB", 1024, least=0),
+        index_mb=_number("POLYTOWER_INDEX_MB", min(1024, memory_bytes() >> 22), least=0),
         search_threads=_number("POLYTOWER_SEARCH_THREADS", 1, least=1),
         text_encoder=environ.get("POLYTOWER_TEXT_ENCODER", "default"),
         image_encoder=environ.get("POLYTOWER_IMAGE_ENCODER", "default"),
         require_keys=_flag("POLYTOWER_REQUIRE_KEYS"),
     )
+
+
+def _url(name: str) -> str | None:
+    """A database URL as libpq takes it. Raises UserError for one that cannot be read."""
+    value = os.environ.get(name, "").strip()
+    try:
+        return normalised(value) if value else None
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
 
 
 def _number(name: str, default: int, *, least: int) -> int:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import click
@@ -10,7 +11,7 @@ import click
 from polytower.errors import UserError
 from polytower.output import say
 
-BENCHMARKS = ["encoding", "features", "loading", "retrieval", "training"]
+BENCHMARKS = ["encoding", "features", "flow", "loading", "retrieval", "training"]
 
 
 @click.group()
@@ -21,12 +22,14 @@ def db() -> None:
 @db.command()
 def start() -> None:
     """Start the embedded Postgres and keep it up until `polytower db stop`."""
-    from polytower.postgres import EmbeddedPostgres, database_url
+    from polytower.embedded import held
     from polytower.settings import settings
+    from polytower.url import shown
 
-    url = database_url()
-    EmbeddedPostgres(settings().postgres_dir).pin()
-    click.echo(url)
+    server = held(settings().postgres_dir)
+    server.pin()
+    click.echo(shown(server.url))
+    say("`polytower db url` prints it with the password, `polytower db psql` opens it")
 
 
 @db.command()
@@ -38,14 +41,25 @@ def stop() -> None:
     EmbeddedPostgres(settings().postgres_dir).stop()
 
 
+@db.command()
+def url() -> None:
+    """Print the database's URL, password included."""
+    from polytower.postgres import database_url
+
+    click.echo(database_url())
+
+
 @db.command(context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def psql(arguments: tuple[str, ...]) -> None:
     """Open psql on the database (arguments are passed on)."""
-    from polytower.postgres import connection_options, database_url, psql_program
+    from polytower.postgres import database_url, psql_program, psql_service
 
-    environment = {"PGOPTIONS": connection_options()["options"]}
-    _run([psql_program(), database_url(), *arguments], environment)
+    # A file of mode 0600: neither the list of processes nor the environment shows the password.
+    with tempfile.NamedTemporaryFile("w", prefix="polytower-") as file:
+        file.write(psql_service(database_url()))
+        file.flush()
+        _run([psql_program(), *arguments], {"PGSERVICEFILE": file.name, "PGSERVICE": "polytower"})
 
 
 @click.command()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from serving.errors import (
     NO_CONTENT_TOWER,
     NO_ENCODER,
     PROBLEMS,
+    TOO_MANY,
     UNREADABLE_IMAGE,
     Problem,
 )
@@ -40,8 +41,12 @@ from serving.models import RetrieveRequest
 
 if TYPE_CHECKING:
     from encoders.content_tower import Content
+    from encoders.image import ImageEncoder, PixelBatch
 
 KEPT = 2
+# Pictures are decoded in threads of their own, so that no text waits behind one: so many at once, so many in all, and
+# so many seconds of computing each.
+DECODING, PICTURES, PICTURE_SECONDS = 2, 8, 2
 WINDOW = 0.002
 BATCH = 16
 VARIABLE: dict[Modality, str] = {"text": "POLYTOWER_TEXT_ENCODER", "image": "POLYTOWER_IMAGE_ENCODER"}
@@ -73,13 +78,15 @@ class Projection(NamedTuple):
 
 
 class ContentQueries:
-    """Encoders by modality, content towers of the newest generations, one thread for both."""
+    """Encoders by modality, content towers of the newest generations, one thread for both; pictures decoded beside."""
 
     def __init__(self, database: Database, metrics: Metrics, loader: Loader) -> None:
         self._database = database
         self._metrics = metrics
         self._loader = loader
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="content")
+        self._decoding = ThreadPoolExecutor(max_workers=DECODING, thread_name_prefix="decode")
+        self._pictures = 0
         self._encoders: dict[Modality, ContentEncoder[Any]] = {}
         self._towers: OrderedDict[int, Content] = OrderedDict()
         self._texts: Batcher[str, NDArray[np.float32]] = Batcher(
@@ -117,7 +124,8 @@ class ContentQueries:
             await self._loader.start(*_load_of(modality))
 
     def close(self) -> None:
-        """Ends the thread after what it is doing."""
+        """Ends the threads after what they are doing."""
+        self._decoding.shutdown(cancel_futures=True)
         self._thread.shutdown(cancel_futures=True)
 
     async def _live(self) -> Live:
@@ -135,12 +143,25 @@ class ContentQueries:
         return await self._texts.ask(wanted)
 
     async def _image(self, live: Live, image: bytes) -> NDArray[np.float32]:
-        encoder = await self._encoder(live, "image")
+        encoder = cast("ImageEncoder", await self._encoder(live, "image"))
+        batch = await self._decode(encoder, image)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, _encode_picture, encoder, batch)
+
+    async def _decode(self, encoder: "ImageEncoder", image: bytes) -> "PixelBatch":
+        if self._pictures >= PICTURES:
+            raise Problem(TOO_MANY, f"{PICTURES} pictures are being decoded; try again")
+        self._pictures += 1
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._thread, _encode_image, encoder, image)
-        except UserError as error:
-            raise Problem(UNREADABLE_IMAGE, f"{error}; send a whole JPEG, PNG or WebP file") from error
+            (batch,) = await loop.run_in_executor(
+                self._decoding, partial(encoder.prepare, [image], seconds=PICTURE_SECONDS)
+            )
+        finally:
+            self._pictures -= 1
+        if batch.failures:
+            raise Problem(UNREADABLE_IMAGE, f"body.image: {batch.failures[0]}; send a whole JPEG, PNG or WebP file")
+        return batch
 
     async def _encoder(self, live: Live, modality: Modality) -> ContentEncoder[Any]:
         """The encoder that this server is set to, if it is the one that filled the generation. Raises Problem."""
@@ -207,9 +228,8 @@ def _build(modality: Modality) -> ContentEncoder[Any]:
     return CONTENT_ENCODERS[modality](model=model, device=config.device)
 
 
-def _encode_image(encoder: ContentEncoder[bytes], image: bytes) -> NDArray[np.float32]:
-    (rows,) = encoder.encode([image])
-    vector: NDArray[np.float32] = rows[0]
+def _encode_picture(encoder: "ImageEncoder", batch: "PixelBatch") -> NDArray[np.float32]:
+    vector: NDArray[np.float32] = encoder.forward(batch)[0].cpu().numpy()
     return vector
 
 

@@ -1,18 +1,23 @@
 """The server's pool of connections: vector types registered, a statement timeout, and no request left hanging."""
 
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from time import monotonic
 from typing import Any
 
 import psycopg
 from pgvector.psycopg import register_vector_async
+from psycopg import IsolationLevel
 from psycopg.rows import tuple_row
 from psycopg.types import TypeInfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from polytower.postgres import connection_options
+from polytower.postgres import OPTIONS, open_session_async
 from serving.errors import NO_DATABASE, Problem
 from serving.metrics import Metrics
+
+RENEWAL = 5.0  # seconds between two attempts to find a database that takes events
 
 
 class Session(psycopg.AsyncConnection[Any]):
@@ -31,6 +36,12 @@ class Session(psycopg.AsyncConnection[Any]):
         row: tuple[Any, ...] | None = await cursor.fetchone()
         return row
 
+    async def exported(self) -> str:
+        """The name under which another connection can see what this one's transaction sees, as long as it lasts."""
+        row = await (await self.execute("select pg_export_snapshot()")).fetchone()
+        assert row is not None
+        return str(row[0])
+
 
 class Database:
     """An AsyncConnectionPool that starts without Postgres and comes back when Postgres does.
@@ -39,14 +50,13 @@ class Database:
     """
 
     def __init__(self, url: str, metrics: Metrics, *, size: int, timeout: float) -> None:
-        options = connection_options()
-        options["options"] += f" -c statement_timeout={int(timeout * 1000)}"
         self._metrics = metrics
         self._timeout = timeout
+        self._renewed_at = -math.inf
         self._pool: AsyncConnectionPool[Session] = AsyncConnectionPool(
-            url, connection_class=Session, min_size=1, max_size=size, open=False, configure=_configure,
+            url, connection_class=Session, min_size=1, max_size=size, open=False, configure=self._configure,
             timeout=timeout, reconnect_timeout=60,
-            kwargs={"autocommit": True, "connect_timeout": 5, **options},
+            kwargs={"autocommit": True, "connect_timeout": 5, **OPTIONS},
         )  # fmt: skip
 
     async def open(self) -> None:
@@ -72,11 +82,32 @@ class Database:
                 # Postgres went away: the others of the pool are dead too, and the next request should not find out.
                 await self._pool.check()
             raise
+        except psycopg.errors.ReadOnlySqlTransaction:
+            await self._renew()
+            raise
         finally:
             await self._pool.putconn(connection)
 
+    async def _renew(self) -> None:
+        """Makes new connections: a session stays read-only, and with the host that it found, when both have changed."""
+        if monotonic() - self._renewed_at >= RENEWAL:
+            self._renewed_at = monotonic()
+            await self._pool.drain()
 
-async def _configure(connection: Session) -> None:
-    # An unmigrated database has no vectors yet; /readyz says so.
-    if await TypeInfo.fetch(connection, "vector") is not None:
-        await register_vector_async(connection)
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Session]:
+        """Lends a connection inside a transaction that sees one moment, and so one generation."""
+        async with self.connection() as connection:
+            await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
+            try:
+                async with connection.transaction():
+                    yield connection
+            finally:
+                if not connection.closed:
+                    await connection.set_isolation_level(None)
+
+    async def _configure(self, connection: Session) -> None:
+        await open_session_async(connection, timeout=self._timeout)
+        # An unmigrated database has no vectors yet; /readyz says so.
+        if await TypeInfo.fetch(connection, "vector") is not None:
+            await register_vector_async(connection)

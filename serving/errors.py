@@ -1,5 +1,6 @@
 """What can go wrong with a question, once for SQL and HTTP: SQLSTATE → problem type and status (RFC 9457)."""
 
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +9,8 @@ import psycopg
 from polytower.errors import UserError
 
 MEDIA_TYPE = "application/problem+json"
+# Of the request that is being answered: in its problem document, its response's headers and the server's log.
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ PROBLEMS = {
 # What only HTTP can meet.
 INVALID = Kind(422, "invalid-request", "The request is not valid")
 UNREADABLE = Kind(422, "unreadable-value", "A value cannot be read")
+TOO_COMPLEX = Kind(422, "too-complex", "The question is too complex")
 UNKNOWN_HISTORY = Kind(422, "unknown-history", "No item of the history is known")
 UNKNOWN_ITEMS = Kind(422, "unknown-items", "Interactions name items that were never loaded")
 EVENT_CONFLICT = Kind(409, "event-conflict", "An event id stands for another event")
@@ -55,11 +59,13 @@ UNUSABLE_FEATURES = Kind(422, "unusable-entities", "The feature service cannot a
 NO_KEY = Kind(401, "missing-key", "An API key is needed")
 UNKNOWN_KEY = Kind(401, "unknown-key", "The API key is not valid")
 NO_SCOPE = Kind(403, "insufficient-scope", "The API key does not allow this")
-RATE_LIMITED = Kind(429, "rate-limited", "The API key has asked too often")
+RATE_LIMITED = Kind(429, "rate-limited", "Asked too often")
 TOO_LARGE = Kind(413, "body-too-large", "The body is too large")
+TOO_LATE = Kind(408, "body-too-slow", "The body did not arrive in time")
 TOO_MANY = Kind(429, "too-many-requests", "Too many requests are waiting")
 TOO_SLOW = Kind(503, "deadline-exceeded", "The answer took too long")
 NO_DATABASE = Kind(503, "no-database", "Postgres does not answer")
+READ_ONLY = Kind(503, "read-only", "The database takes no events at present")
 NOT_READY = Kind(503, "not-ready", "The server is not ready")
 INTERNAL = Kind(500, "internal-error", "The server failed")
 
@@ -86,6 +92,8 @@ class Problem(Exception):  # noqa: N818 the name that RFC 9457 gives it
         """429 and 503 pass: they say when to come back. 401 says how to identify oneself."""
         if self.kind.status == 401:
             return {"WWW-Authenticate": 'Bearer realm="polytower"'}
+        if self.kind.status == 408:  # what comes after it on this connection would be the rest of the body
+            return {"Connection": "close"}
         return {"Retry-After": str(self.retry_after)} if self.kind.status in (429, 503) else {}
 
     def as_json(self) -> dict[str, Any]:
@@ -95,6 +103,7 @@ class Problem(Exception):  # noqa: N818 the name that RFC 9457 gives it
             "title": self.kind.title,
             "status": self.kind.status,
             "detail": self.detail,
+            "request_id": REQUEST_ID.get(),
             **self.extra,
         }
 
@@ -108,13 +117,17 @@ def from_postgres(error: psycopg.Error) -> Problem:
         return Problem(PROBLEMS[state], f"{message}; {hint}" if hint else message)
     if isinstance(error, psycopg.errors.QueryCanceled):
         return Problem(TOO_SLOW, "the database did not answer in time; ask for less, or try again")
+    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+        return Problem(READ_ONLY, "the database is read-only (a standby, or a failover goes on); try again")
     if isinstance(error, psycopg.errors.UndefinedTable):
         return Problem(PROBLEMS["PT013"], "the generation was dropped while it was read; try again")
+    if state[:2] == "54":  # a limit of Postgres' own: depth of an expression, size of an index row
+        return Problem(TOO_COMPLEX, f"{message}; ask for less at once")
     if isinstance(error, psycopg.OperationalError) or state[:2] in ("08", "57"):
         return Problem(NO_DATABASE, "the database does not answer; try again")
     if isinstance(error, psycopg.DataError) or state[:2] == "22":
         return Problem(UNREADABLE, message)
-    return Problem(INTERNAL, "the failure is in the server's log")
+    return Problem(INTERNAL, "the failure is in the server's log, under the id of this request")
 
 
 def user_error(error: psycopg.Error) -> UserError:

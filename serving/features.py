@@ -26,13 +26,17 @@ class UnknownServiceError(UserError):
 
 
 def fetch_features(
-    connection: psycopg.Connection[Any], service: str, entities: Mapping[str, Sequence[str]]
+    connection: psycopg.Connection[Any],
+    service: str,
+    entities: Mapping[str, Sequence[str]],
+    snapshot: str | None = None,
 ) -> "pa.Table":
     """N rows: the entities' keys as given, then the service's features in the order of its definition.
 
     connection: not in a transaction; left as it was. entities: join key → N ids ("user_id", "item_id"); a single id
     stands for all N rows. Unknown ids give nulls. Lists come as list columns, embeddings as list<float>, times as
-    microseconds since 1970. All views are read from one snapshot, hence from one generation. Raises
+    microseconds since 1970. All views are read from one snapshot (the one exported under this name, if any), hence
+    from one generation. Raises
     UnknownServiceError, and UserError for keys that the service does not take or misses, for ids that are no strings,
     for lists of unequal length or of more than MAX_ROWS.
     """
@@ -42,7 +46,7 @@ def fetch_features(
     rows = _rows(service, keys_of(service), entities)
     orders = {key: distinct(ids) for key, ids in rows.items()}
     reads = [OnlineRead(view, orders[ONLINE_VIEWS[view].key][0], tuple(ONLINE_VIEWS[view].features)) for view in views]
-    answers = read_columns(connection, reads)
+    answers = read_columns(connection, reads, snapshot)
     columns = {key: pa.array(ids, pa.string()) for key, ids in rows.items()}
     takes = {key: None if order is None else pa.array(order, pa.int64()) for key, (_, order) in orders.items()}
     for view, answer in zip(views, answers, strict=True):

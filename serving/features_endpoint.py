@@ -13,7 +13,7 @@ from psycopg_pool import ConnectionPool
 
 from feature_repo.schema import ITEM_ID, USER_ID
 from polytower.errors import UserError
-from polytower.postgres import connection_options
+from polytower.postgres import OPTIONS, open_session
 from serving.errors import UNKNOWN_SERVICE, UNUSABLE_FEATURES, Problem
 from serving.metrics import Metrics
 
@@ -32,12 +32,14 @@ class Features:
     """
 
     def __init__(self, url: str, metrics: Metrics, *, timeout: float = 8.0) -> None:
-        options = connection_options()
-        options["options"] += f" -c statement_timeout={int(timeout * 1000)}"
         self._metrics = metrics
+
+        def configure(connection: psycopg.Connection[Any]) -> None:
+            open_session(connection, timeout=timeout)
+
         self._pool: ConnectionPool[psycopg.Connection[Any]] = ConnectionPool(
             url, min_size=0, max_size=_THREADS, open=False, timeout=timeout, name="features",
-            kwargs={"connect_timeout": 5, **options},
+            configure=configure, kwargs={"connect_timeout": 5, **OPTIONS},
         )  # fmt: skip
         self._opened = Lock()
         self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="features")
@@ -46,14 +48,17 @@ class Features:
         """Starts to import what decodes columns, so that no request waits for it."""
         self._threads.submit(importlib.import_module, "pyarrow")
 
-    async def fetch(self, service: str, entities: dict[str, list[str]]) -> "pa.Table":
-        """One row per entity row. Raises Problem for an unknown service or entities that it cannot use."""
+    async def fetch(self, service: str, entities: dict[str, list[str]], snapshot: str | None = None) -> "pa.Table":
+        """One row per entity row. Raises Problem for an unknown service or entities that it cannot use.
+
+        snapshot: what a connection that goes on lending its view has exported; None: now.
+        """
         with self._metrics.stage("features"):
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, self._fetch, service, entities)
+            return await loop.run_in_executor(self._threads, self._fetch, service, entities, snapshot)
 
     async def of_candidates(
-        self, service: str, user_id: str | None, item_ids: list[str]
+        self, service: str, user_id: str | None, item_ids: list[str], snapshot: str
     ) -> tuple["pa.Table", list[str]]:
         """(one row per candidate, names of the columns that are the user's). Raises Problem as fetch does.
 
@@ -61,20 +66,23 @@ class Features:
         """
         with self._metrics.stage("features"):
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, self._of_candidates, service, user_id, item_ids)
+            asked = service, user_id, item_ids, snapshot
+            return await loop.run_in_executor(self._threads, self._of_candidates, *asked)
 
     def close(self) -> None:
         """Ends the threads after what they are doing, and closes the connections."""
         self._threads.shutdown(cancel_futures=True)
         self._pool.close()
 
-    def _fetch(self, service: str, entities: dict[str, list[str]]) -> "pa.Table":
+    def _fetch(self, service: str, entities: dict[str, list[str]], snapshot: str | None) -> "pa.Table":
         from serving.features import fetch_features
 
         with self._connection() as connection, _as_problems():
-            return fetch_features(connection, service, entities)
+            return fetch_features(connection, service, entities, snapshot)
 
-    def _of_candidates(self, service: str, user_id: str | None, item_ids: list[str]) -> tuple["pa.Table", list[str]]:
+    def _of_candidates(
+        self, service: str, user_id: str | None, item_ids: list[str], snapshot: str
+    ) -> tuple["pa.Table", list[str]]:
         from serving.features import columns_of, fetch_features, keys_of
 
         with self._connection() as connection, _as_problems():
@@ -85,7 +93,8 @@ class Features:
             if USER_ID in keys and user_id is not None:
                 given[USER_ID] = [user_id]
             # Without candidates there is no row to answer: one of nobody shows the columns.
-            table = fetch_features(connection, service, given if item_ids else {key: [""] for key in given})
+            entities = given if item_ids else {key: [""] for key in given}
+            table = fetch_features(connection, service, entities, snapshot)
             return table.slice(0, len(item_ids)), columns_of(service, USER_ID)
 
     @contextmanager

@@ -15,7 +15,7 @@ import psycopg
 from numpy.typing import NDArray
 from psycopg import IsolationLevel
 
-from polytower.postgres import connection_options
+from polytower.postgres import OPTIONS, open_session
 from serving.index import ItemIndex
 from serving.postings import Postings
 from serving.texts import Ids, Texts
@@ -96,7 +96,8 @@ class TooLarge(Exception):  # noqa: N818 no error: SQL answers then
 def load(url: str, limit: int) -> ItemIndex | None:
     """read() over a connection and a snapshot of its own."""
     try:
-        with psycopg.connect(url, connect_timeout=5, **connection_options()) as connection:
+        with psycopg.connect(url, connect_timeout=5, **OPTIONS) as connection:
+            open_session(connection)
             connection.isolation_level = IsolationLevel.REPEATABLE_READ
             return read(connection, limit)
     finally:

@@ -6,6 +6,7 @@ from typing import Any
 
 import psycopg
 
+from feature_repo.schema import MAX_AHEAD_SECONDS
 from serving.errors import EVENT_CONFLICT, INVALID, UNKNOWN_ITEMS, Problem
 from serving.models import InteractionModel, InteractionsAnswer
 
@@ -24,7 +25,7 @@ TAKEN = """
 select event_id, user_id, item_id, kind, occurred_at, value, query from interactions
 where event_id <> '' and event_id = any (%(event_ids)s) limit 1000
 """
-ENSURE_YEARS = "select ensure_interactions_year(year) from unnest(%(years)s::int[]) year limit 1000"
+ENSURE_YEARS = "select ensure_interactions_year(variadic %(years)s::int[]) limit 1"
 INSERT = """
 insert into interactions (user_id, item_id, occurred_at, kind, event_id, value, query)
 select user_id, item_id, occurred_at, kind, interaction_event_id(event_id, query), value, query
@@ -51,10 +52,9 @@ async def append(connection: psycopg.AsyncConnection[Any], events: Sequence[Inte
 def _check_times(events: Sequence[InteractionModel], now: datetime) -> None:
     for number, event in enumerate(events):
         assert event.occurred_at is not None
-        if not event.occurred_at >= EARLIEST or (event.occurred_at - now).total_seconds() > 86_400:
-            raise Problem(
-                INVALID, f"interactions[{number}].occurred_at is before 1970 or more than a day ahead", {"row": number}
-            )
+        if not event.occurred_at >= EARLIEST or (event.occurred_at - now).total_seconds() > MAX_AHEAD_SECONDS:
+            detail = f"interactions.{number}.occurred_at: lies before 1970 or more than {MAX_AHEAD_SECONDS} s ahead"
+            raise Problem(INVALID, detail, {"row": number})
 
 
 async def _check_items(connection: psycopg.AsyncConnection[Any], events: Sequence[InteractionModel]) -> None:

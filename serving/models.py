@@ -21,9 +21,12 @@ from pydantic import (
     model_validator,
 )
 
+from feature_repo.schema import DEFAULT_KIND, MAX_ID_BYTES, MAX_QUERY_CHARACTERS
+
 Merge = Literal["max", "quota", "rrf", "soft", "diverse"]
 Space = Literal["item", "content", "id"]
 MAX_K = 1000
+MAX_CONDITIONS = 100  # attributes of a filter
 
 
 def _no_nul(value: str) -> str:
@@ -33,8 +36,29 @@ def _no_nul(value: str) -> str:
     return value
 
 
+def _short(value: str) -> str:
+    # In bytes, as Postgres counts what fits into an index row.
+    if len(value.encode()) > MAX_ID_BYTES:
+        raise ValueError(f"is longer than {MAX_ID_BYTES} bytes")
+    return value
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("is empty")
+    return value
+
+
 Text = Annotated[str, AfterValidator(_no_nul)]
-Id = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_no_nul)]
+# Ids of events, which may be left out; of users and items, and kinds.
+Key = Annotated[Text, AfterValidator(_short), Field(json_schema_extra={"maxLength": MAX_ID_BYTES})]
+Id = Annotated[
+    Text,
+    AfterValidator(_short),
+    AfterValidator(_not_blank),
+    Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ID_BYTES}),
+]
+SearchText = Annotated[Text, Field(min_length=1, max_length=MAX_QUERY_CHARACTERS)]
 Value = StrictBool | StrictInt | FiniteFloat | Text
 K = Annotated[int, Field(ge=1, le=MAX_K, strict=True)]
 
@@ -100,7 +124,7 @@ class RetrieveRequest(Strict):
     )
     vectors: list[Vector] | None = Field(None, min_length=1, max_length=64, description="interests, [K, D]")
     weights: list[FiniteFloat] | None = Field(None, description="one per vector; default equal")
-    text: Annotated[Text, Field(min_length=1, max_length=10_000)] | None = Field(None, description="what to look for")
+    text: SearchText | None = Field(None, description="what to look for")
     image: Base64 | None = Field(None, min_length=1, description="a JPEG, PNG or WebP file in base64")
     space: Space | None = Field(
         None,
@@ -108,7 +132,9 @@ class RetrieveRequest(Strict):
         ", by content and behaviour (item; the default of vectors), by behaviour alone (id; vectors only)",
     )
     k: K = 100
-    filter: dict[str, Any] = Field(default_factory=dict, description="conditions on attributes, all of which must hold")
+    filter: dict[str, Any] = Field(
+        default_factory=dict, max_length=MAX_CONDITIONS, description="conditions on attributes, all of which must hold"
+    )
     exclude_seen: bool = Field(True, description="leave out what the user (or the history) has already seen")
     exclude: list[Id] = Field(default_factory=list, max_length=10_000, description="item ids to leave out")
     allow: list[Id] | None = Field(None, max_length=10_000, description="only these item ids; default all")
@@ -157,6 +183,11 @@ class RetrieveRequest(Strict):
     def asks_by_content(self) -> bool:
         """Whether the question is a text, a picture, or both."""
         return self.text is not None or self.image is not None
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether candidates come with features."""
+        return self.features is not None or self.similarity
 
     @property
     def searched_space(self) -> Space:
@@ -256,6 +287,7 @@ class ProblemModel(BaseModel):
                     "title": "Unknown user",
                     "status": 404,
                     "detail": 'there is no user "nobody"',
+                    "request_id": "9f2c64d1a8e05b37",
                 }
             ]
         }
@@ -265,6 +297,9 @@ class ProblemModel(BaseModel):
     title: str = Field(examples=["Unknown user"])
     status: int = Field(examples=[404])
     detail: str = Field(examples=['there is no user "nobody"'])
+    request_id: str = Field(
+        description="also in the header X-Request-Id, and in the server's log", examples=["9f2c64d1a8e05b37"]
+    )
 
 
 class BatchAnswer(BaseModel):
@@ -281,6 +316,7 @@ class BatchAnswer(BaseModel):
                             "title": "Unknown user",
                             "status": 404,
                             "detail": 'there is no user "186"',
+                            "request_id": "9f2c64d1a8e05b37",
                         },
                     ]
                 }
@@ -349,10 +385,10 @@ class InteractionModel(Strict):
     user_id: Id
     item_id: Id
     occurred_at: AwareDatetime | None = None
-    event_id: Annotated[Text, Field(max_length=1024)] = ""
-    kind: Annotated[Text, Field(min_length=1, max_length=1024)] = "interaction"
+    event_id: Key = ""
+    kind: Id = DEFAULT_KIND
     value: FiniteFloat | None = None
-    query: Annotated[Text, Field(max_length=10_000)] | None = None
+    query: Annotated[Text, Field(max_length=MAX_QUERY_CHARACTERS)] | None = None
 
 
 class InteractionsRequest(Strict):

@@ -22,9 +22,10 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": ProblemModel, "description": description, "content": _CONTENT}
     for status, description in {
         404: "Unknown user, item or service",
+        408: "The body did not arrive in time",
         413: "The body is too large",
         422: "The request is not valid",
-        429: "Too many requests are waiting; see Retry-After",
+        429: "Too many requests are waiting, or come from this client; see Retry-After",
         503: "Postgres, a live generation or an answer in time is missing; see Retry-After",
     }.items()
 }

@@ -1,7 +1,8 @@
 """Filters over attributes in memory: for each attribute and value, the items that have it.
 
 Answers as Postgres answers `attributes @@ filter_path(filter)`, or None where it would not know for certain: an
-attribute that nobody has, a malformed filter, values that are neither scalars nor lists of scalars. SQL answers those.
+attribute that nobody has, a malformed filter, a type that the attribute never has, values that are neither scalars nor
+lists of scalars. SQL answers those, or says what is wrong.
 """
 
 import json
@@ -18,6 +19,7 @@ Positions = NDArray[np.int32]
 # Kind and value: true is not 1, "1" is not 1, 1.0 is 1.
 Value = tuple[str, Any]
 
+NULL: Value = ("constant", None)
 RANGES = ("gt", "gte", "lt", "lte")
 
 
@@ -41,6 +43,7 @@ class Postings:
         self.bytes = 0
         self._values: dict[str, dict[Value, Positions]] = {}
         self._unsure: set[str] = set()
+        self._kinds: dict[str, set[str]] = {}
         self._ordered: dict[tuple[str, ...], Ordered] = {}
 
     def add(self, attribute: str, value: str, positions: Positions) -> None:
@@ -50,6 +53,8 @@ class Postings:
         if key is None:
             self.leave_out(attribute)
             return
+        if key != NULL:
+            self._kinds.setdefault(attribute, set()).add(key[0])
         # 1 and 1.0 are two texts and one value.
         values[key] = np.union1d(values[key], positions) if key in values else positions
         self.bytes += positions.nbytes + 200 + len(value)
@@ -83,7 +88,7 @@ class Postings:
         """[P, C]: which of the values (null is none) each item has, of those that any of them has."""
         columns = []
         for value, having in self._values[attribute].items():
-            if value != ("constant", None):
+            if value != NULL:
                 column = having[np.minimum(np.searchsorted(having, positions), len(having) - 1)] == positions
                 if column.any():
                     columns.append(column)
@@ -93,7 +98,7 @@ class Postings:
         values = self._values[attribute]
         if not isinstance(rule, dict):
             key = typed(rule)
-            return None if key is None else self._any(values, [key])
+            return None if key is None or self._mistyped(attribute, [key]) else self._any(values, [key])
         if not rule:
             return None
         kept = np.ones(self.items, bool)
@@ -103,7 +108,7 @@ class Postings:
                 continue
             keys = [typed(value) for value in operand] if name in ("any", "all") and isinstance(operand, list) else []
             known = [key for key in keys if key is not None]
-            if not known or len(known) < len(keys):
+            if not known or len(known) < len(keys) or self._mistyped(attribute, known):
                 return None
             if name == "any":
                 kept &= self._any(values, known)
@@ -117,6 +122,12 @@ class Postings:
             kept &= found
         return kept
 
+    def _mistyped(self, attribute: str, keys: Iterable[Value]) -> bool:
+        """Whether the attribute has values, and all of them are of other types than these."""
+        wanted = {key[0] for key in keys if key != NULL}
+        held = self._kinds.get(attribute)
+        return bool(held and wanted and not held & wanted)
+
     def _any(self, values: Mapping[Value, Positions], keys: Iterable[Value]) -> Mask:
         found = np.zeros(self.items, bool)
         for key in keys:
@@ -129,7 +140,9 @@ class Postings:
         bounds = {name: typed(bound) for name, bound in ranges.items()}
         kinds = {bound[0] if bound else "" for bound in bounds.values()}
         found = np.zeros(self.items, bool)
-        if not kinds <= {"number", "string"}:
+        if not kinds <= {"number", "string"} or any(
+            self._mistyped(attribute, [bound]) for bound in bounds.values() if bound
+        ):
             return None
         if len(kinds) > 1:
             return found

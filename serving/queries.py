@@ -224,10 +224,10 @@ def _titles(connection: psycopg.Connection[Any], item_ids: Sequence[str]) -> dic
 class State(NamedTuple):
     """What a question starts from: the live generation, and what tells a server whether its index is of this state.
 
-    The rest is a user's: stored interests (vectors of 16-bit values, high byte first, interest after interest) and the
-    newest event that they know, the user's newest event, what was seen, and, where there are events that the interests
-    do not know, the newest part of the history that the generation knows, oldest first, with its times, and what is
-    known of the user.
+    The rest is a user's: stored interests (vectors of 16-bit values, high byte first, interest after interest); what
+    was seen; and whether the interests are stale, since there are none, or events arrived that they do not know,
+    however dated. Then come the newest part of the history that the generation knows, oldest first, with its times;
+    items of the newest events that it does not know; and what is known of the user.
     """
 
     generation: int
@@ -236,11 +236,11 @@ class State(NamedTuple):
     vectors: bytes | None = None
     weights: list[float] | None = None
     numbers: list[int] | None = None
-    as_of: datetime | None = None
-    newest_at: datetime | None = None
     seen: list[str] | None = None
+    stale: bool = True
     history: list[str] | None = None
     microseconds: list[int] | None = None
+    unknown: list[str] | None = None
     attributes: dict[str, Any] | None = None
 
 
@@ -252,20 +252,26 @@ from generations g cross join item_version v where g.state = 'live' limit 1
 
 # The same with all that a user's question needs, in one round trip. length: events of a history at most.
 USER_STATE = """
-select g.generation, g.dim, v.version, u.vectors, u.weights, u.numbers, u.as_of, h.newest_at, h.seen,
-       n.history, n.microseconds, a.attributes
+select g.generation, g.dim, v.version, u.vectors, u.weights, u.numbers, h.seen, s.stale,
+       n.history, n.microseconds, m.unknown, a.attributes
 from generations g
 cross join item_version v
 cross join lateral (
     select string_agg(substr(halfvec_send(i.embedding), 5), '' order by i.interest) as vectors,
            array_agg(i.weight order by i.interest) as weights, array_agg(i.interest order by i.interest) as numbers,
-           max(i.as_of) as as_of
+           max(i.as_of) as as_of, max(i.events) as events
     from user_interests i where i.generation = g.generation and i.user_id = %(user_id)s
 ) u
 cross join lateral (
-    select max(i.occurred_at) as newest_at, array_agg(i.item_id) filter (where %(exclude_seen)s) as seen
+    select count(*) as events, max(i.occurred_at) as newest_at,
+           array_agg(i.item_id) filter (where %(exclude_seen)s) as seen
     from interactions i where i.user_id = %(user_id)s
 ) h
+cross join lateral (
+    -- by count, so that neither a clock nor the order of commits hides an event; generations before 0054 have none
+    select coalesce(case when u.events is null then h.newest_at > u.as_of or u.as_of is null
+                         else h.events <> u.events end, false) as stale
+) s
 cross join lateral (
     select array_agg(e.item_id order by e.occurred_at, e.position) as history,
            array_agg((extract(epoch from e.occurred_at) * 1000000)::bigint order by e.occurred_at, e.position)
@@ -273,14 +279,19 @@ cross join lateral (
     from (
         select i.item_id, i.occurred_at, i.position
         from interactions i join item_embeddings e on e.generation = g.generation and e.item_id = i.item_id
-        where i.user_id = %(user_id)s and (u.as_of is null or h.newest_at > u.as_of)
+        where i.user_id = %(user_id)s and s.stale
         order by i.occurred_at desc, i.position desc limit %(length)s
     ) e
 ) n
-left join lateral (
-    select p.attributes from users p
-    where p.user_id = %(user_id)s and (u.as_of is null or h.newest_at > u.as_of) limit 1
-) a on true
+cross join lateral (
+    select array_agg(distinct e.item_id) as unknown
+    from (
+        select i.item_id from interactions i where i.user_id = %(user_id)s and s.stale
+        order by i.occurred_at desc, i.position desc limit %(length)s
+    ) e
+    where not exists (select from item_embeddings x where x.generation = g.generation and x.item_id = e.item_id)
+) m
+left join lateral (select p.attributes from users p where p.user_id = %(user_id)s and s.stale limit 1) a on true
 where g.state = 'live' limit 1
 """
 

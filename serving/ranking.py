@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from serving import writing
-from serving.database import Database
+from serving.database import Session
 from serving.errors import UNUSABLE_FEATURES, Problem
 from serving.features_endpoint import Features
 from serving.metrics import Metrics
@@ -86,41 +86,50 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Adds to answers what their questions ask for."""
+    """Adds to answers what their questions ask for: of the same snapshot, and so of the same generation.
 
-    database: Database
+    Connections are in the transaction that the answer came from (Database.snapshot).
+    """
+
     features: Features
     metrics: Metrics
 
-    async def complete(self, question: RetrieveRequest, answer: Answer) -> Ranked:
+    async def complete(self, connection: Session, question: RetrieveRequest, answer: Answer) -> Ranked:
         """The answer with its features. Raises Problem."""
-        if question.features is None and not question.similarity:
-            return Ranked(question, answer)
-        (features, user_columns), similarity = await asyncio.gather(
-            self._features(question, answer), self._similarity(question, answer)
-        )
-        return Ranked(question, answer, features, similarity, user_columns)
+        features = asyncio.create_task(self._features(connection, question, answer))
+        features.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            similarity = await self._similarity(connection, question, answer)
+            values, user_columns = await features
+        finally:
+            features.cancel()
+        return Ranked(question, answer, values, similarity, user_columns)
 
-    async def _features(self, question: RetrieveRequest, answer: Answer) -> tuple["pa.Table | None", list[str]]:
+    async def _features(
+        self, connection: Session, question: RetrieveRequest, answer: Answer
+    ) -> tuple["pa.Table | None", list[str]]:
         if question.features is None:
             return None, []
-        return await self.features.of_candidates(question.features, question.user_id, answer.candidates.item_ids)
+        snapshot = await connection.exported()
+        items = answer.candidates.item_ids
+        return await self.features.of_candidates(question.features, question.user_id, items, snapshot)
 
-    async def _similarity(self, question: RetrieveRequest, answer: Answer) -> "pa.Table | None":
+    async def _similarity(self, connection: Session, question: RetrieveRequest, answer: Answer) -> "pa.Table | None":
         if not question.similarity:
             return None
         if question.user_id is None:
             raise Problem(UNUSABLE_FEATURES, "similarity is that of candidates to a user's events: ask by user_id")
         items = answer.candidates.item_ids
-        return await self.similarity([question.user_id] * len(items), items)
+        return await self.similarity(connection, answer.generation, [question.user_id] * len(items), items)
 
-    async def similarity(self, user_ids: list[str], item_ids: list[str]) -> "pa.Table":
-        """Similarity features as of now: one row per user and item."""
+    async def similarity(
+        self, connection: Session, generation: int | None, user_ids: list[str], item_ids: list[str]
+    ) -> "pa.Table":
+        """Similarity features as of now: one row per user and item, with the interests of this generation."""
         now = datetime.now(UTC)
         pairs = [Pair(user_id, item_id, now) for user_id, item_id in zip(user_ids, item_ids, strict=True)]
         with self.metrics.stage("similarity"):
-            async with self.database.connection() as connection:
-                return await similarities(connection, pairs)
+            return await similarities(connection, pairs, generation)
 
 
 def _columns(found: Candidates) -> dict[str, list[str]]:

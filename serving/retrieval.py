@@ -1,6 +1,6 @@
 """One question, one answer: where the interests come from, then one search.
 
-A user's stored interests serve as long as they know the user's newest event; else the user tower computes them now.
+A user's stored interests serve as long as they know all events that arrived; else the user tower computes them now.
 The index in memory answers where it is of the very state that the question sees, else SQL does: same question, same
 answer. A question to a warm server is one statement.
 """
@@ -32,7 +32,8 @@ from serving.shadow import Shadow
 Source = Literal["stored", "online", "given", "content"]
 # Merges whose answer is a prefix by score: the others may rightly prefer a lower score.
 SHADOWED = ("max",)
-STALE = "interests are older than the user's newest events: "
+STALE = "interests are older than what arrived of the user's events: "
+UNKNOWN = "{} items of the user's newest events are unknown to generation {}: it was built before they came"
 
 
 @dataclass(frozen=True)
@@ -122,23 +123,24 @@ class Retrieval:
     async def _of_user(
         self, connection: Session, question: RetrieveRequest, state: State, index: ItemIndex | None
     ) -> Interests:
-        as_of, newest_at, seen = state.as_of, state.newest_at, state.seen or ()
-        if as_of is not None and (newest_at is None or newest_at <= as_of):
+        if not state.stale:
             return await self._stored(connection, question, state)
-        history = state.history or []
-        if not history and (as_of is not None or not await self._reads(connection, state.generation, state.attributes)):
+        history, unknown = state.history or [], state.unknown or []
+        reads = history or await self._reads(connection, state.generation, state.attributes)
+        if not history and (state.vectors is not None or not reads):
             # no events, or of items that came after the generation, and nothing else
-            reason = None if newest_at is None else STALE + "the generation knows none of the items"
+            reason = STALE + "the generation knows none of the items" if unknown else None
             return await self._stored(connection, question, state, reason)
         known = await self._vectors(connection, state.generation, index, history)
         try:
             vectors = [known[item_id] for item_id in history]
             found = await self._computed(connection, state.generation, vectors, state.microseconds, state.attributes)
-            return replace(found, banned=seen)
         except Problem as problem:
-            if problem.kind not in (NO_TOWER, LOADING) or as_of is None:
+            if problem.kind not in (NO_TOWER, LOADING) or state.vectors is None:
                 raise
             return await self._stored(connection, question, state, STALE + problem.detail)
+        reason = UNKNOWN.format(len(unknown), state.generation) if unknown else None
+        return replace(found, banned=state.seen or (), skipped=unknown, degraded=reason)
 
     async def _stored(
         self, connection: Session, question: RetrieveRequest, state: State, degraded: str | None = None

@@ -1,7 +1,6 @@
 """The endpoints: each borrows a connection, asks one question and writes its answer."""
 
 import asyncio
-import json
 from base64 import b64encode
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,7 +9,6 @@ from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 from orjson import Fragment
 from pgvector import HalfVector
-from psycopg import IsolationLevel
 from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 
@@ -21,6 +19,7 @@ from serving.errors import NOT_READY, PROBLEMS, Problem, from_postgres
 from serving.features import json_rows
 from serving.features_endpoint import ARROW, as_arrow, with_columns
 from serving.models import (
+    MAX_CONDITIONS,
     MAX_K,
     BatchAnswer,
     BatchRequest,
@@ -41,7 +40,7 @@ from serving.models import (
 from serving.openapi import CONFLICT, UNREADY
 from serving.queries import Interest, Neighbour
 from serving.ranking import Ranked
-from serving.retrieval import Answer, Retrieval
+from serving.reading import json_of
 from serving.writing import json_bytes
 
 if TYPE_CHECKING:
@@ -64,24 +63,34 @@ _ARROW = {"content": {ARROW: {"schema": {"type": "string", "format": "binary"}}}
 async def retrieve(question: RetrieveRequest, request: Request) -> Response:
     """Candidates for a user, a raw history, given vectors, a text or a picture; filtered before the cut, merged."""
     try:
-        answer = await _answer(question, request)
-    except psycopg.Error as error:
-        if from_postgres(error).kind is not PROBLEMS["PT013"]:
+        ranked = await _ranked(question, request)
+    except (psycopg.Error, Problem) as error:
+        if (error if isinstance(error, Problem) else from_postgres(error)).kind is not PROBLEMS["PT013"]:
             raise
-        # The generation was dropped under the request: the next one is live.
-        answer = await _answer(question, request)
-    ranked: Ranked = await request.app.state.ranking.complete(question, answer)
+        # The generation was dropped, or replaced, under the request: the next one is live.
+        ranked = await _ranked(question, request)
     if _wants_arrow(request):
         return Response(as_arrow(ranked.as_table()), media_type=ARROW)
     return _json(ranked.as_json())
 
 
-async def _answer(question: RetrieveRequest, request: Request) -> Answer:
+async def _ranked(question: RetrieveRequest, request: Request) -> Ranked:
     state = request.app.state
     content = await state.content.embed(question) if question.asks_by_content else None
-    async with state.database.connection() as connection:
-        answer: Answer = await state.retrieval.answer(connection, question, content)
-    return answer
+    if not question.is_ranked:
+        async with state.database.connection() as connection:
+            return Ranked(question, await state.retrieval.answer(connection, question, content))
+    async with state.database.snapshot() as connection:
+        await _check_live(connection, content)
+        answer = await state.retrieval.answer(connection, question, content)
+        ranked: Ranked = await state.ranking.complete(connection, question, answer)
+    return ranked
+
+
+async def _check_live(connection: Session, content: ContentVector | None) -> None:
+    """A text or picture was embedded before the snapshot: refuses it if another generation is live by now."""
+    if content is not None and content.generation != await _live(connection):
+        raise Problem(PROBLEMS["PT013"], "another generation went live while the question was read; try again")
 
 
 @v1.post("/retrieve:batch", response_model=BatchAnswer, tags=["retrieval"])
@@ -89,30 +98,12 @@ async def retrieve_batch(batch: BatchRequest, request: Request) -> Response:
     """Several questions over one snapshot, and so one generation; a question that fails leaves the others alone."""
     _charge(request, len(batch.requests) - 1)
     embedded = await asyncio.gather(*(_embedded(question, request) for question in batch.requests))
-    answers: list[Answer | Problem] = []
-    async with request.app.state.database.connection() as connection:
-        await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
-        try:
-            async with connection.transaction():
-                for question, content in zip(batch.requests, embedded, strict=True):
-                    answers.append(await _one_of_batch(request.app.state.retrieval, connection, question, content))
-        finally:
-            if not connection.closed:
-                await connection.set_isolation_level(None)
-    # After the snapshot: what features and similarities read is theirs to choose, and no connection waits for it.
-    return _json({"answers": [await _completed(request, *pair) for pair in zip(batch.requests, answers, strict=True)]})
-
-
-async def _completed(
-    request: Request, question: RetrieveRequest, answer: Answer | Problem
-) -> Fragment | dict[str, Any]:
-    try:
-        if isinstance(answer, Problem):
-            return answer.as_json()
-        ranked: Ranked = await request.app.state.ranking.complete(question, answer)
-        return Fragment(ranked.as_json())
-    except Problem as problem:
-        return problem.as_json()
+    async with request.app.state.database.snapshot() as connection:
+        answers = [
+            await _one_of_batch(request, connection, question, content)
+            for question, content in zip(batch.requests, embedded, strict=True)
+        ]
+    return _json({"answers": answers})
 
 
 def _charge(request: Request, further: int) -> None:
@@ -134,22 +125,26 @@ async def _embedded(question: RetrieveRequest, request: Request) -> ContentVecto
 
 
 async def _one_of_batch(
-    retrieval: Retrieval, connection: Session, question: RetrieveRequest, content: ContentVector | Problem | None
-) -> Answer | Problem:
+    request: Request, connection: Session, question: RetrieveRequest, content: ContentVector | Problem | None
+) -> Fragment | dict[str, Any]:
+    state = request.app.state
     try:
         if isinstance(content, Problem):
             raise content
-        if content is not None and content.generation != await _live(connection):
-            raise Problem(PROBLEMS["PT013"], "another generation went live while the question was read; try again")
+        await _check_live(connection, content)
         async with connection.transaction():
-            return await retrieval.answer(connection, question, content)
+            answer = await state.retrieval.answer(connection, question, content)
+        ranked = Ranked(question, answer)
+        if question.is_ranked:
+            ranked = await state.ranking.complete(connection, question, answer)
+        return Fragment(ranked.as_json())
     except Problem as refusal:
-        return refusal
+        return refusal.as_json()
     except psycopg.Error as error:
         problem = from_postgres(error)
         if problem.kind.status >= 500:
             raise
-        return problem
+        return problem.as_json()
 
 
 Filter = Annotated[
@@ -166,10 +161,9 @@ async def similar(
     filter: Filter = "{}",  # noqa: A002
 ) -> Response:
     """Items most like one item: by content and behaviour (item), by content alone, or by behaviour alone (id)."""
-    try:
-        wanted = json.loads(filter)
-    except ValueError as error:
-        raise Problem(PROBLEMS["PT008"], "the filter is not JSON") from error
+    wanted = json_of(filter, PROBLEMS["PT008"], "the filter")
+    if isinstance(wanted, dict) and len(wanted) > MAX_CONDITIONS:
+        raise Problem(PROBLEMS["PT008"], f"the filter names more than {MAX_CONDITIONS} attributes")
     parameters = {"item_id": item_id, "k": k, "space": space, "filter": Jsonb(wanted)}
     with request.app.state.metrics.stage("search"):
         async with (
@@ -232,13 +226,16 @@ async def features(question: FeaturesRequest, request: Request) -> Response:
 
 
 async def _feature_table(question: FeaturesRequest, request: Request) -> "pa.Table":
-    entities, table = dict(question.entities), None
-    if question.service is not None:
-        table = await request.app.state.features.fetch(question.service, entities)
-    if question.similarity:
-        similar = await request.app.state.ranking.similarity(entities["user_id"], entities["item_id"])
-        table = with_columns(entities if table is None else table, similar)
-    return table
+    state, entities = request.app.state, dict(question.entities)
+    if not question.similarity:
+        return await state.features.fetch(question.service, entities)
+    rows: pa.Table | dict[str, list[str]] = entities
+    async with state.database.snapshot() as connection:
+        if question.service is not None:
+            rows = await state.features.fetch(question.service, entities, await connection.exported())
+        generation = await _live_or_none(connection)
+        similar = await state.ranking.similarity(connection, generation, entities["user_id"], entities["item_id"])
+    return with_columns(rows, similar)
 
 
 def _wants_arrow(request: Request) -> bool:
@@ -277,7 +274,12 @@ async def ready(request: Request) -> Ready:
 
 
 async def _live(connection: Session) -> int:
-    row = await (await connection.execute(queries.READY)).fetchone()
-    if row is None:
+    generation = await _live_or_none(connection)
+    if generation is None:
         raise Problem(PROBLEMS["PT001"], "no generation is live; build one and promote it")
-    return int(row[0])
+    return generation
+
+
+async def _live_or_none(connection: Session) -> int | None:
+    row = await (await connection.execute(queries.READY)).fetchone()
+    return None if row is None else int(row[0])

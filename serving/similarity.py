@@ -58,6 +58,14 @@ join user_interests u on u.generation = p.generation and u.user_id = q.user_id
 group by q.n, p.generation limit %(questions)s
 """
 
+# The interests of one generation.
+INTERESTS_OF = """
+select q.n, u.generation, array_agg(u.embedding order by u.interest) as interests
+from unnest(%(user_ids)s::text[]) with ordinality q (user_id, n)
+join user_interests u on u.generation = %(generation)s and u.user_id = q.user_id
+group by q.n, u.generation limit %(questions)s
+"""
+
 CONTENT = """
 select e.modality, e.item_id, e.embedding, e.encoded_at
 from content_embeddings e join content_encoders c using (modality, revision)
@@ -116,9 +124,11 @@ def similarity_features(
     return pa.concat_tables(tables)
 
 
-async def similarities(connection: psycopg.AsyncConnection[Any], pairs: Sequence[Pair]) -> "pa.Table":
-    """The same over an asynchronous connection, for the pairs of one request."""
-    steps = _steps(pairs, recorded_only=False)
+async def similarities(
+    connection: psycopg.AsyncConnection[Any], pairs: Sequence[Pair], generation: int | None
+) -> "pa.Table":
+    """The same over an asynchronous connection, for one request; interests are those of this generation, if any."""
+    steps = _steps(pairs, recorded_only=False, statement=INTERESTS_OF, generation=generation)
     async with connection.cursor(binary=True) as cursor:
         asked = next(steps)
         while True:
@@ -146,12 +156,14 @@ def _run(steps: Steps, cursor: psycopg.Cursor[Any]) -> Columns:
             return columns
 
 
-def _steps(pairs: Sequence[Pair], recorded_only: bool) -> Steps:
+def _steps(
+    pairs: Sequence[Pair], recorded_only: bool, statement: str = INTERESTS, generation: int | None = None
+) -> Steps:
     questions = list(dict.fromkeys((pair.user_id, pair.at) for pair in pairs))
     asked = {"user_ids": [user_id for user_id, _ in questions], "ats": [at for _, at in questions]}
-    asked |= {"length": SEQUENCE_LENGTH, "questions": len(questions)}
+    asked |= {"length": SEQUENCE_LENGTH, "questions": len(questions), "generation": generation}
     histories: dict[int, list[str]] = dict((yield HISTORY, asked))
-    interests = {n: (generation, _matrix(vectors)) for n, generation, vectors in (yield INTERESTS, asked)}
+    interests = {n: (of, _matrix(vectors)) for n, of, vectors in (yield statement, asked)}
     item_ids = sorted({pair.item_id for pair in pairs}.union(*histories.values()))
     content = {
         (modality, item_id): (embedding.to_numpy().astype(np.float32), encoded_at)
@@ -163,10 +175,9 @@ def _steps(pairs: Sequence[Pair], recorded_only: bool) -> Steps:
         groups.setdefault(number[pair.user_id, pair.at], []).append(row)
     wanted = {(interests[n][0], pairs[row].item_id) for n, rows in groups.items() if n in interests for row in rows}
     keys = sorted(wanted)
-    parameters = {"generations": [generation for generation, _ in keys], "item_ids": [item for _, item in keys]}
+    parameters = {"generations": [of for of, _ in keys], "item_ids": [item for _, item in keys]}
     items = {
-        (generation, item_id): embedding.to_numpy().astype(np.float32)
-        for generation, item_id, embedding in (yield ITEMS, parameters)
+        (of, item_id): embedding.to_numpy().astype(np.float32) for of, item_id, embedding in (yield ITEMS, parameters)
     }
     columns: Columns = {name: [None] * len(pairs) for name in _names()}
     for n, rows in groups.items():

@@ -4,8 +4,6 @@ FastAPI documents the routes, and answers their other methods. What it does for 
 through the routes, solving dependencies that are not there) takes as long as finding the candidates.
 """
 
-import json
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.errors import INVALID, Problem
-
-LOG = logging.getLogger(__name__)
+from serving.reading import json_of
 
 
 @dataclass(frozen=True)
@@ -31,22 +28,17 @@ class HotRoute:
 
 
 class Straight:
-    """Wraps the application.
-
-    respond: the response to an error; one that is not expected is the server's own failure, and goes to its log.
-    """
+    """Wraps the application. respond: the response to an error."""
 
     def __init__(
         self,
         app: ASGIApp,
         routes: Sequence[HotRoute],
         *,
-        expected: tuple[type[Exception], ...],
         respond: Callable[[Exception], Response],
     ) -> None:
         self.app = app
         self.routes = {route.path_format: route for route in routes}
-        self.expected = expected
         self.respond = respond
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,10 +51,7 @@ class Straight:
         request = Request(scope, receive)
         try:
             response = await route.endpoint(await _question(route.model, request), request)
-        except self.expected as error:
-            response = self.respond(error)
         except Exception as error:
-            LOG.exception("POST %s failed", route.path_format)
             response = self.respond(error)
         await response(scope, receive, send)
 
@@ -72,9 +61,7 @@ async def _question(model: type[BaseModel], request: Request) -> BaseModel:
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise Problem(INVALID, "body: is not declared as JSON; send it with content-type: application/json")
     try:
-        return model.model_validate(json.loads(await request.body()))
+        return model.model_validate(json_of(await request.body(), INVALID, "body"))
     except ValidationError as error:
         faults = [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors()]
         raise RequestValidationError(faults) from error
-    except (ValueError, RecursionError) as error:
-        raise Problem(INVALID, f"body: is not JSON: {error}") from error

@@ -13,7 +13,10 @@ from psycopg import sql
 
 import migrations
 from polytower.postgres import DATABASE, EmbeddedPostgres, connect
+from polytower.url import parts
 
+# Port of this run's server → URL by the HTTP server's role.
+_LOGINS: dict[str, str] = {}
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -24,16 +27,22 @@ def server() -> Iterator[str]:
     if given:
         yield given
         return
-    # Not below pytest's own folder: another pytest run of root's would close that to the server's system user.
     home = Path(tempfile.mkdtemp(prefix="polytower-tests-"))
     embedded = EmbeddedPostgres(home / "postgres")
     try:
         url = embedded.acquire()
         migrations.upgrade(url)
+        _LOGINS[parts(url)["port"]] = embedded.server_url
         yield url
     finally:
         embedded.stop()
         shutil.rmtree(home)
+
+
+def as_server(url: str) -> str:
+    """The same database by the role that the HTTP server has; unchanged where there is none of the embedded server."""
+    login = _LOGINS.get(parts(url).get("port", ""))
+    return login.removesuffix(DATABASE) + parts(url)["dbname"] if login else url
 
 
 @contextmanager

@@ -137,14 +137,18 @@ def _copy_items(connection: psycopg.Connection[Any], data: Synthetic, generation
 
 def _copy_interests(connection: psycopg.Connection[Any], data: Synthetic, generation: int) -> None:
     statement = sql.SQL(
-        "copy {} (generation, user_id, interest, embedding, weight, as_of) from stdin (format binary)"
+        "copy {} (generation, user_id, interest, embedding, weight, as_of, events) from stdin (format binary)"
     ).format(sql.Identifier(f"user_interests_g{generation}"))
+    counted = connection.execute("select user_id, count(*) from interactions group by user_id")
+    events: dict[str, int] = dict(counted.fetchall())
     with connection.cursor().copy(statement) as copy:
-        copy.set_types(["int8", "text", "int2", "halfvec", "float4", "timestamptz"])
+        copy.set_types(["int8", "text", "int2", "halfvec", "float4", "timestamptz", "int8"])
         for user_id, rows in data.interests.items():
             weights = data.weights.get(user_id, [1 / len(rows)] * len(rows))
             for n, (vector, weight) in enumerate(zip(rows, weights, strict=True)):
-                copy.write_row((generation, user_id, n, HalfVector(vector), float(weight), AS_OF))
+                copy.write_row(
+                    (generation, user_id, n, HalfVector(vector), float(weight), AS_OF, events.get(user_id, 0))
+                )
 
 
 def clustered(

@@ -261,13 +261,8 @@ where active
 group by item_id;
 """
 
-# A group role without login: a database administrator grants it to analysts. Roles are shared by a server's databases.
+# A group role without login (privileges.py makes it): a database administrator grants it to analysts.
 READER = """
-do $$ begin
-    if not exists (select from pg_roles where rolname = 'polytower_reader') then
-        create role polytower_reader nologin;
-    end if;
-end $$;
 grant usage on schema polytower to polytower_reader;
 grant select on all tables in schema polytower to polytower_reader;
 alter default privileges in schema polytower grant select on tables to polytower_reader;

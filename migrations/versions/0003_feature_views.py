@@ -17,8 +17,6 @@ VIEWS = """
 -- times the size (2,000 rows of 1 to 200 events: 84 against 398 ms, 7.1 against 4.0 MB).
 alter table user_sequences set (toast_tuple_target = 8160);
 
-create schema if not exists feast;
-
 create function feast.epoch_micros(moment timestamptz) returns bigint
 language sql immutable strict parallel safe
 return (extract(epoch from moment) * 1000000)::bigint;

@@ -1,5 +1,8 @@
 """The harness and the baselines in it, against brute force."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +17,7 @@ from encoders.config import TowersConfig
 from encoders.cooccurrence import following, ppmi_vectors
 from encoders.evaluate import (
     TowersScorer,
+    asked,
     best_scores,
     evaluate,
     interests_report,
@@ -52,6 +56,22 @@ def test_the_size_of_a_chunk_changes_nothing() -> None:
     whole = evaluate(Popularity(split.train, ITEMS), split.test, ITEMS, chunk=1000)
     assert evaluate(Popularity(split.train, ITEMS), split.test, ITEMS, chunk=3) == whole
     assert validation_ndcg(Popularity(split.train, ITEMS), split.test, ITEMS)[0] == whole["masked"]["ndcg@10"]
+
+
+def test_of_many_questions_the_same_few_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = leave_one_out(tiny_histories())
+    scorer = Popularity(split.train, ITEMS)
+    assert asked(split.test) is split.test
+    monkeypatch.setattr("encoders.evaluate.MOST_QUESTIONS", 7)
+    few = asked(split.test)
+    assert len(few) == 7 < len(split.test)
+    assert asked(split.test).histories.user_ids == few.histories.user_ids
+    row = {user: n for n, user in enumerate(split.test.histories.user_ids)}
+    for place, user in enumerate(few.histories.user_ids):
+        assert few.targets[place] == split.test.targets[row[user]]
+        assert few.histories.of(place).tolist() == split.test.histories.of(row[user]).tolist()
+    assert evaluate(scorer, split.test, ITEMS) == evaluate(scorer, few, ITEMS)
+    assert validation_ndcg(scorer, split.validation, ITEMS) == validation_ndcg(scorer, asked(split.validation), ITEMS)
 
 
 def test_nothing_asked_scores_zero() -> None:
@@ -198,3 +218,34 @@ def test_ppmi_vectors_bring_items_of_one_taste_together() -> None:
 
 def test_ppmi_vectors_of_nothing_are_noise() -> None:
     assert np.isfinite(ppmi_vectors(histories_of({}), ITEMS, 16, seed=0)).all()
+
+
+MEMORY = """
+import resource
+import numpy as np
+from encoders.baselines import Popularity
+from encoders.catalogue import Histories
+from encoders.evaluate import evaluate, validation_ndcg
+from encoders.splits import leave_one_out
+
+random, users, items = np.random.default_rng(0), 20_000, 2_000
+offsets = np.arange(users + 1) * 3
+events = random.integers(items, size=3 * users)
+split = leave_one_out(Histories([str(n) for n in range(users)], offsets, events, np.arange(3 * users)))
+for ask in (validation_ndcg, evaluate):
+    scorer = Popularity(split.train, items)
+    few = leave_one_out(Histories([str(n) for n in range(600)], offsets[:601], events[:1800], np.arange(1800)))
+    ask(scorer, few.test, items)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ask(scorer, split.test, items)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_questions() -> None:
+    """A few chunks and many: what is kept of a chunk must not stand in the way of the next one's scores."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(
+        [sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True, env=environment
+    ).stdout.split()
+    assert max(map(int, found)) < 60, f"MiB more for 20,000 questions than for 600: {found}"

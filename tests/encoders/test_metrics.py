@@ -75,6 +75,15 @@ def test_diversity_by_hand() -> None:
     assert metrics.intra_list_diversity(torch.tensor([[0]]), vectors) == 0.0
 
 
+def test_diversity_is_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = torch.Generator().manual_seed(0)
+    vectors = torch.randn(20, 4, generator=random)
+    lists = torch.randint(20, (11, 5), generator=random)
+    whole = metrics.intra_list_diversity(lists, vectors)
+    monkeypatch.setattr(metrics, "LISTS", 3)  # three rounds and a remainder
+    assert metrics.intra_list_diversity(lists, vectors) == pytest.approx(whole, abs=1e-12)
+
+
 def test_interest_shares_by_hand() -> None:
     assert metrics.interest_shares(torch.tensor([[0, 0], [2, 0]]), 3) == pytest.approx([0.75, 0.0, 0.25])
 

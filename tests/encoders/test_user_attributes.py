@@ -1,7 +1,6 @@
 """Users' attributes: what they may change and what not, and that packing, padding and serving agree about them."""
 
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from encoders.attributes import AttributesEncoder, user_vectors
 from encoders.catalogue import Catalogue, Histories, histories_of
 from encoders.config import TowersConfig, TrainConfig
 from encoders.evaluate import TowersScorer, context_of, padded
-from encoders.folder import read_users
 from encoders.interests import EXTRACTORS
 from encoders.packing import batches, pack
 from encoders.splits import cold_items, cold_users, leave_one_out, strong_generalisation, temporal
@@ -25,7 +23,6 @@ from encoders.towers import ITEMS_ALONE, Context, UserTower
 from encoders.train import train
 from polytower.errors import UserError
 from tests.encoders.data import ITEMS, tiny_histories
-from tests.factories import write_rows
 
 WIDTH = 32
 SHAPE = TowersConfig(dim=16, history=6, dropout=0.0, interests=2, user_attributes=WIDTH)
@@ -200,28 +197,6 @@ def test_towers_that_read_what_is_not_there_are_not_trained(tmp_path: Path) -> N
     wide = replace(config, towers=replace(SHAPE, user_attributes=64))
     with pytest.raises(UserError, match="=64, but the users' attributes bring 32 numbers"):
         train(catalogue, known(tiny_histories()), wide, directory=tmp_path)
-
-
-@pytest.mark.parametrize("file_format", ["parquet", "csv", "jsonl"])
-def test_users_are_read_from_their_file(tmp_path: Path, file_format: str) -> None:
-    rows = [
-        {"user_id": "b", "age": 31.5, "city": "Oslo"},
-        {"user_id": "a", "age": None, "city": "Lima"},
-        {"user_id": "b", "age": 99.0, "city": "Rome"},
-    ]
-    write_rows(tmp_path / f"users.{file_format}", rows)
-    found = read_users(tmp_path, ["a", "b", "stranger"])
-    assert found == [{"age": None, "city": "Lima"}, {"age": 31.5, "city": "Oslo"}, {}]
-
-
-def test_dates_and_numbers_that_are_none_are_read_as_they_are_loaded(tmp_path: Path) -> None:
-    write_rows(tmp_path / "users.parquet", [{"user_id": "a", "born": date(1990, 5, 1), "scores": [1.0, float("nan")]}])
-    assert read_users(tmp_path, ["a"]) == [{"born": "1990-05-01", "scores": [1.0, None]}]
-
-
-def test_attributes_without_a_users_file_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no users\.parquet"):
-        read_users(tmp_path, ["a"])
 
 
 @pytest.mark.parametrize("options", [{"user_attributes": 30}, {"user_attributes": -4}, {"silent_users": 1.5}], ids=str)

@@ -7,12 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
-import psycopg
 import pytest
 
 from feature_repo.schema import FEATURE_VIEWS, ITEM_ID, SERVICES, USER_ID
 from polytower.errors import UserError
-from polytower.postgres import connect, connection_options
+from polytower.postgres import connect
 from serving.features import UnknownServiceError, fetch_features, json_rows
 from tests.feature_repo import rows
 from tests.feature_repo.conftest import Filled
@@ -56,7 +55,7 @@ def _write(filled: Filled, view: str, frame: Any) -> None:
 
 
 def _fetched(filled: Filled, service: str, entities: dict[str, Any]) -> Any:
-    with psycopg.connect(filled.url, **connection_options()) as connection:
+    with connect(filled.url) as connection:
         return fetch_features(connection, service, entities)
 
 

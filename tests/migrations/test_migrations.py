@@ -74,6 +74,28 @@ def test_analysts_read_and_do_not_write(connection: psycopg.Connection) -> None:
         connection.execute("insert into items (item_id) values ('x')")
 
 
+def test_the_servers_role_takes_events_and_changes_nothing_else(database: str) -> None:
+    with connect(database, autocommit=True) as connection:
+        connection.execute("insert into items (item_id) values ('i')")
+        connection.execute("set role polytower_server")
+        connection.execute("select ensure_interactions_year(2031)")
+        connection.execute("insert into interactions (user_id, item_id, occurred_at) values ('u', 'i', '2031-05-05Z')")
+        assert connection.execute("select count(*) from changed_days").fetchone() == (1,)
+        connection.execute("update api_keys set last_used_at = now()")
+        for refused in (
+            "create table mine (x int)", "create table polytower.mine (x int)", "delete from interactions",
+            "update items set title = 'x'", "update api_keys set scopes = '{admin}'", "drop table interactions_y2031",
+            "insert into generations (dim, interests) values (4, 1)", "delete from api_keys",
+        ):  # fmt: skip
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(refused)
+        connection.execute("reset role")
+        connection.execute("set role polytower_reader")
+        for refused in ("select ensure_interactions_year(2032)", "select * from api_keys"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(refused)
+
+
 @pytest.mark.parametrize(
     ("name", "kept"), [("items", True), ("item_embeddings_g12", False), ("interactions_y1997", False)]
 )

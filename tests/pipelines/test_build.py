@@ -107,6 +107,11 @@ def test_an_item_nobody_met_is_retrieved_from_its_content(built: Built) -> None:
     assert cold <= {row[0] for row in found}
 
 
+def test_nobody_else_reads_who_did_what(built: Built) -> None:
+    assert (built.directory / "snapshot.json").is_file()
+    assert [folder.stat().st_mode & 0o077 for folder in (built.checkpoints, built.directory)] == [0, 0]
+
+
 def test_the_same_again_is_found_not_made(built: Built) -> None:
     again = train_checkpoint(read_training_set(built.connection), "tiny", built.checkpoints, device="cpu")
     assert again.reused
@@ -146,7 +151,7 @@ def test_an_item_that_came_after_the_training_is_cold_and_served(built: Built) -
 
 def test_a_build_that_fails_leaves_nothing_behind(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.build._kept", lambda *_: None)
-    monkeypatch.setattr("pipelines.build.user_rows", _interrupted)
+    monkeypatch.setattr("pipelines.build.interest_rows", _interrupted)
     with pytest.raises(KeyboardInterrupt):
         build(built.connection, built.directory)
     newest = generations.listing(built.connection)[0]

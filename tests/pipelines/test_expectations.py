@@ -17,17 +17,21 @@ pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 FAULTS: dict[str, dict[str, str]] = {
     "interactions": {
-        "user_id has 1 to 512 characters": "update interactions set user_id = '' where position = 1",
-        "item_id has 1 to 512 characters": "update interactions set item_id = repeat('x', 513) where position = 1",
-        "interaction times lie between 1970 and tomorrow": """
+        "no user_id is empty or longer than 500 bytes": "update interactions set user_id = '' where position = 1",
+        "no item_id is empty or longer than 500 bytes": """
+            update interactions set item_id = repeat('日', 167) where position = 1""",
+        "interaction times lie after 1970 and at most 300 s ahead": """
             insert into interactions (user_id, item_id, occurred_at)
-            values ('u1', 'i1', now() + interval '2 days')""",
-        "kinds have 1 to 64 characters": "update interactions set kind = '' where position = 1",
+            values ('u1', 'i1', now() + interval '1 hour')""",
+        "no kind is empty or longer than 500 bytes": """
+            update interactions set kind = repeat('k', 501) where position = 1""",
+        "no event_id is longer than 500 bytes": """
+            update interactions set event_id = repeat('e', 501) where position = 1""",
         "no interaction without its item": "delete from items where item_id = 'i5'",
         "values are finite numbers": "update interactions set value = 'NaN' where position = 7",
     },
     "items": {
-        "item_id has 1 to 512 characters": "update items set item_id = '' where item_id = 'i59'",
+        "no item_id is empty or longer than 500 bytes": "update items set item_id = '' where item_id = 'i59'",
         "attributes are JSON objects": "update items set attributes = '[1]' where item_id = 'i3'",
     },
 }

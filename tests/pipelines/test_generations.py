@@ -1,6 +1,5 @@
 """A generation's life: filled, promoted, rolled back, dropped; never two live, never a half-built one seen."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,8 @@ import psycopg
 import pytest
 
 from pipelines import generations
-from pipelines.partitions import fill, halfvecs
+from pipelines.partitions import InterestRows, fill, halfvecs
+from polytower import locks
 from polytower.errors import UserError
 from polytower.postgres import connect
 
@@ -36,19 +36,51 @@ def build(
         (f"i{item}" for item in range(items)),
         halfvecs(vectors, everything), halfvecs(vectors, everything), halfvecs(vectors, warm), strict=True,
     )  # fmt: skip
-    now = datetime(2024, 1, 1, tzinfo=UTC)
-    interests = [
-        (f"u{user}", k, next(halfvecs(vectors[[user + k]], [True])), 0.5, now)
-        for user in range(users)
-        for k in range(2)
-    ]
-    fill(connection, generation, rows, interests)
+    owners, numbers = np.repeat(np.arange(users), 2), np.tile(np.arange(2), users)
+    interests = InterestRows(
+        [f"u{user}" for user in owners],
+        numbers,
+        vectors[owners + numbers].astype(np.float32),
+        np.full(2 * users, 0.5, np.float32),
+        np.full(2 * users, 1_704_067_200_000_000),
+        np.full(2 * users, 3),
+    )
+    fill(connection, generation, rows, [interests])
     generations.ready(connection, generation, quality or {"passed": True, "gates": []})
     return generation
 
 
 def states(connection: psycopg.Connection[Any]) -> dict[int, str]:
     return {found.generation: found.state for found in generations.listing(connection)}
+
+
+def test_interests_are_written_as_they_are_whatever_the_user_is_called(connection: psycopg.Connection[Any]) -> None:
+    generation = generations.begin(
+        connection, dim=3, interests=1, config={}, metrics={}, checkpoint_path="", checkpoint_sha256=""
+    )
+    names = ["ü", "a\tb\n", "NULL", "x" * 400, "", "\\."]
+    vectors = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
+    weights = np.linspace(0, 1, 6, dtype=np.float32)
+    times = np.array([0, 1, -1, 1_704_067_200_123_456, 2**48, 946_684_800_000_000])
+    events = np.array([0, 1, 2, 3, 2**40, 5])
+    blocks = [
+        InterestRows(names[part], np.arange(6)[part], vectors[part], weights[part], times[part], events[part])
+        for part in (slice(0, 4), slice(4, 4), slice(4, 6))
+    ]
+    assert fill(connection, generation, [], blocks) == {"item_embeddings": 0, "user_interests": 6}
+    found = connection.execute(
+        "select user_id, interest, embedding, weight, (extract(epoch from as_of) * 1000000)::bigint, events"
+        " from user_interests where generation = %s order by interest",
+        [generation],
+    ).fetchall()
+    assert [row[0] for row in found] == names
+    assert [row[1] for row in found] == [*range(6)]
+    np.testing.assert_array_equal(
+        np.stack([row[2].to_numpy() for row in found]).astype(np.float16), vectors.astype(np.float16)
+    )
+    np.testing.assert_array_equal(np.array([row[3] for row in found], np.float32), weights)
+    assert [row[4] for row in found] == times.tolist()
+    assert [row[5] for row in found] == events.tolist()
 
 
 def test_promote_then_promote_another_then_roll_back(connection: psycopg.Connection[Any]) -> None:
@@ -158,10 +190,23 @@ def test_diff_counts_and_churn(connection: psycopg.Connection[Any]) -> None:
     assert churn > 0.3
 
 
-def test_a_second_builder_is_turned_away(connection: psycopg.Connection[Any], database: str) -> None:
+def test_a_second_builder_is_told_whose_turn_it_is(
+    connection: psycopg.Connection[Any], database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "GRACE", 0.1)
     with connect(database) as other, generations.exclusive(connection):
-        with pytest.raises(UserError, match="another process"), generations.exclusive(other):
+        mine = f"Postgres process {connection.info.backend_pid}"
+        with pytest.raises(UserError, match=f"polytower.build is held by .*{mine}"), generations.exclusive(other):
             pass
-        other.rollback()
     with connect(database) as other, generations.exclusive(other):
         pass
+
+
+def test_a_builder_may_be_ended(database: str) -> None:
+    with psycopg.connect(database) as first:
+        first.execute("select pg_advisory_lock(hashtextextended(%s, 0))", [locks.BUILD])
+        first.commit()
+        with connect(database) as second, generations.exclusive(second, take_over=True):
+            assert locks.holder(second, locks.BUILD) is None
+        with pytest.raises(psycopg.OperationalError):
+            first.execute("select 1")

@@ -248,9 +248,9 @@ class TestParts:
         write_rows(folder / "items.csv", tiny_items(4))
         assert load_folder(connection, folder).counts["items_new"] == 4
 
-    def test_neither_is_refused(self, connection: Connection, folder: Path) -> None:
-        write_rows(folder / "users.csv", [{"user_id": "u"}])
-        with pytest.raises(UserError, match="neither interactions nor items"):
+    def test_nothing_at_all_is_refused(self, connection: Connection, folder: Path) -> None:
+        folder.mkdir()
+        with pytest.raises(UserError, match="holds no interactions, items or users"):
             load_folder(connection, folder)
 
     def test_several_queries_in_one_second_are_several_events(self, connection: Connection, folder: Path) -> None:

@@ -44,3 +44,20 @@ def test_the_bar_is_the_scan_of_sql(connection: psycopg.Connection[Any], monkeyp
 )
 def test_a_mean_of_few_is_not_enough(recalls: list[float], verdict: bool) -> None:
     assert recall.enough(recalls) == verdict
+
+
+def test_the_sample_is_whole_users(connection: psycopg.Connection[Any]) -> None:
+    """All interests of a user, in order, whoever is drawn; the same users every time."""
+    random = np.random.default_rng(0)
+    users = {f"u{n}": unit(random.standard_normal((1 + n % 3, 8))) for n in range(12)}
+    data = Synthetic([f"i{n}" for n in range(20)], unit(random.standard_normal((20, 8))), users)
+    generation = write_generation(connection, data, index=False)
+
+    def sample(count: int) -> list[list[list[float]]]:
+        rows = connection.execute(recall.SAMPLE, {"generation": generation, "users": count}).fetchall()
+        return [[vector.to_list() for vector in interests] for (interests,) in rows]
+
+    known = [[HalfVector(vector).to_list() for vector in rows] for rows in users.values()]
+    everybody = sample(100)
+    assert sorted(everybody) == sorted(known)
+    assert sample(5) == everybody[:5]

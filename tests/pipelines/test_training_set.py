@@ -24,7 +24,10 @@ def loaded(connection: psycopg.Connection[Any], tmp_path: Path) -> psycopg.Conne
     return connection
 
 
-def test_histories_are_the_interactions_oldest_first(loaded: psycopg.Connection[Any]) -> None:
+def test_histories_are_the_interactions_oldest_first(
+    loaded: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.training_set.USERS_READ", 13)  # 40 users: three rounds and a remainder
     catalogue, _ = read_catalogue(loaded)
     histories = read_histories(loaded, catalogue)
     expected: dict[str, list[str]] = {}
@@ -53,7 +56,10 @@ def test_ids_that_need_quoting_survive(connection: psycopg.Connection[Any]) -> N
     assert len(histories) == 6
 
 
-def test_content_is_read_by_item_and_absence_is_told(loaded: psycopg.Connection[Any]) -> None:
+def test_content_is_read_by_item_and_absence_is_told(
+    loaded: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.training_set.ITEMS_READ", 7)
     catalogue, revisions = read_catalogue(loaded)
     assert set(revisions) == {"attributes"}
     stored = dict(loaded.execute("select item_id, embedding from content_embeddings").fetchall())

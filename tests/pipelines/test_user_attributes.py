@@ -1,6 +1,7 @@
 """Users' attributes from the table `users` to the answer: a build, SQL and HTTP say the same of the same user."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from encoders import checkpoint
 from encoders.attributes import user_vectors
 from encoders.evaluate import context_of, padded
 from pipelines import generations
-from pipelines.build import EPOCH, build
+from pipelines.build import build
 from pipelines.evaluation import evaluate_generation
 from pipelines.load import load_folder
 from pipelines.training import Checkpoint, aligned, read_snapshot, train_checkpoint
@@ -119,7 +120,7 @@ def test_the_build_stores_what_the_tower_says_of_all_of_them(
     for user_id, interest, embedding, as_of in stored:
         expected = found.vectors[histories.user_ids.index(user_id), interest]
         np.testing.assert_allclose(embedding.to_numpy(), expected, atol=1e-3)
-        assert (as_of == EPOCH) == (user_id == "idle")
+        assert (as_of == datetime(1970, 1, 1, tzinfo=UTC)) == (user_id == "idle")
 
 
 def test_online_is_the_build(opened: psycopg.Connection[Any], client: TestClient, generation: int) -> None:
@@ -133,7 +134,7 @@ def test_online_is_the_build(opened: psycopg.Connection[Any], client: TestClient
         source, online = retrieved(client, user_id=user)
         assert source == "online"
         assert close(online, stored)
-        opened.cursor().executemany("insert into user_interests values (%s, %s, %s, %s, %s, %s)", kept)
+        opened.cursor().executemany("insert into user_interests values (%s, %s, %s, %s, %s, %s, %s)", kept)
         opened.commit()
 
 

@@ -84,7 +84,7 @@ def test_an_error_is_json_too(platform: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("where", ["{", "[1]", '"x"'])
+@pytest.mark.parametrize("where", ["{", "[1]", '"x"', "[" * 40_000, "1" * 5000])
 def test_a_filter_that_is_no_json_object_is_refused(where: str) -> None:
     result = CliRunner().invoke(cli, ["retrieve", "1", "--filter", where])
     assert result.exit_code == 2
@@ -133,5 +133,6 @@ def test_the_doctor_finds_everything_here(platform: str) -> None:
     done = run("doctor", "--json")
     findings = {finding["name"]: finding for finding in json.loads(done.stdout.splitlines()[-1])}
     assert all(finding["ok"] for finding in findings.values()), findings
-    assert {"python", "packages", "disk", "postgres", "pgvector", "schema", "device", "weights"} <= set(findings)
+    assert {"python", "packages", "machine", "disk", "device", "weights"} <= set(findings)
+    assert {"postgres", "pgvector", "schema", "rights", "roles"} <= set(findings)
     assert done.returncode == 0

@@ -18,7 +18,7 @@ from psycopg.types.json import Jsonb
 
 from polytower.postgres import connect
 from serving.app import Caps, create_app
-from tests.conftest import cloned
+from tests.conftest import as_server, cloned
 from tests.generation_factory import Synthetic, unit, write_generation
 
 # A server that waits for torch and encoders, and answers however slow the machine is.
@@ -123,14 +123,14 @@ def own(database: str, small: Synthetic) -> str:
 @pytest.fixture
 def client(served: str) -> Iterator[TestClient]:
     """A client of a server over `served`; exceptions become responses, as behind uvicorn."""
-    with TestClient(create_app(served, caps=PATIENT), raise_server_exceptions=False) as opened:
+    with TestClient(create_app(as_server(served), caps=PATIENT), raise_server_exceptions=False) as opened:
         yield opened
 
 
 @pytest.fixture
 def own_client(own: str) -> Iterator[TestClient]:
     """A client of a server over `own`."""
-    with TestClient(create_app(own, caps=PATIENT), raise_server_exceptions=False) as opened:
+    with TestClient(create_app(as_server(own), caps=PATIENT), raise_server_exceptions=False) as opened:
         yield opened
 
 
@@ -144,7 +144,9 @@ def listening(url: str, *options: str, ready: bool = True) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "polytower.cli", "serve", "--port", str(port), *options]
-    process = subprocess.Popen(command, env={**os.environ, "POLYTOWER_DATABASE_URL": url})
+    process = subprocess.Popen(
+        command, env={**os.environ, "POLYTOWER_DATABASE_URL": url, "POLYTOWER_SERVER_DATABASE_URL": as_server(url)}
+    )
     address = f"http://127.0.0.1:{port}"
     try:
         while not _answers(address + ("/readyz" if ready else "/healthz")):

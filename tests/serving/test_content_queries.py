@@ -3,13 +3,16 @@
 import base64
 import io
 import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import psycopg
 import pytest
 import torch
@@ -26,7 +29,7 @@ from encoders.towers import Towers
 from polytower.cli import cli
 from polytower.postgres import connect
 from serving.app import create_app
-from tests.conftest import cloned
+from tests.conftest import as_server, cloned
 from tests.encoders.checkpoints import WORDS, bert, vit
 from tests.generation_factory import Synthetic, write_generation
 from tests.serving.conftest import PATIENT
@@ -45,10 +48,10 @@ class Shop:
     embeddings: np.ndarray
 
 
-def picture(n: int, size: int = 40, file_format: str = "PNG") -> bytes:
+def picture(n: int, size: int = 40, file_format: str = "PNG", height: int = 0) -> bytes:
     """A plain picture in one of the colours."""
     buffer = io.BytesIO()
-    Image.new("RGB", (size, size), COLOURS[n]).save(buffer, file_format)
+    Image.new("RGB", (size, height or size), COLOURS[n]).save(buffer, file_format)
     return buffer.getvalue()
 
 
@@ -97,7 +100,7 @@ def encoders(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def client(shop: Shop, encoders: None) -> Iterator[TestClient]:
-    with TestClient(create_app(shop.url, caps=PATIENT), raise_server_exceptions=False) as opened:
+    with TestClient(create_app(as_server(shop.url), caps=PATIENT), raise_server_exceptions=False) as opened:
         yield opened
 
 
@@ -173,6 +176,9 @@ def _bomb() -> bytes:
         ("no picture", b"GIF89a but no more"),
         ("empty picture", b"\x89PNG\r\n\x1a\n"),
         ("truncated", picture(0, 400, "JPEG")[:500]),
+        ("PostScript without an end", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n"),
+        ("AVIF", picture(0, 40, "AVIF")),
+        ("line", picture(0, 1, "PNG", 201)),
         ("bomb", _bomb()),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -180,6 +186,30 @@ def _bomb() -> bytes:
 def test_bad_pictures(client: TestClient, name: str, content: bytes) -> None:
     _refused(client.post("/v1/retrieve", json={"image": _encoded(content)}), 422, "unreadable-image")
     assert client.post("/v1/retrieve", json={"image": _encoded(picture(1))}).status_code == 200
+
+
+def test_no_text_waits_for_a_picture(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped decoder stands for a picture that takes long: texts are answered, one picture too many is told so."""
+    monkeypatch.setattr("serving.content.PICTURES", 1)
+    before = {child.pid for child in psutil.Process().children()}
+    image = {"image": _encoded(picture(1)), "k": 1}
+    _ask(client, **image)
+    _ask(client, text="red")
+    (decoder,) = [child for child in psutil.Process().children() if child.pid not in before]
+    decoder.suspend()
+    with ThreadPoolExecutor(1) as other:
+        waiting = other.submit(_ask, client, **image)
+        try:
+            while client.app.state.content._pictures == 0:  # type: ignore[attr-defined]
+                time.sleep(0.01)
+            assert _order(_ask(client, text=WORDS[5], k=1)) == ["w05"]
+            refused = client.post("/v1/retrieve", json=image)
+            _refused(refused, 429, "too-many-requests")
+            assert "Retry-After" in refused.headers
+            assert not waiting.done()
+        finally:
+            decoder.resume()
+        assert waiting.result(60)["candidates"]
 
 
 @pytest.mark.parametrize(
@@ -208,7 +238,7 @@ def test_another_encoder_is_refused(
     shop: Shop, encoders: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POLYTOWER_TEXT_ENCODER", str(bert(tmp_path / "other", seed=1)))
-    with TestClient(create_app(shop.url, caps=PATIENT)) as client:
+    with TestClient(create_app(as_server(shop.url), caps=PATIENT)) as client:
         answer = client.post("/v1/retrieve", json={"text": "red"})
     _refused(answer, 409, "encoder-mismatch")
     assert "POLYTOWER_TEXT_ENCODER" in answer.json()["detail"]
@@ -217,7 +247,7 @@ def test_another_encoder_is_refused(
 
 def test_an_encoder_that_is_not_there(shop: Shop, encoders: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYTOWER_TEXT_ENCODER", "/nowhere/at/all")
-    with TestClient(create_app(shop.url, caps=PATIENT)) as client:
+    with TestClient(create_app(as_server(shop.url), caps=PATIENT)) as client:
         _refused(client.post("/v1/retrieve", json={"text": "red"}), 503, "no-encoder")
 
 
@@ -239,7 +269,7 @@ def test_what_a_generation_may_lack(shop: Shop, encoders: None, damage: str, sta
         try:
             connection.execute(damage)  # type: ignore[call-overload]
             connection.commit()
-            with TestClient(create_app(shop.url, caps=PATIENT), raise_server_exceptions=False) as client:
+            with TestClient(create_app(as_server(shop.url), caps=PATIENT), raise_server_exceptions=False) as client:
                 _refused(client.post("/v1/retrieve", json={"text": "red"}), status, slug)
         finally:
             connection.execute("update generations set state = 'live', config = %s", [Jsonb(config[0])])

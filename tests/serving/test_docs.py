@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 
 from serving.app import create_app
 from serving.errors import PROBLEMS
+from tests.conftest import as_server
 from tests.serving.conftest import PATIENT
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -38,7 +39,7 @@ def test_http_examples(documented: str, text_encoder: str, monkeypatch: pytest.M
     monkeypatch.setenv("POLYTOWER_DEVICE", "cpu")
     line, _, body = example.partition("\n")
     method, path = line.split()
-    with TestClient(create_app(documented, caps=PATIENT)) as client:
+    with TestClient(create_app(as_server(documented), caps=PATIENT)) as client:
         answer = client.request(method, path, json=json.loads(body) if body else None)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
@@ -59,6 +60,6 @@ def test_error_table() -> None:
 
 
 def test_endpoint_table(documented: str) -> None:
-    paths = create_app(documented).openapi()["paths"].keys()
+    paths = create_app(as_server(documented)).openapi()["paths"].keys()
     document = (DOCS / "http.md").read_text()
     assert [path for path in paths if f"{path}`" not in document] == []

@@ -23,6 +23,7 @@ from serving.errors import Problem
 from serving.guard import KeyRing, TokenBucket
 from serving.keys import Scope
 from serving.metrics import Metrics
+from tests.conftest import as_server
 
 ASK = {"user_id": "ada", "k": 3}
 EVENT = {"interactions": [{"user_id": "ada", "item_id": "i20", "event_id": "e1"}]}
@@ -31,7 +32,7 @@ EVENT = {"interactions": [{"user_id": "ada", "item_id": "i20", "event_id": "e1"}
 @pytest.fixture
 def guarded(own: str) -> Iterator[TestClient]:
     """A client of a server that requires keys."""
-    with TestClient(create_app(own, require_keys=True), raise_server_exceptions=False) as client:
+    with TestClient(create_app(as_server(own), require_keys=True), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -153,7 +154,7 @@ def test_the_last_use_is_noted(own: str) -> None:
     with connect(own) as connection:
         record, key = keys.create(connection, "one", ["read"], rate=None, burst=1)
         unused, _ = keys.create(connection, "two", ["read"], rate=None, burst=1)
-    with TestClient(create_app(own, require_keys=True)) as client:
+    with TestClient(create_app(as_server(own), require_keys=True)) as client:
         assert client.get("/v1/generations", headers={"Authorization": f"Bearer {key}"}).status_code == 200
     with connect(own) as connection:
         used = {found.key_id: found.last_used_at for found in keys.listing(connection)}
@@ -237,3 +238,65 @@ def test_the_setting(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYTOWER_REQUIRE_KEYS", "ture")
     with pytest.raises(UserError, match="set it to 1 or 0"):
         create_app(own)
+
+
+def _ring(url: str) -> tuple[Database, KeyRing]:
+    database = Database(url, Metrics(), size=2, timeout=5)
+    return database, KeyRing(database)
+
+
+def test_without_postgres_the_keys_are_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty requests at once wait for one reading; who comes just after it failed is told at once."""
+    monkeypatch.setattr(guard, "PATIENCE", 0.5)
+
+    async def ask() -> tuple[list[Any], int]:
+        database, ring = _ring("postgresql://nobody@127.0.0.1:1/nothing")
+        tried = 0
+        connection = database.connection
+
+        def counted(timeout: float | None = None) -> Any:
+            nonlocal tried
+            tried += 1
+            return connection(timeout)
+
+        monkeypatch.setattr(database, "connection", counted)
+        await database.open()
+        try:
+            many = [ring.admit(f"key {n}", "read", f"10.0.0.{n}") for n in range(30)]
+            answers = await asyncio.gather(*many, return_exceptions=True)
+            answers += await asyncio.gather(ring.admit("another", "read", "10.0.1.1"), return_exceptions=True)
+        finally:
+            await database.close()
+        return answers, tried
+
+    answers, tried = asyncio.run(ask())
+    assert {answer.kind.slug for answer in answers} == {"no-database"}
+    assert tried == 1
+
+
+def test_unknown_keys_are_throttled_by_address(guarded: TestClient, own: str) -> None:
+    """A guesser is told to wait, with no question to Postgres; a valid key from his address is let in."""
+    reader = _key(own, "read")
+    guesses = [guarded.get("/v1/generations", headers={"Authorization": f"Bearer {n}"}) for n in range(guard.TRIES + 5)]
+    assert [answer.status_code for answer in guesses[: guard.TRIES]] == [401] * guard.TRIES
+    assert 429 in [answer.status_code for answer in guesses[guard.TRIES :]]
+    refused = next(answer for answer in guesses if answer.status_code == 429)
+    _refused(refused, 429, "rate-limited")
+    assert guarded.get("/v1/generations", headers=reader).status_code == 200
+
+
+def test_strangers_of_other_addresses_are_not_held_up(own: str) -> None:
+    async def ask() -> list[str]:
+        database, ring = _ring(own)
+        await database.open()
+        slugs = []
+        try:
+            for address in ["1.1.1.1"] * (guard.TRIES + 1) + ["2.2.2.2"]:
+                with pytest.raises(Problem) as refusal:
+                    await ring.admit("unknown", "read", address)
+                slugs.append(refusal.value.kind.slug)
+        finally:
+            await database.close()
+        return slugs
+
+    assert asyncio.run(ask())[-2:] == ["rate-limited", "unknown-key"]

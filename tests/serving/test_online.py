@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from encoders.config import TowersConfig
 from encoders.towers import Context, Towers, UserTower
 from polytower.postgres import connect
 from serving.app import create_app
+from tests.conftest import as_server
 from tests.generation_factory import Synthetic
 from tests.serving.conftest import PATIENT
 from tests.serving.reference import interest_lists, merge_max
@@ -36,7 +37,7 @@ def online(own: str, towers: Towers) -> Iterator[TestClient]:
     """A client of a server whose generation brings a user tower."""
     with connect(own) as connection:
         _store(connection, towers)
-    with TestClient(create_app(own, caps=PATIENT), raise_server_exceptions=False) as client:
+    with TestClient(create_app(as_server(own), caps=PATIENT), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -123,7 +124,7 @@ def test_a_tower_that_reads_time_gets_the_times_of_the_events(own: str, small: S
         _store(connection, towers)
     days = {"i30": "2024-01-01", "i31": "2024-01-02", "i10": "2024-03-01", "i12": "2024-03-01"}
     events = [{"user_id": "new", "item_id": i, "occurred_at": f"{day}T00:00:00Z"} for i, day in days.items()]
-    with TestClient(create_app(own, caps=PATIENT), raise_server_exceptions=False) as client:
+    with TestClient(create_app(as_server(own), caps=PATIENT), raise_server_exceptions=False) as client:
         assert client.post("/v1/interactions", json={"interactions": events}).status_code == 200
         found, raw = _ask(client, user_id="new", k=10), _ask(client, history=list(days), k=10)
     times = [int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() * 1e6) for day in days.values()]
@@ -154,3 +155,60 @@ def test_batch_of_histories(online: TestClient) -> None:
     assert answers[0] == _ask(online, **questions[0])
     assert answers[1] == _ask(online, **questions[1])
     assert answers[2]["type"] == "/problems/unknown-history"
+
+
+def _post(client: TestClient, *events: dict[str, Any]) -> None:
+    posted = client.post("/v1/interactions", json={"interactions": [{"user_id": "ada", **event} for event in events]})
+    assert posted.status_code == 200, posted.text
+
+
+def test_a_late_event_counts_at_its_place_in_the_history(online: TestClient, small: Synthetic, towers: Towers) -> None:
+    """Dated years before the newest event that the generation knows, and arrived after it was built."""
+    assert _ask(online, user_id="ada", k=10)["interests"] == "stored"
+    _post(online, {"item_id": "i30", "occurred_at": "2020-05-05T00:00:00Z"})
+    body = _ask(online, user_id="ada", k=10)
+    history = ["i30", *small.seen["ada"]]
+    assert (body["interests"], body["degraded"]) == ("online", None)
+    assert _found(body) == _expected(small, towers.user_tower, history, {*history}, 10)
+
+
+def test_an_event_dated_ahead_freezes_nobody(online: TestClient, own: str, small: Synthetic, towers: Towers) -> None:
+    """One that was taken before it was refused, and known to the generation: later events still count."""
+    with connect(own) as connection:
+        connection.execute("select ensure_interactions_year(2030)")
+        connection.execute(
+            "insert into interactions (user_id, item_id, occurred_at) values ('ada', 'i40', '2030-01-01')"
+        )
+        connection.execute("update user_interests set as_of = '2030-01-01', events = 4 where user_id = 'ada'")
+    assert _ask(online, user_id="ada", k=10)["interests"] == "stored"
+    _post(online, {"item_id": "i30"})
+    body = _ask(online, user_id="ada", k=10)
+    history = [*small.seen["ada"], "i30", "i40"]
+    assert body["interests"] == "online"
+    assert _found(body) == _expected(small, towers.user_tower, history, {*history}, 10)
+
+
+@pytest.mark.parametrize(("ahead", "status"), [(200, 200), (400, 422)])
+def test_how_far_ahead_an_event_may_be_dated(online: TestClient, ahead: int, status: int) -> None:
+    moment = datetime.now(UTC) + timedelta(seconds=ahead)
+    event = {"user_id": "ada", "item_id": "i30", "occurred_at": moment.isoformat()}
+    answer = online.post("/v1/interactions", json={"interactions": [event]})
+    assert answer.status_code == status
+    assert status == 200 or "more than 300 s ahead" in answer.json()["detail"]
+
+
+def test_an_answer_tells_of_events_that_it_could_not_take_into_account(online: TestClient, own: str) -> None:
+    with connect(own) as connection:
+        connection.execute("insert into items (item_id) values ('newer than the generation')")
+    _post(online, {"item_id": "newer than the generation"}, {"item_id": "i30"})
+    body = _ask(online, user_id="ada", k=5)
+    assert (body["interests"], body["skipped"]) == ("online", ["newer than the generation"])
+    assert "unknown to generation 1" in body["degraded"]
+
+
+def test_a_generation_from_before_events_were_counted(online: TestClient, own: str) -> None:
+    with connect(own) as connection:
+        connection.execute("update user_interests set events = null")
+    assert _ask(online, user_id="ada", k=5)["interests"] == "stored"
+    _post(online, {"item_id": "i30"})
+    assert _ask(online, user_id="ada", k=5)["interests"] == "online"

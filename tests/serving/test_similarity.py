@@ -21,7 +21,7 @@ from polytower.postgres import connect
 from serving.app import create_app
 from serving.models import RetrieveRequest
 from serving.similarity import BINS, Pair, cosine_histogram, interest_closeness, similarity_features
-from tests.conftest import cloned
+from tests.conftest import as_server, cloned
 from tests.generation_factory import AS_OF, Synthetic, write_generation
 from tests.serving.conftest import small_data
 
@@ -164,7 +164,7 @@ def test_only_the_newest_events_count(similar: str) -> None:
 
 def test_training_and_serving_are_the_same(similar: str, reading: psycopg.Connection[Any]) -> None:
     """HTTP, for retrieved candidates and for given ones, says what the offline function says of this moment."""
-    with TestClient(create_app(similar)) as client:
+    with TestClient(create_app(as_server(similar))) as client:
         answer = client.post("/v1/retrieve", json={"user_id": "ada", "k": 4, "similarity": True}).json()
         items = [candidate["item_id"] for candidate in answer["candidates"]]
         entities = {"user_id": ["ada"] * 4, "item_id": items}
@@ -186,7 +186,7 @@ def test_training_and_serving_are_the_same(similar: str, reading: psycopg.Connec
 
 
 def test_similarity_needs_a_user(similar: str) -> None:
-    with TestClient(create_app(similar)) as client:
+    with TestClient(create_app(as_server(similar))) as client:
         vectors = [[1.0] + [0.0] * 7]
         answer = client.post("/v1/retrieve", json={"vectors": vectors, "similarity": True})
         assert (answer.status_code, answer.json()["type"]) == (422, "/problems/unusable-entities")
