@@ -76,8 +76,8 @@ def training_phase(home: Home) -> str:
     if not folders or (folders[-1] / "summary.json").exists():
         return "reading of the training set"
     for name, what in (
-        ("evaluated/towers.json", "summary"), ("towers.json", "saving"), ("refit/state.json", "epochs of the refit"),
-        ("state.json", "epochs"), ("snapshot.safetensors", "first epoch"),
+        ("evaluated/towers.json", "summary"), ("towers.json", "saving"), ("refit/state.safetensors", "epochs of the refit"),
+        ("state.safetensors", "epochs"), ("snapshot.safetensors", "first epoch"),
     ):  # fmt: skip
         if (folders[-1] / name).exists():
             return what
