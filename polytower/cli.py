@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from polytower import __version__
-from polytower.errors import UserError
+from polytower import __version__, signals
 from polytower.generation_commands import generations
 from polytower.key_commands import keys, serve
 from polytower.output import AS_JSON, answer, experiment_table, metrics_table, require_schema, say, table
@@ -356,19 +355,26 @@ for command in (generations, keys, serve, db, env, feast, dagster, bench):
 
 
 def main() -> None:
-    """Entry point: a UserError becomes one line and exit status 1, an interrupt exit status 130."""
+    """Entry point: what a user can mend becomes one line and exit status 1; Ctrl-C ends with 130, SIGTERM with 143."""
+    signals.heed()
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:
-        say("interrupted; run the same command again to continue")
-        raise SystemExit(130) from None
+        word, status = ("terminated", 143) if signals.terminated() else ("interrupted", 130)
+        say(f"{word}; run the same command again to continue")
+        raise SystemExit(status) from None
     except click.ClickException as error:
         error.show()
         raise SystemExit(error.exit_code) from None
-    except UserError as error:
+    except Exception as error:
+        from polytower.failures import as_user_error
+
+        told = as_user_error(error)
+        if told is None:
+            raise
         if "--json" in sys.argv:
-            answer({"error": str(error)}, as_json=True)
-        say(f"error: {error}")
+            answer({"error": str(told)}, as_json=True)
+        say(f"error: {told}")
         raise SystemExit(1) from None
 
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 import psutil
 import psycopg
 
-from polytower.postgres import EmbeddedPostgres, register_types
+from polytower.postgres import EmbeddedPostgres
 
 # The environment variable by which every process that a command ever started is found again.
 MARK = "POLYTOWER_FAULTS_HOME"
@@ -49,9 +49,7 @@ class Home:
     def connect(self) -> psycopg.Connection[Any]:
         """A connection of the harness; it commits each statement."""
         options = {"options": "-c search_path=polytower,public", "application_name": APPLICATION}
-        connection = psycopg.connect(self.url or self.server.url, autocommit=True, **options)
-        register_types(connection)
-        return connection
+        return psycopg.connect(self.url or self.server.url, autocommit=True, **options)
 
     def statements(self) -> list[tuple[int, str, str]]:
         """(pid, state, statement) of the connections of commands; empty while Postgres does not answer."""
@@ -83,11 +81,7 @@ class Home:
     def postgres_processes(self) -> list[psutil.Process]:
         """Postmasters (and what initialises them) of this home, whoever started them."""
         folder = str(self.server.directory)
-        return [
-            each
-            for each in psutil.process_iter(["cmdline"])
-            if _is_postgres(each) and folder in " ".join(each.info["cmdline"] or ())
-        ]
+        return [each for each in psutil.process_iter() if _is_postgres(each) and folder in _place(each)]
 
     def sweep(self) -> None:
         """Ends whatever is left of the home's commands, so that one fault does not spoil the next round."""
@@ -130,9 +124,22 @@ class Command:
         return self.log.read_text(errors="replace")
 
     def shows(self, sign: str) -> bool:
-        """Whether a regular expression is met by its output or by a statement on the database."""
-        signs = [self.said(), *(statement for _, _, statement in self.home.statements())]
+        """Whether a regular expression is met by its output or by a statement on the database.
+
+        While it has child processes, its last line is also met with the words "with children" behind it.
+        """
+        said = self.said()
+        signs = [said, *(statement for _, _, statement in self.home.statements())]
+        if self._children():
+            signs.append(f"{said.strip().rpartition(chr(10))[2]} with children")
         return any(re.search(sign, each) for each in signs)
+
+    def _children(self) -> bool:
+        # The file that psutil would find among all processes of the machine.
+        try:
+            return bool(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().strip())
+        except OSError:
+            return False
 
     def wait_for(self, sign: str, bound: float) -> bool:
         """Waits until the command shows a sign; False when it ended, or the bound passed, before."""
@@ -157,6 +164,14 @@ class Command:
         """kill −9 of the process alone: its children are the platform's to think of."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+
+
+def _place(process: psutil.Process) -> str:
+    """Where a process works: a postmaster names its folder, or is in it."""
+    try:
+        return " ".join([*process.cmdline(), process.cwd()])
+    except (psutil.Error, OSError):
+        return ""
 
 
 def _is_postgres(process: psutil.Process) -> bool:

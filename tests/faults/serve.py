@@ -108,8 +108,7 @@ def killed_server(field: Field) -> Round:
         server.kill()
         return found
     with Clients(field, port) as clients:
-        found.moment = field.random.uniform(0, field.seconds["serve"])
-        time.sleep(found.moment)
+        _traffic_for(field, clients, found)
         server.kill()
     found.killed = f"process {server.process.pid}"
     found.phase = _traffic(clients)
@@ -135,8 +134,7 @@ def killed_postgres_under_serve(field: Field) -> Round:
         return found
     with survivable(field, found):
         with Clients(field, port) as clients:
-            found.moment = field.random.uniform(0, field.seconds["serve"])
-            time.sleep(found.moment)
+            _traffic_for(field, clients, found)
             found.killed = _kill_postmaster(field.home)
         found.phase = _traffic(clients)
         started = time.monotonic()
@@ -147,6 +145,15 @@ def killed_postgres_under_serve(field: Field) -> Round:
         _stop(server, found)
         _judge(field, clients, found)
     return found
+
+
+def _traffic_for(field: Field, clients: Clients, found: Round) -> None:
+    """Waits for the first posts to be taken, and then for a moment of traffic."""
+    until = time.monotonic() + field.bound
+    while not clients.posted and time.monotonic() < until:
+        time.sleep(0.002)
+    found.moment = field.random.uniform(0, field.seconds["serve"])
+    time.sleep(found.moment)
 
 
 def _serve(field: Field, port: int) -> Command:

@@ -17,7 +17,10 @@ STATEMENTS = (
     (r"(?s)insert into .*staged_|delete from staged_|update staged_|^analyze", "checks and upsert of the load"),
     (r"attach partition .*interactions_y|create table .*interactions_y", "new year's partition"),
     (r"content_staging|insert into content_embeddings", "writing of content embeddings"),
-    (r"missing_content|content_encoders", "encoding"),
+    (r"missing_content", "encoding"),
+    (r"content_encoders", "registry of encoders"),
+    (r"select exists \(select from items", "loading of an encoder"),
+    (r"^copy \(", "reading of the training set"),
     (r"(?i)^\s*copy .*_g\d+", "COPY of the generation"),
     (r"create index .*hnsw", "HNSW index"),
     (r"attach partition|add primary key|generation_check|analyze .*_g\d+", "attach"),
@@ -50,8 +53,8 @@ class Step:
         return batch.arguments if self.name == "load" else MATERIALIZE
 
 
-LOAD = Step("load", r"polytower\.load", items=12, edge=400, events=8000, placed=False)
-ENCODE = Step("encode", r"missing_content", r"(?m)^ +content embeddings ", items=32, edge=1000)
+LOAD = Step("load", r"polytower\.load|staged_|into loads", items=12, edge=400, events=8000, placed=False)
+ENCODE = Step("encode", r"user sequences .* with children$", r"(?m)^ +content embeddings ", items=32, edge=1000)
 TRAIN = Step("train", r"(?m)^ +training set ", r"(?m)^ +checkpoint ", events=1500)
 BUILD = Step("build", r"(?m)^ +checkpoint ", r"(?m)^ +live generation ", events=1500)
 PROMOTE = Step("promote", r"\w", placed=False)  # its first statement of all: the transaction is milliseconds long
@@ -65,9 +68,9 @@ def phase(home: Home, step: Step) -> str:
         return training_phase(home)
     for _, query in statements:
         for sign, name in STATEMENTS:
-            if re.search(sign, query):
+            if re.search(sign, query.strip()):
                 return name
-    return statements[0][1].strip()[:30] if statements else "between connections"
+    return " ".join(statements[0][1].split())[:44] if statements else "between connections"
 
 
 def training_phase(home: Home) -> str:
@@ -76,8 +79,9 @@ def training_phase(home: Home) -> str:
     if not folders or (folders[-1] / "summary.json").exists():
         return "reading of the training set"
     for name, what in (
-        ("evaluated/towers.json", "summary"), ("towers.json", "saving"), ("refit/state.safetensors", "epochs of the refit"),
-        ("state.safetensors", "epochs"), ("snapshot.safetensors", "first epoch"),
+        ("evaluated/towers.json", "summary"), ("towers.json", "saving"),
+        ("refit/state.safetensors", "epochs of the refit"), ("state.safetensors", "epochs"),
+        ("snapshot.safetensors", "first epoch"),
     ):  # fmt: skip
         if (folders[-1] / name).exists():
             return what
