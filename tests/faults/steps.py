@@ -54,7 +54,7 @@ class Step:
 
 
 LOAD = Step("load", r"polytower\.load|staged_|into loads", items=12, edge=400, events=8000, placed=False)
-ENCODE = Step("encode", r"user sequences .* with children$", r"(?m)^ +content embeddings ", items=32, edge=1000)
+ENCODE = Step("encode", r"user sequences .* with children$", r"(?m)^ +content embeddings ", items=64, edge=600)
 TRAIN = Step("train", r"(?m)^ +training set ", r"(?m)^ +checkpoint ", events=1500)
 BUILD = Step("build", r"(?m)^ +checkpoint ", r"(?m)^ +live generation ", events=1500)
 PROMOTE = Step("promote", r"\w", placed=False)  # its first statement of all: the transaction is milliseconds long
