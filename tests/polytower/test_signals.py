@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import psycopg
 import pytest
@@ -111,15 +113,22 @@ def test_a_run_of_dagsters_ends_as_well(waiting: Any) -> None:
     assert "Traceback" not in errors
 
 
+def answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 @pytest.mark.parametrize(("number", "status", "word"), ENDS)
 def test_a_server_ends(platform: str, number: int, status: int, word: str) -> None:
-    process = started("-m", "polytower.cli", "serve", "--port", "18231")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = started("-m", "polytower.cli", "serve", "--port", str(port))
     with connect(platform, autocommit=True) as connection:
-        wait_until(
-            connection,
-            "select count(*) > 1 from pg_stat_activity where datname = current_database()"
-            " and backend_type = 'client backend' and query ~ 'live_generation'",
-        )
+        while not answers(port):
+            connection.execute("select pg_sleep(0.02)")
     process.send_signal(number)
     _, errors = process.communicate(timeout=200)
     assert process.returncode == status
