@@ -27,7 +27,7 @@ STATEMENTS = (
     (r"towers", "towers"),
     (r"promotions|update generations set state = '(live|retired)'", "promotion"),
     (r"set state = 'ready'", "ready"),
-    (r"(?i)item_embeddings|user_interests|live_generation|neighbour", "gates"),
+    (r"(?i)item_embeddings|user_interests|retrieve_vectors|live_generation|neighbour", "gates"),
     (r"(?i)create (table|function|index|view|type)|alembic|comment on", "migration"),
 )
 
