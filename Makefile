@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 POLYTOWER_HOME ?= .polytower
 export POLYTOWER_HOME
 
-.PHONY: help demo test check format dev serve bench-flow bench-loading bench-encoding bench-retrieval bench-features bench-training clean
+.PHONY: help demo test test-faults check format dev serve bench-flow bench-loading bench-encoding bench-retrieval bench-features bench-training clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -33,6 +33,9 @@ check: $(INSTALLED) ## lint, types and import rules only
 format: $(INSTALLED) ## mend what the linter can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+test-faults: $(INSTALLED) ## kill -9 at random moments over the whole flow (ROUNDS=10, SEED=N draws the same moments again)
+	$(BIN)/python -m tests.faults --rounds $(or $(ROUNDS),10) $(if $(SEED),--seed $(SEED))
 
 dev: $(INSTALLED) ## Dagster's user interface on the platform's assets
 	$(BIN)/polytower dagster dev
