@@ -20,6 +20,7 @@ from encoders.towers import Context, Interests, Towers
 
 Metrics = dict[str, float]
 DEPTHS = (5, 10, 20, 50, 100, 500)
+_CHUNK = 256  # questions ranked at a time, and fewer where the catalogue is large
 _LIST = 10  # length of the lists that coverage and diversity look at
 
 
@@ -112,7 +113,9 @@ def validation_ndcg(
     return metrics.ndcg(ranks_Q, 10), metrics.recall(ranks_Q, 50)
 
 
-def interests_report(scorer: TowersScorer, questions: Questions, *, chunk: int = 256) -> dict[str, list[float] | float]:
+def interests_report(
+    scorer: TowersScorer, questions: Questions, *, chunk: int | None = None
+) -> dict[str, list[float] | float]:
     """How the interests divide the work, K numbers each, seen items masked.
 
     candidates: share of the first 10 that each interest brought; targets: share of the true next items that belong to
@@ -121,7 +124,7 @@ def interests_report(scorer: TowersScorer, questions: Questions, *, chunk: int =
     """
     interests = scorer.towers.config.interests
     owners, own, weights, cosines = [], [], [], []
-    for part, targets_Q in _chunks(questions, chunk):
+    for part, targets_Q in _chunks(questions, chunk or _CHUNK):
         found = scorer.interests(part)
         scores_QV = best_scores(found, scorer.items_VD, scorer.softness)
         lists_QL = scores_QV.masked_fill(seen(part, len(scorer.items_VD)).to(scores_QV.device), float("-inf")).topk(
@@ -196,7 +199,7 @@ def seen(histories: Histories, items: int) -> Tensor:
 
 def _chunk(items: int) -> int:
     """Questions at a time: their scores stay below 64 million numbers (256 MB)."""
-    return max(1, min(256, (64 << 20) // max(items, 1)))
+    return max(1, min(_CHUNK, (64 << 20) // max(items, 1)))
 
 
 def _chunks(questions: Questions, size: int) -> Iterator[tuple[Histories, Tensor]]:
