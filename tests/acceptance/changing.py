@@ -166,8 +166,9 @@ def _known(world: World) -> str:
 
 def _twin(world: World) -> str:
     """The item whose text and attributes the new item has: without a picture, so that nothing else tells them apart."""
-    ((item,),) = world.sql("select item_id from items order by image_path is not null, title is null, item_id limit 1")
-    return str(item)
+    statement = """select item_id from items where item_id <> %s
+                   order by image_path is not null, title is null, item_id limit 1"""
+    return str(world.sql(statement, [NEW_ITEM])[0][0])
 
 
 def _embedded(world: World) -> int:
