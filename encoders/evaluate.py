@@ -23,6 +23,7 @@ DEPTHS = (5, 10, 20, 50, 100, 500)
 # Questions that are asked at most: each ranks the whole catalogue, so that all of them would cost users times items.
 # The standard error of a share is at most .0022 then.
 MOST_QUESTIONS = 50_000
+_CHUNK = 256  # questions ranked at a time, and fewer where the catalogue is large
 _LIST = 10  # length of the lists that coverage and diversity look at
 
 
@@ -117,7 +118,9 @@ def validation_ndcg(
     return metrics.ndcg(ranks_Q, 10), metrics.recall(ranks_Q, 50)
 
 
-def interests_report(scorer: TowersScorer, questions: Questions, *, chunk: int = 256) -> dict[str, list[float] | float]:
+def interests_report(
+    scorer: TowersScorer, questions: Questions, *, chunk: int | None = None
+) -> dict[str, list[float] | float]:
     """How the interests divide the work, K numbers each, seen items masked.
 
     candidates: share of the first 10 that each interest brought; targets: share of the true next items that belong to
@@ -130,7 +133,7 @@ def interests_report(scorer: TowersScorer, questions: Questions, *, chunk: int =
         return {}
     owners, own = torch.empty(size, length, dtype=torch.int64), torch.empty(size, 1, dtype=torch.int64)
     weights, cosines = torch.empty(size, interests), torch.empty(size)
-    for place, part, targets_Q in _chunks(questions, chunk):
+    for place, part, targets_Q in _chunks(questions, chunk or _CHUNK):
         found = scorer.interests(part)
         scores_QV = best_scores(found, scorer.items_VD, scorer.softness)
         shown_QV = scores_QV.masked_fill(seen(part, items).to(scores_QV.device), float("-inf"))
@@ -202,7 +205,7 @@ def seen(histories: Histories, items: int) -> Tensor:
 
 def _chunk(items: int) -> int:
     """Questions at a time: their scores stay below 64 million numbers (256 MB)."""
-    return max(1, min(256, (64 << 20) // max(items, 1)))
+    return max(1, min(_CHUNK, (64 << 20) // max(items, 1)))
 
 
 def asked(questions: Questions) -> Questions:
