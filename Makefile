@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 POLYTOWER_HOME ?= .polytower
 export POLYTOWER_HOME
 
-.PHONY: help demo test check format dev serve bench-flow bench-loading bench-encoding bench-retrieval bench-features bench-training clean
+.PHONY: help demo test test-faults accept check format dev serve bench-flow bench-loading bench-encoding bench-retrieval bench-features bench-training clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -24,6 +24,10 @@ demo: $(INSTALLED) ## the main job on MovieLens-100k (IMAGES=DIR adds posters, J
 test: check ## lint, types, import rules, then the tests on a real Postgres
 	$(BIN)/pytest
 
+accept: $(INSTALLED) ## the whole product path, as a user has it (DATA=DIR [IMAGES=DIR] for your own data, PRESET=NAME, JSON=1)
+	$(BIN)/python -m tests.acceptance $(if $(DATA),--data "$(DATA)") $(if $(IMAGES),--images "$(IMAGES)") \
+	  $(if $(PRESET),--preset "$(PRESET)") $(if $(JSON),--json)
+
 check: $(INSTALLED) ## lint, types and import rules only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -33,6 +37,9 @@ check: $(INSTALLED) ## lint, types and import rules only
 format: $(INSTALLED) ## mend what the linter can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+test-faults: $(INSTALLED) ## kill -9 at random moments over the whole flow (ROUNDS=10, SEED=N draws the same moments again)
+	$(BIN)/python -m tests.faults --rounds $(or $(ROUNDS),10) $(if $(SEED),--seed $(SEED))
 
 dev: $(INSTALLED) ## Dagster's user interface on the platform's assets
 	$(BIN)/polytower dagster dev

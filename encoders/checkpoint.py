@@ -1,17 +1,19 @@
 """Checkpoints: safetensors for weights, JSON for everything else; never pickle. Files appear whole or not at all.
 
 A checkpoint folder holds towers.safetensors and towers.json (configuration, item ids' fingerprint, metrics); while
-training runs also state.safetensors and state.json, from which it resumes. The item ids themselves are the database's
-(or the folder's): a checkpoint only refuses a catalogue with others.
+training runs also state.safetensors, from which it resumes. The item ids themselves are the database's (or the
+folder's): a checkpoint only refuses a catalogue with others.
 """
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from encoders.catalogue import Catalogue
@@ -22,6 +24,8 @@ from polytower.errors import UserError
 
 FORMAT = 1
 _WEIGHTS, _DOCUMENT = "towers.safetensors", "towers.json"
+# The key of a document inside a safetensors file.
+_INSIDE = "document"
 
 
 def save(
@@ -114,12 +118,23 @@ def load_content_tower(weights: bytes, config: Mapping[str, Any]) -> Content:
     return tower.eval()
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Safetensors, through a temporary file beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    safetensors.torch.save_file(_contiguous(tensors), partial)
-    partial.replace(path)
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any] | None = None) -> None:
+    """Safetensors, whole or not at all; document: JSON that belongs to exactly these tensors (`read_document`)."""
+    with _whole(path) as partial:
+        metadata = None if document is None else {_INSIDE: json.dumps(document)}
+        safetensors.torch.save_file(_contiguous(tensors), partial, metadata)
+
+
+def read_document(path: Path) -> dict[str, Any] | None:
+    """The JSON that a safetensors file was written with; None without a file, or in one that has none."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            inside = (file.metadata() or {}).get(_INSIDE)
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged ({error}); remove the folder and train again") from error
+    return None if inside is None else dict(json.loads(inside))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -130,11 +145,40 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """JSON, through a temporary file beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """JSON, whole or not at all."""
+    with _whole(path) as partial:
+        partial.write_text(json.dumps(document, indent=1))
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which then takes its place: also after a power cut it is the old or the new.
+
+    Raises UserError where it cannot be written; what was there before stays.
+    """
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(document, indent=1))
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        _sync(partial)
+        partial.replace(path)
+        _sync(path.parent)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(
+            f"{path} cannot be written: {reason}; free some space (or make the folder writable) and run the same "
+            "command again: what was finished before is kept"
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ DEPTHS = (5, 10, 20, 50, 100, 500)
 # Questions that are asked at most: each ranks the whole catalogue, so that all of them would cost users times items.
 # The standard error of a share is at most .0022 then.
 MOST_QUESTIONS = 50_000
+_CHUNK = 256  # questions ranked at a time, and fewer where the catalogue is large
 _LIST = 10  # length of the lists that coverage and diversity look at
 
 
@@ -157,7 +158,9 @@ def ranks_of(scorer: Scorer, questions: Questions, items: int, *, chunk: int | N
     return found
 
 
-def interests_report(scorer: TowersScorer, questions: Questions, *, chunk: int = 256) -> dict[str, list[float] | float]:
+def interests_report(
+    scorer: TowersScorer, questions: Questions, *, chunk: int | None = None
+) -> dict[str, list[float] | float]:
     """How the interests divide the work, K numbers each, seen items masked.
 
     candidates: share of the first 10 that each interest brought; targets: share of the true next items that belong to
@@ -246,7 +249,7 @@ def seen(histories: Histories, items: int) -> Tensor:
 
 def _chunk(items: int) -> int:
     """Questions at a time: their scores stay below 64 million numbers (256 MB)."""
-    return max(1, min(256, (64 << 20) // max(items, 1)))
+    return max(1, min(_CHUNK, (64 << 20) // max(items, 1)))
 
 
 def asked(questions: Questions) -> Questions:

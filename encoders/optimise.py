@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 _BETAS = 0.9, 0.999
 _EPSILON = 1e-8
+_CHUNK = 1 << 18  # rows of the mean brought up to date at a time
 
 
 class Adam:
@@ -121,9 +122,8 @@ class RowwiseMean:
 
     def whole(self) -> Tensor:
         """The mean of all rows, up to date: [V, D], the object's own."""
-        size = 1 << 18
-        for start in range(0, len(self.table), size):
-            stop = min(start + size, len(self.table))
+        for start in range(0, len(self.table), _CHUNK):
+            stop = min(start + _CHUNK, len(self.table))
             self.before(torch.arange(start, stop, device=self.table.device))
         return self.mean
 

@@ -217,8 +217,8 @@ class Run:
     def forget(self) -> None:
         """Removes the state to resume from."""
         self.world.wait()
-        for name in ("state.safetensors", "state.json") if self.world.first else ():
-            (self.directory / name).unlink(missing_ok=True)
+        if self.world.first:
+            self._state.unlink(missing_ok=True)
 
     def _epoch(self, epoch: int) -> Epoch:
         started = time.perf_counter()
@@ -312,20 +312,24 @@ class Run:
             ],
         }
 
+    @property
+    def _state(self) -> Path:
+        return self.directory / "state.safetensors"
+
     def _save_state(self) -> None:
         tensors = {f"weights.{name}": value for name, value in self.towers.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.optimiser.average().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         tensors |= {f"optimiser.{name}": value for name, value in self.optimiser.state().items()}
-        checkpoint.write_tensors(self.directory / "state.safetensors", tensors)
         counts = {"best_epoch": self.best_epoch, "steps": self.steps, "metrics": self.metrics}
         curves = [asdict(point) for point in self.curves]
-        checkpoint.write_json(self.directory / "state.json", self._identity() | counts | {"curves": curves})
+        # One file: a kill between two would leave weights of one epoch beside the count of another.
+        checkpoint.write_tensors(self._state, tensors, self._identity() | counts | {"curves": curves})
 
     def _resume(self) -> None:
-        if not (self.directory / "state.json").is_file():
+        document = checkpoint.read_document(self._state)
+        if document is None:
             return
-        document = checkpoint.read_json(self.directory / "state.json")
         wanted = checkpoint.as_json(self._identity())
         begun = asdict(config_from_json(document["config"])) | {"threads": None, "device": None}
         document["config"] = checkpoint.as_json(begun)  # options that are younger than the run have their defaults
@@ -334,7 +338,7 @@ class Run:
                 f"{self.directory}: holds an unfinished training of another configuration or other data; "
                 "finish it as it was begun, or start anew (resume=False, or remove the folder)"
             )
-        tensors = checkpoint.read_tensors(self.directory / "state.safetensors")
+        tensors = checkpoint.read_tensors(self._state)
         part = {prefix: _with_prefix(tensors, prefix + ".") for prefix in ("weights", "average", "best", "optimiser")}
         self.towers.load_state_dict(part["weights"])
         self.best = {name: value.to(self.device) for name, value in part["best"].items()}

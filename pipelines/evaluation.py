@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 
 from pipelines import generations
-from pipelines.training import EVALUATED, aligned, read_snapshot
+from pipelines.training import EVALUATED, aligned, located, read_snapshot
 from pipelines.training_set import read_catalogue
 from polytower.errors import UserError
 
@@ -50,9 +50,10 @@ def evaluate_generation(
     found = generations.get(connection, generation) if generation is not None else generations.live(connection)
     if found is None:
         raise UserError("no generation is live: run `polytower materialize` first")
-    directory = Path(found.checkpoint_path or "")
-    if not found.checkpoint_path or not directory.is_dir():
-        raise UserError(f"generation {found.generation}: its checkpoint folder {directory} is not on this machine")
+    directory = located(found.checkpoint_path)
+    if directory is None:
+        path = found.checkpoint_path or ""
+        raise UserError(f"generation {found.generation}: its checkpoint folder {path} is not on this machine")
     catalogue, _ = read_catalogue(connection)
     return evaluate_checkpoint(found.generation, directory, catalogue, progress=progress)
 

@@ -17,7 +17,7 @@ from feature_repo.schema import FEAST_SCHEMA
 from pipelines import generations, plots
 from pipelines.build import build
 from pipelines.resources import EncoderResource, PostgresResource, TakeOver, Terminal
-from pipelines.training import train_checkpoint
+from pipelines.training import located, train_checkpoint
 from pipelines.training_set import read_training_set
 from polytower.errors import UserError
 
@@ -89,7 +89,8 @@ def generation(
 ) -> dg.MaterializeResult[Any]:
     """All item embeddings and interests of the newest checkpoint, indexed and measured, ready to go live."""
     started = perf_counter()
-    directory = Path(str(_latest(context, "checkpoint", "directory")))
+    recorded = str(_latest(context, "checkpoint", "directory"))
+    directory = located(recorded) or Path(recorded)
     with postgres.connect() as connection:
         number = build(connection, directory, progress=terminal.progress, take_over=config.take_over)
         found = generations.get(connection, number)

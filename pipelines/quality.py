@@ -196,12 +196,13 @@ def _distances(connection: psycopg.Connection[Any], statement: sql.Composed, que
 def _baseline(connection: psycopg.Connection[Any], generation: int) -> list[Gate]:
     # Told, not blocking: on a handful of users the order of two models is chance.
     from pipelines.generations import get
+    from pipelines.training import located
 
     found = get(connection, generation)
     own = found.metrics.get("validation", {}).get("ndcg@10")
-    directory = Path(found.checkpoint_path or "")
+    directory = located(found.checkpoint_path)
     over = None
-    if own is not None and found.checkpoint_path and directory.is_dir():
+    if own is not None and directory is not None:
         over = float(own) - _popularity_ndcg(directory)
     return [Gate("ndcg_over_popularity", over, 0.0, "at least", "warn")]
 

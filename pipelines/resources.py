@@ -1,6 +1,9 @@
 """What assets are given: the database, the encoders' choice, and whether anybody watches."""
 
-from contextlib import AbstractContextManager
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +27,30 @@ class PostgresResource(dg.ConfigurableResource[Any]):
         """The URL in force; starts the embedded server when it is that one."""
         return self.url or postgres.database_url()
 
-    def connect(self) -> AbstractContextManager[psycopg.Connection[Any]]:
+    @contextmanager
+    def connect(self) -> Iterator[psycopg.Connection[Any]]:
         """An open connection; commits on a clean exit."""
-        return postgres.connect(self.database_url())
+        with _interruptible(), postgres.connect(self.database_url()) as connection:
+            yield connection
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM are KeyboardInterrupt.
+
+    Dagster's handlers raise an error of its own; psycopg does not take that for an interrupt, and would wait for the
+    end of the statement that runs instead of cancelling it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    kept = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, kept, strict=True):
+            signal.signal(number, handler)
 
 
 class EncoderResource(dg.ConfigurableResource[Any]):

@@ -17,6 +17,7 @@ from encoders.presets import preset
 from pipelines.training_set import TrainingSet
 from polytower.errors import UserError
 from polytower.files import private_folder
+from polytower.settings import settings
 
 if TYPE_CHECKING:
     from encoders.train import Epoch
@@ -104,6 +105,17 @@ def train_checkpoint(
 def read_checkpoint(directory: Path) -> Checkpoint:
     """A finished checkpoint folder. Raises UserError when it is absent or unfinished."""
     return _read(directory, reused=True)
+
+
+def located(recorded: str | None) -> Path | None:
+    """A checkpoint's folder by the path that was recorded when it was trained; None where it is not on this machine.
+
+    A home that was moved or copied has it under the same name, which its content decides.
+    """
+    if not recorded:
+        return None
+    here = settings().checkpoints_dir / Path(recorded).name
+    return next((folder for folder in (Path(recorded), here) if folder.is_dir()), None)
 
 
 def read_snapshot(directory: Path) -> tuple[list[str], Histories]:

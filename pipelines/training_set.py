@@ -17,8 +17,8 @@ from feature_repo.schema import MODALITIES
 from polytower.errors import UserError
 
 # Users, and items with their embeddings, that are fetched at once.
-USERS_READ = 5_000
-ITEMS_READ = 5_000
+USERS_BATCH = 5_000
+ITEMS_BATCH = 5_000
 
 HISTORIES = """
 select string_agg(
@@ -85,7 +85,7 @@ def _read_content(
     vectors = np.zeros((len(index), dim), np.float32)
     found = np.zeros(len(index), bool)
     with connection.cursor(name="read_content", binary=True) as cursor:
-        cursor.itersize = ITEMS_READ
+        cursor.itersize = ITEMS_BATCH
         cursor.execute(
             "select item_id, embedding from content_embeddings where modality = %s and revision = %s",
             [modality, revision],
@@ -106,7 +106,7 @@ def read_histories(connection: psycopg.Connection[Any], catalogue: Catalogue) ->
     buffer = io.BytesIO()
     with connection.cursor(name="read_histories", binary=True) as cursor:
         cursor.execute(HISTORIES)
-        while users := cursor.fetchmany(USERS_READ):
+        while users := cursor.fetchmany(USERS_BATCH):
             buffer.write("".join(lines for (lines,) in users).encode())
     if not buffer.tell():
         empty = np.zeros(0, np.int64)
@@ -135,7 +135,7 @@ def with_attributes(connection: psycopg.Connection[Any], histories: Histories, w
         cursor.execute(
             """select user_id, attributes from users where attributes <> '{}' order by user_id collate "C" """
         )
-        while rows := cursor.fetchmany(USERS_READ):
+        while rows := cursor.fetchmany(USERS_BATCH):
             names += [user_id for user_id, _ in rows]
             vectors.append(user_vectors([attributes for _, attributes in rows], width))
     index = {user_id: row for row, user_id in enumerate(histories.user_ids)}

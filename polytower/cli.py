@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from polytower import __version__
+from polytower import __version__, signals
 from polytower.failures import explained
 from polytower.generation_commands import generations
 from polytower.key_commands import keys, serve
@@ -386,14 +386,16 @@ for command in (generations, keys, serve, db, env, feast, dagster, bench):
 
 
 def main() -> None:
-    """Entry point: what a user can mend becomes one message and exit status 1, an interrupt exit status 130."""
+    """Entry point: what a user can mend is one message and exit status 1; Ctrl-C ends with 130, SIGTERM with 143."""
     # Checkpoints, snapshots and histories hold who did what: they are nobody else's to read.
     os.umask(0o077)
+    signals.heed()
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:
-        say("interrupted; run the same command again to continue")
-        raise SystemExit(130) from None
+        word, status = ("terminated", 143) if signals.terminated() else ("interrupted", 130)
+        say(f"{word}; run the same command again to continue")
+        raise SystemExit(status) from None
     except click.ClickException as error:
         error.show()
         raise SystemExit(error.exit_code) from None

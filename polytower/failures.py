@@ -10,6 +10,8 @@ from polytower.errors import UserError
 from polytower.settings import settings
 
 AGAIN = "what was finished is kept, and the same command goes on from there"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 # Postgres's class 08 and 57P: the connection, or the server, has gone.
 _LOST = ("08", "57P")
 
@@ -22,12 +24,12 @@ def explained(error: BaseException) -> str | None:
                 return str(each)
             case psycopg.Error():
                 return _postgres(each)
-            case sqlite3.OperationalError():
-                return f"Dagster's history in {settings().home / 'dagster'} cannot be written: {each}; {AGAIN}"
-            case OSError(errno=errno.ENOSPC) | OSError(errno=errno.EDQUOT) | OSError(errno=errno.EFBIG):
+            case sqlite3.DatabaseError():
+                return _dagster(each)
+            case OSError(errno=number) if number in _FULL:
                 return f"no space is left for {each.filename or settings().home}: free some; {AGAIN}"
-            case OSError(errno=errno.EROFS) | OSError(errno=errno.EACCES) | OSError(errno=errno.EPERM):
-                return f"{each.filename or settings().home} cannot be written: set POLYTOWER_HOME to a folder that can"
+            case OSError(errno=number, filename=str() as name) if number in _CLOSED:
+                return f"{name} cannot be used: {each.strerror}; set POLYTOWER_HOME to a folder that is yours"
         # Libraries in Rust and C++ tell it in their own ways.
         if "No space left on device" in str(each):
             return f"no space is left for {settings().home}: free some; {AGAIN}"
@@ -35,12 +37,23 @@ def explained(error: BaseException) -> str | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, what SQLAlchemy wraps in it, and what it was raised from."""
     seen: set[int] = set()
     each: BaseException | None = error
     while each is not None and id(each) not in seen:
         seen.add(id(each))
         yield each
-        each = each.__cause__ or each.__context__
+        wrapped = getattr(each, "orig", None)
+        each = wrapped if isinstance(wrapped, BaseException) else each.__cause__ or each.__context__
+
+
+def _dagster(error: sqlite3.DatabaseError) -> str:
+    # SQLite is Dagster's: its runs and events, nothing of the platform's own.
+    folder = settings().home / "dagster"
+    return (
+        f"Dagster's files in {folder} cannot be used: {error}; see that there is space and that they may be written,"
+        f" or move {folder} away: it holds the history of runs, no data, and is made anew"
+    )
 
 
 def _postgres(error: psycopg.Error) -> str | None:

@@ -51,7 +51,14 @@ def serve(host: str, port: int, require_keys: bool | None, warm: bool) -> None:
     else:
         say("API keys are required and there is none yet: `polytower keys create NAME --scope read`")
     app = create_app(require_keys=guarded, warm=warm)
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, http=Connection, ws="none")
+    # Not uvicorn.run, which keeps to itself that a signal ended it.
+    listening = uvicorn.Config(
+        app, host=host, port=port, log_level="warning", access_log=False, http=Connection, ws="none"
+    )
+    server = uvicorn.Server(listening)
+    server.run()
+    if not server.started:
+        raise SystemExit(1)
 
 
 def _guarded(host: str, require_keys: bool | None) -> bool:

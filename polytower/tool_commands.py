@@ -1,13 +1,13 @@
 """The tools around the platform: the database, and Feast, Dagster and the benchmarks with the environment they need."""
 
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import click
 
+from polytower import signals
 from polytower.errors import UserError
 from polytower.output import say
 
@@ -59,7 +59,8 @@ def psql(arguments: tuple[str, ...]) -> None:
     with tempfile.NamedTemporaryFile("w", prefix="polytower-") as file:
         file.write(psql_service(database_url()))
         file.flush()
-        _run([psql_program(), *arguments], {"PGSERVICEFILE": file.name, "PGSERVICE": "polytower"})
+        environment = {"PGSERVICEFILE": file.name, "PGSERVICE": "polytower"}
+        _run([psql_program(), *arguments], environment, interactive=True)
 
 
 @click.command()
@@ -85,7 +86,13 @@ def feast(arguments: tuple[str, ...]) -> None:
 
     program = Path(sys.executable).with_name("feast")
     folder = str(Path(feature_repo.__file__).parent)
-    _run([str(program), "-c", folder, *arguments], _tool_environment())
+    _run([str(program), "-c", folder, *_on_this_machine(arguments)], _tool_environment())
+
+
+def _on_this_machine(arguments: tuple[str, ...]) -> tuple[str, ...]:
+    """`feast ui` would let the whole network in; whoever wants that says `--host`."""
+    told = any(each.startswith(("-h", "--host")) for each in arguments)
+    return arguments if arguments[:1] != ("ui",) or told else (*arguments, "--host", "127.0.0.1")
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
@@ -105,8 +112,8 @@ def bench(name: str, arguments: tuple[str, ...]) -> None:
     checkout = Path(__file__).parents[1]
     if not (checkout / "benchmarks" / f"{name}.py").is_file():
         raise UserError("benchmarks are part of a checkout, not of the installed package: run this in a clone")
-    done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *arguments], cwd=checkout, check=False)  # noqa: S603
-    raise SystemExit(done.returncode)
+    os.chdir(checkout)
+    _run([sys.executable, "-m", f"benchmarks.{name}", *arguments], {})
 
 
 def _tool_environment() -> dict[str, str]:
@@ -119,10 +126,10 @@ def _tool_environment() -> dict[str, str]:
     return places | feast_environment(database_url())
 
 
-def _run(command: list[str], environment: dict[str, str]) -> None:
+def _run(command: list[str], environment: dict[str, str], *, interactive: bool = False) -> None:
     """Runs another program in the foreground; this process keeps its lease on the embedded Postgres meanwhile."""
     try:
-        done = subprocess.run(command, env={**os.environ, **environment}, check=False)  # noqa: S603 - the user's own command
+        status = signals.run(command, {**os.environ, **environment}, interactive=interactive)
     except FileNotFoundError as error:
         raise UserError(f"{command[0]} is not installed: run `make install`") from error
-    raise SystemExit(done.returncode)
+    raise SystemExit(status)

@@ -24,6 +24,8 @@ from serving.texts import Ids, Texts
 MAX_VALUES = 20_000
 # What an item takes beside its vector, ids and titles of usual length included.
 ITEM_BYTES = 160
+# Items that Postgres packs into one row, and such rows fetched at a time.
+BLOCK, BLOCK_BATCH = 8192, 4
 
 LIVE = """
 select g.generation, g.dim, (select version from item_version limit 1) as version,
@@ -44,7 +46,7 @@ from (
     select e.item_id, e.embedding, row_number() over (order by e.item_id collate "C") - 1 as n
     from item_embeddings e where e.generation = %(generation)s
 ) m left join items i on i.item_id = m.item_id
-group by m.n / 8192 order by m.n / 8192
+group by m.n / %(block)s order by m.n / %(block)s
 """
 
 # One row per attribute and value (JSON texts of scalars and of lists' elements). Beyond the values that are kept of an
@@ -144,8 +146,8 @@ def read(connection: psycopg.Connection[Any], limit: int) -> ItemIndex | None:
 
 def _blocks(connection: psycopg.Connection[Any], generation: int) -> Iterator[tuple[bytes, ...]]:
     with connection.cursor("item_blocks", binary=True) as cursor:
-        cursor.itersize = 4
-        yield from cursor.execute(BLOCKS, {"generation": generation})
+        cursor.itersize = BLOCK_BATCH
+        yield from cursor.execute(BLOCKS, {"generation": generation, "block": BLOCK})
 
 
 def _postings(connection: psycopg.Connection[Any], generation: int, items: int) -> Postings:

@@ -56,12 +56,12 @@ class History:
 class UserTowers:
     """The user towers of the newest generations, and the one thread that runs them, batch by batch."""
 
-    def __init__(self, metrics: Metrics, loader: Loader, *, window: float = WINDOW, batch: int = BATCH) -> None:
+    def __init__(self, metrics: Metrics, loader: Loader, *, window: float = WINDOW) -> None:
         self._loader = loader
         self._towers: OrderedDict[int, UserTower] = OrderedDict()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="user-tower")
         self._batches: Batcher[History, OnlineInterests | None] = Batcher(
-            self._run, self._thread, window=window, size=batch, observe=lambda size: metrics.batch("tower", size)
+            self._run, self._thread, window=window, size=BATCH, observe=lambda size: metrics.batch("tower", size)
         )
 
     def __contains__(self, generation: int) -> bool:

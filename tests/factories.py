@@ -52,12 +52,12 @@ def tiny_folder(
     write_rows(path / f"users.{file_format}", tiny_users(users))
     write_rows(path / f"interactions.{file_format}", tiny_interactions(users, items, events, rng))
     if images:
-        _write_images(path / "images", items, rng)
+        write_images(path / "images", tiny_items(items, images), rng)
     return path
 
 
-def tiny_items(items: int, images: bool = False) -> list[dict[str, Any]]:
-    """Contract rows of the catalogue (see tiny_folder)."""
+def tiny_items(items: int, images: bool = False, pictured: int | None = None) -> list[dict[str, Any]]:
+    """Contract rows of the catalogue (see tiny_folder). pictured: only the first so many have a picture (None: all)."""
     rows = []
     for i in range(items):
         word, description, genre, _ = TASTES[i % len(TASTES)]
@@ -67,7 +67,7 @@ def tiny_items(items: int, images: bool = False) -> list[dict[str, Any]]:
                 "item_id": f"i{i}",
                 "title": f"{word} {i}",
                 "description": None if bare else f"A story of {description}, part {i // len(TASTES)}.",
-                "image": f"i{i}.jpg" if images and not bare else None,
+                "image": f"i{i}.jpg" if images and not bare and (pictured is None or i < pictured) else None,
                 "available": True,
                 "year": None if bare else 1990 + i % 30,
                 "genres": None if bare else [genre],
@@ -105,9 +105,10 @@ def tiny_interactions(users: int, items: int, events: int, rng: np.random.Genera
     return rows
 
 
-def _write_images(directory: Path, items: int, rng: np.random.Generator) -> None:
+def write_images(directory: Path, items: Rows, rng: np.random.Generator) -> None:
+    """A small JPEG in the colour of its taste for every item that names one."""
     directory.mkdir(exist_ok=True)
-    for row in tiny_items(items, images=True):
+    for row in items:
         if row["image"]:
             i = int(row["item_id"][1:])
             noise = rng.integers(-20, 20, size=(32, 24, 3))

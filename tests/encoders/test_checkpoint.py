@@ -1,5 +1,8 @@
 """Checkpoints come back as they were, parts alone too, and refuse what they do not belong to."""
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +35,44 @@ def test_towers_come_back_as_they_were(saved: tuple[Path, Towers, Catalogue]) ->
     assert config == TrainConfig(towers=SHAPE)
     assert metrics == {"ndcg@10": 0.5}
     assert not list(directory.glob("*.partial"))
+
+
+@contextmanager
+def files_end_at(size: int) -> Iterator[None]:
+    """Inside, the system refuses to let any file grow beyond `size` bytes, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_said_and_what_was_there_stays(saved: tuple[Path, Towers, Catalogue]) -> None:
+    directory, towers, catalogue = saved
+    kept = {path.name: path.read_bytes() for path in directory.iterdir()}
+    told = r"cannot be written: .*File too large.*run the same command again: what was finished before is kept"
+    with files_end_at(1000), pytest.raises(UserError, match=rf"towers\.safetensors {told}"):
+        checkpoint.save(directory, towers, TrainConfig(towers=SHAPE), catalogue)
+    with files_end_at(10), pytest.raises(UserError, match=rf"towers\.json {told}"):
+        checkpoint.write_json(directory / "towers.json", {"format": "long enough"})
+    (directory / "file").touch()
+    with pytest.raises(UserError, match=r"note.json cannot be written: File exists"):
+        checkpoint.write_json(directory / "file" / "note.json", {})
+    (directory / "file").unlink()
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == kept
+
+
+def test_a_document_belongs_to_its_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    assert checkpoint.read_document(path) is None
+    checkpoint.write_tensors(path, {"x": torch.ones(2)}, {"epoch": 3})
+    assert checkpoint.read_document(path) == {"epoch": 3}
+    checkpoint.write_tensors(path, {"x": torch.ones(2)})
+    assert checkpoint.read_document(path) is None
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.read_document(path)
 
 
 def test_the_user_tower_alone_answers_the_same(saved: tuple[Path, Towers, Catalogue]) -> None:

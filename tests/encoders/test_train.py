@@ -81,9 +81,11 @@ def test_an_unfinished_run_of_another_configuration_is_refused(tmp_path: Path) -
 def test_a_run_that_an_earlier_version_began_is_gone_on_with(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         train(tiny_catalogue(), tiny_histories(), CONFIG, directory=tmp_path, on_epoch=kill_after(2))
-    document = checkpoint.read_json(tmp_path / "state.json")
+    state = tmp_path / "state.safetensors"
+    document = checkpoint.read_document(state)
+    assert document is not None
     del document["config"]["towers"]["relative"], document["config"]["logq"]
-    checkpoint.write_json(tmp_path / "state.json", document)
+    checkpoint.write_tensors(state, checkpoint.read_tensors(state), document)
     epochs: list[int] = []
     train(
         tiny_catalogue(),

@@ -1,5 +1,6 @@
 """From a training set to a live generation on tiny data: the towers' word is stored, and cold items are found."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from pipelines.build import build
 from pipelines.content import encode_modality
 from pipelines.evaluation import evaluate_generation
 from pipelines.load import load_folder
-from pipelines.training import aligned, read_checkpoint, read_snapshot, train_checkpoint
+from pipelines.training import aligned, located, read_checkpoint, read_snapshot, train_checkpoint
 from pipelines.training_set import read_catalogue, read_training_set
 from polytower.errors import UserError
 from polytower.postgres import connect
@@ -175,6 +176,21 @@ def test_evaluation_reports_the_model_beside_the_baselines(built: Built) -> None
         for masking in ("masked", "unmasked"):
             assert 0 <= metrics[masking]["recall@10"] <= metrics[masking]["recall@50"] <= 1
     assert report.questions == 40
+
+
+def test_a_moved_home_has_its_checkpoints_still(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(built.directory, tmp_path / "moved" / "checkpoints" / built.directory.name)
+    monkeypatch.setenv("POLYTOWER_HOME", str(tmp_path / "moved"))
+    recorded = str(tmp_path / "as it was" / "checkpoints" / built.directory.name)
+    assert located(recorded) == tmp_path / "moved" / "checkpoints" / built.directory.name
+    assert located(str(built.directory)) == built.directory
+    assert located("/nowhere") is None
+    change = "update generations set checkpoint_path = %s where generation = %s"
+    built.connection.execute(change, [recorded, built.generation])
+    try:
+        assert evaluate_generation(built.connection).questions == 40
+    finally:
+        built.connection.rollback()
 
 
 def test_what_cannot_be_evaluated_or_read_says_so(

@@ -27,7 +27,7 @@ def loaded(connection: psycopg.Connection[Any], tmp_path: Path) -> psycopg.Conne
 def test_histories_are_the_interactions_oldest_first(
     loaded: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.training_set.USERS_READ", 13)  # 40 users: three rounds and a remainder
+    monkeypatch.setattr("pipelines.training_set.USERS_BATCH", 13)  # 40 users: three rounds and a remainder
     catalogue, _ = read_catalogue(loaded)
     histories = read_histories(loaded, catalogue)
     expected: dict[str, list[str]] = {}
@@ -59,7 +59,7 @@ def test_ids_that_need_quoting_survive(connection: psycopg.Connection[Any]) -> N
 def test_content_is_read_by_item_and_absence_is_told(
     loaded: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.training_set.ITEMS_READ", 7)
+    monkeypatch.setattr("pipelines.training_set.ITEMS_BATCH", 7)
     catalogue, revisions = read_catalogue(loaded)
     assert set(revisions) == {"attributes"}
     stored = dict(loaded.execute("select item_id, embedding from content_embeddings").fetchall())

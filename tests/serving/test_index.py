@@ -25,6 +25,20 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> tuple[Cells, NDArray[np.float16],
     return Cells(halves, 24), halves, tastes
 
 
+def test_pieces_make_the_same_cells(probed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, halves, tastes = probed
+    monkeypatch.setattr(cells, "BLOCK", 1700)  # three rounds and a remainder
+    pieces, everything = Cells(halves, 24), np.arange(ITEMS)
+    np.testing.assert_array_equal(pieces.vectors(everything), found.vectors(everything))
+    for interests in tastes.values():
+        for one, other in zip(
+            pieces.probe(interests, 50, None, 1).split(len(interests)),
+            found.probe(interests, 50, None, 1).split(len(interests)),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(one[0], other[0])
+
+
 def test_probing_finds_what_a_scan_finds(probed: Any) -> None:
     found, halves, tastes = probed
     exact = Cells(halves, None)
