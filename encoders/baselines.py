@@ -12,7 +12,8 @@ import scipy.sparse as sparse
 import torch
 from torch import Tensor
 
-from encoders.catalogue import Histories
+from encoders.catalogue import Catalogue, Histories
+from encoders.closed_form import whitening
 from encoders.cooccurrence import following
 from encoders.evaluate import Scorer, validation_ndcg
 from encoders.splits import Questions
@@ -69,6 +70,27 @@ class TfIdf:
         return torch.from_numpy((users @ self.vectors @ self.vectors.T).toarray()).float()
 
 
+class Frozen:
+    """Items like the user's last 10 by their content as it was encoded: nothing is trained.
+
+    Each modality is whitened, which finds a third more and better (docs/LOG.md), and unit; side by side.
+    """
+
+    def __init__(self, catalogue: Catalogue, *, rank: int = 256, last: int = 10, decay: float = 0.8) -> None:
+        parts = []
+        for name, width in catalogue.modalities:
+            rows, present = catalogue.content[name], catalogue.present[name]
+            mean, basis = whitening(rows, present, min(rank, width))
+            found = ((rows - mean) @ basis) * present[:, None]
+            parts.append(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12))
+        self.vectors = np.concatenate(parts, axis=1)
+        self.last, self.decay = last, decay
+
+    def __call__(self, histories: Histories) -> Tensor:
+        users = recent(histories, len(self.vectors), self.last, self.decay)
+        return torch.from_numpy(np.asarray(users @ self.vectors @ self.vectors.T, np.float32))
+
+
 class Hybrid:
     """item-kNN + weight · TF-IDF, each divided by its best score for the user; the weight is chosen on validation."""
 
@@ -110,10 +132,11 @@ def baselines(
     items: int,
     documents: Sequence[Sequence[str]] = (),
     validation: Questions | None = None,
+    catalogue: Catalogue | None = None,
 ) -> dict[str, Scorer]:
     """All baselines, fitted on the training events of a split; with documents (tokens of each item) those of content.
 
-    validation: what the hybrid's weight is chosen on; without it there is no hybrid.
+    validation: what the hybrid's weight is chosen on; without it there is no hybrid. catalogue: of the frozen content.
     """
     knn = ItemKnn(train, items)
     found: dict[str, Scorer] = {"popularity": Popularity(train, items), "item_knn": knn}
@@ -121,4 +144,6 @@ def baselines(
         found["tf_idf"] = words = TfIdf(documents)
         if validation is not None and len(validation):
             found["knn_tf_idf"] = Hybrid(knn, words, validation, items)
+    if catalogue is not None and catalogue.modalities:
+        found["frozen"] = Frozen(catalogue)
     return found

@@ -89,7 +89,7 @@ def run_experiment(
         raise UserError(f"{data.name}: the split {split} leaves no question to test on")
     others = {name: _control(name, catalogue, config) for name in controls}
     test, items = asked(cut.test), len(catalogue)
-    fitted = baselines(cut.train, items, _documents(data) if modalities else (), cut.validation)
+    fitted = baselines(cut.train, items, _documents(data) if modalities else (), cut.validation, catalogue)
     simple = {name: rank(scorer, test, items) for name, scorer in fitted.items()}
     found = _run(catalogue, histories, config, cut, seeds, directory, progress=progress, world=world)
     results, scorers, ranked = found.results, found.scorers, found.ranked

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from encoders import metrics
-from encoders.baselines import ItemKnn, Popularity, TfIdf, baselines, item_tokens
+from encoders.baselines import Frozen, ItemKnn, Popularity, TfIdf, baselines, item_tokens
 from encoders.catalogue import Histories, histories_of
 from encoders.config import TowersConfig
 from encoders.cooccurrence import following, ppmi_vectors
@@ -161,12 +161,13 @@ def test_item_knn_equals_its_definition() -> None:
         np.testing.assert_allclose(found[user].numpy(), expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["popularity", "item_knn", "tf_idf", "knn_tf_idf"])
+@pytest.mark.parametrize("name", ["popularity", "item_knn", "tf_idf", "knn_tf_idf", "frozen"])
 @pytest.mark.parametrize("sequences", [{}, {"a": [1]}])
 def test_baselines_bear_little_data(name: str, sequences: dict[str, list[int]]) -> None:
     histories = histories_of(sequences)
     documents = [[f"word{item % 3}"] if item else [] for item in range(ITEMS)]
-    scores = baselines(histories, ITEMS, documents, leave_one_out(tiny_histories()).validation)[name](histories)
+    asked = leave_one_out(tiny_histories()).validation
+    scores = baselines(histories, ITEMS, documents, asked, tiny_catalogue())[name](histories)
     assert scores.shape == (len(sequences), ITEMS)
     assert torch.isfinite(scores).all()
 
@@ -200,6 +201,16 @@ def test_tf_idf_by_hand() -> None:
     assert not found[1].any()
     tokens = item_tokens("A Red dress", None, {"colour": "Red", "sizes": ["S", None], "year": 1999, "none": ""})
     assert tokens == ["a", "red", "dress", "colour=red", "sizes=s", "year=1999"]
+
+
+def test_frozen_content_finds_the_taste_and_nothing_by_an_item_without_any() -> None:
+    catalogue = tiny_catalogue()
+    there = catalogue.present["text"] & catalogue.present["attributes"]
+    item = int(np.flatnonzero(there)[4])
+    scores = Frozen(catalogue, rank=2)(histories_of({"a": [item], "b": [ITEMS - 1]}))
+    best = [other for other in scores[0].argsort(descending=True).tolist() if there[other]][:4]
+    assert {other % 3 for other in best} == {item % 3}
+    assert not scores[1].any()
 
 
 def test_following_by_hand() -> None:

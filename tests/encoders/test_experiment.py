@@ -27,7 +27,7 @@ def test_an_experiment_reports_mean_and_spread_beside_the_baselines(tmp_path: Pa
     assert json.loads(json.dumps(report)) == report
     assert {"data", "preset", "seeds", "parameters", "seconds_per_epoch", "epochs"} <= set(report)
     assert set(report["metrics"]["masked"]["ndcg@10"]) == {"mean", "std"}
-    assert set(report["baselines"]) == {"popularity", "item_knn", "tf_idf", "knn_tf_idf"}
+    assert set(report["baselines"]) == {"popularity", "item_knn", "tf_idf", "knn_tf_idf", "frozen"}
     assert report["seeds"] == [0, 1]
     assert report["epochs"] == [2, 2]
 
