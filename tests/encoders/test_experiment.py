@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from encoders.config import changed
-from encoders.experiment import SPLITS, encoded_catalogue, run_experiment
+from encoders.experiments.experiment import SPLITS, encoded_catalogue, run_experiment
 from encoders.presets import PRESETS, preset
-from pipelines.folder import read_folder
+from pipelines.load.dataset import read_folder
 from polytower.errors import UserError
 from tests.factories import tiny_folder
 

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from encoders.catalogue import Catalogue
 from encoders.config import TowersConfig
-from encoders.fusion import FUSIONS
-from encoders.interests import EXTRACTORS, READ_QUERY_ONLY
-from encoders.towers import Towers, UserTower, over
+from encoders.towers.fusion import FUSIONS
+from encoders.towers.interests import EXTRACTORS, READ_QUERY_ONLY
+from encoders.towers.towers import Towers, UserTower, over
 from tests.encoders.data import ITEMS, tiny_catalogue
 
 CONFIG = TowersConfig(dim=16, history=8, dropout=0.3, interests=3, content_width=16, shrinkage=2.0)

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from polytower import document
+from polytower.commands import document
 
 PAGES = sorted([document.README, *document.ROOT.glob("*.md"), *(document.ROOT / "docs").rglob("*.md")])
 
 
 def test_the_page_about_the_tables_is_current() -> None:
-    assert document.SCHEMA_PAGE.read_text() == document.schema_page(), "run python -m polytower.document"
+    assert document.SCHEMA_PAGE.read_text() == document.schema_page(), "run python -m polytower.commands.document"
 
 
 def test_the_map_of_the_files_is_current() -> None:
-    assert document.README.read_text() == document.readme(), "run python -m polytower.document"
+    assert document.README.read_text() == document.readme(), "run python -m polytower.commands.document"
 
 
 def test_every_module_says_what_it_is_for() -> None:

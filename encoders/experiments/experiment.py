@@ -1,0 +1,207 @@
+"""Experiments without a database: train, evaluate, compare, over several seeds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+
+from encoders.catalogue import BoolArray, Catalogue, FloatArray, Histories
+from encoders.config import TrainConfig, changed
+from encoders.content.attributes import user_vectors
+from encoders.content.encoder import item_text, says_something
+from encoders.content.registry import CONTENT_ENCODERS
+from encoders.evaluation.baselines import baselines
+from encoders.evaluation.evaluate import Metrics, TowersScorer, asked, evaluate, interests_report
+from encoders.evaluation.splits import (
+    Split,
+    cold_items,
+    cold_users,
+    leave_one_out,
+    refit,
+    strong_generalisation,
+    temporal,
+)
+from encoders.presets import preset
+from encoders.training.distributed import ALONE, World
+from encoders.training.train import TrainResult, train
+from feature_repo.schema import Modality
+from polytower.errors import UserError
+
+SPLITS = ("leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items", "cold_users")
+_CHUNK = 512  # contents encoded at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """What an experiment reads (pipelines.load.dataset.read_folder makes it of a contract folder).
+
+    item_ids: the catalogue in its order. items: title, description, image (a name) and attributes of the first of them.
+    users: what is known of each user of the histories, {attribute: value}; None where there is no table of users.
+    """
+
+    name: str
+    item_ids: list[str]
+    items: Sequence[Mapping[str, Any]]
+    histories: Histories
+    users: Sequence[Mapping[str, Any]] | None = None
+
+
+def run_experiment(
+    data: Dataset,
+    preset_name: str,
+    seeds: Sequence[int],
+    *,
+    directory: Path,
+    modalities: Sequence[Modality] = (),
+    split: str = "leave_one_out",
+    options: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    progress: bool = False,
+    images: Path | None = None,
+    world: World = ALONE,
+) -> dict[str, Any]:
+    """Trains the preset once per seed, evaluates on the split's test questions beside the baselines; JSON-able.
+
+    directory: receives a checkpoint per seed (seed-N) and is resumed from. modalities: content to encode and use, none
+    by default; images: the folder that the items' `image` names files in. options: see `config.changed`. world: see
+    `train`.
+    "refit" takes its number of epochs from a strict run of the same seed, so that nothing is selected on test items.
+    "interests" in the report is of the first seed.
+    """
+    config = changed(replace(preset(preset_name), device=device), options or {})
+    catalogue = encoded_catalogue(data, modalities, device=device, images=images)
+    histories = with_users(data, config.towers.user_attributes)
+    cut = make_split(split, histories, len(catalogue))
+    if not len(cut.test):
+        raise UserError(f"{data.name}: the split {split} leaves no question to test on")
+    results: list[TrainResult] = []
+    for seed in seeds:
+        seeded = replace(config, seed=seed)
+        place = directory / f"seed-{seed}"
+        results.append(_trained(catalogue, histories, seeded, cut, place, progress=progress, world=world))
+    scorers = [TowersScorer(result.evaluated, softness=config.softness) for result in results]
+    measured = [evaluate(scorer, cut.test, len(catalogue), vectors_VD=scorer.items_VD) for scorer in scorers]
+    points = [point for result in results for point in result.curves]
+    return {
+        "data": data.name,
+        "preset": preset_name,
+        "split": split,
+        "questions": len(asked(cut.test)),
+        "users": len(cut.test),
+        "seeds": list(seeds),
+        "modalities": list(modalities),
+        "parameters": sum(value.numel() for value in results[0].evaluated.parameters()),
+        "seconds_per_epoch": round(fmean(point.seconds for point in points), 3),
+        "epochs": [len(result.curves) for result in results],
+        "best_epochs": [result.best_epoch for result in results],
+        "seconds": [round(result.seconds, 1) for result in results],
+        "metrics": {track: _spread([one[track] for one in measured]) for track in ("masked", "unmasked")},
+        "interests": interests_report(scorers[0], cut.test),
+        "baselines": {
+            name: evaluate(scorer, cut.test, len(catalogue))
+            for name, scorer in baselines(cut.train, len(catalogue)).items()
+        },
+    }
+
+
+def encoded_catalogue(
+    data: Dataset, modalities: Sequence[Modality] = (), *, device: str = "auto", images: Path | None = None
+) -> Catalogue:
+    """The catalogue with the content of these modalities.
+
+    images: where the files lie that the items name; a picture that is absent or unreadable counts as none. Raises
+    UserError for the modality image without it.
+    """
+    content: dict[str, FloatArray] = {}
+    present: dict[str, BoolArray] = {}
+    for modality in modalities:
+        content[modality], present[modality] = _encoded(modality, data, device, images)
+    return Catalogue(data.item_ids, content, present)
+
+
+def with_users(data: Dataset, width: int) -> Histories:
+    """The histories with the users' attributes hashed to `width` numbers; 0 leaves them out."""
+    if not width:
+        return data.histories
+    if data.users is None:
+        raise UserError(f"{data.name} holds no users, from which towers.user_attributes would be read")
+    return replace(data.histories, attributes=user_vectors(data.users, width))
+
+
+def make_split(name: str, histories: Histories, items: int) -> Split:
+    """The split of that name. Raises UserError for an unknown one."""
+    if name == "cold_items":
+        return cold_items(histories, items)
+    rules = {
+        "leave_one_out": leave_one_out,
+        "refit": refit,
+        "temporal": temporal,
+        "strong_generalisation": strong_generalisation,
+        "cold_users": cold_users,
+    }
+    if name not in rules:
+        raise UserError(f"no split {name!r}; there are {', '.join(SPLITS)}")
+    return rules[name](histories)
+
+
+def _trained(
+    catalogue: Catalogue,
+    histories: Histories,
+    config: TrainConfig,
+    cut: Split,
+    directory: Path,
+    *,
+    progress: bool,
+    world: World,
+) -> TrainResult:
+    if cut.name == "refit":
+        strict = train(catalogue, histories, config, directory=directory / "strict", progress=progress, world=world)
+        config = replace(config, epochs=max(1, strict.best_epoch))
+    return train(catalogue, histories, config, directory=directory, progress=progress, split=cut, world=world)
+
+
+def _spread(runs: list[Metrics]) -> dict[str, dict[str, float]]:
+    """Mean and sample standard deviation of each metric over the seeds (0 for one seed)."""
+    return {
+        name: {
+            "mean": fmean(run[name] for run in runs),
+            "std": stdev([run[name] for run in runs]) if len(runs) > 1 else 0.0,
+        }
+        for name in runs[0]
+    }
+
+
+def _encoded(modality: Modality, data: Dataset, device: str, images: Path | None) -> tuple[FloatArray, BoolArray]:
+    """(rows [V, dim], present [V]) of one modality; items without it, or without a description, have zero rows."""
+    contents: list[Any]
+    if modality == "image":
+        contents = [_picture(images, row["image"]) for row in data.items]
+        has = [path is not None for path in contents]
+    elif modality == "text":
+        contents = [item_text(row["title"], row["description"]) for row in data.items]
+        has = [bool(text) for text in contents]
+    else:
+        contents = [row["attributes"] for row in data.items]
+        has = [says_something(attributes) for attributes in contents]
+    encoder = CONTENT_ENCODERS[modality](device=device)
+    there = np.flatnonzero(has)
+    size = len(data.item_ids)
+    embeddings, present = np.zeros((size, encoder.dim), dtype=np.float32), np.zeros(size, dtype=np.bool_)
+    chunks = [there[start : start + _CHUNK] for start in range(0, len(there), _CHUNK)]
+    encoded = encoder.encode_chunks([contents[row] for row in chunk] for chunk in chunks)
+    for chunk, found in zip(chunks, encoded, strict=True):
+        embeddings[chunk] = found.embeddings
+        present[chunk] = True
+        present[chunk[list(found.failures)]] = False
+    return embeddings, present
+
+
+def _picture(images: Path | None, name: str | None) -> Path | None:
+    """The file of an item's image; None where there is none inside the folder."""
+    if images is None or not images.is_dir():
+        raise UserError(f"experiment: images need the folder that holds them (--images DIR); {images} is none")
+    path = (images / name).resolve() if name else None
+    return path if path is not None and path.is_relative_to(images.resolve()) and path.is_file() else None
