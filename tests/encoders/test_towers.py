@@ -72,7 +72,7 @@ def test_packed_training_rows_and_serving_agree(extractor: str) -> None:
         torch.testing.assert_close(packed.vectors[:, last], alone.vectors)
 
 
-@pytest.mark.parametrize("extractor", READ_QUERY_ONLY)
+@pytest.mark.parametrize("extractor", sorted(READ_QUERY_ONLY))
 def test_work_at_the_query_positions_alone_gives_the_same_states(extractor: str) -> None:
     tower, items = user_tower(extractor=extractor, blocks=2), histories_of_vectors(3, 7)
     allowed, queries = torch.ones(3, 7, 7, dtype=torch.bool).tril(), torch.tensor([[6, 2], [0, 0], [3, 5]])

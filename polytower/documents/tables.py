@@ -1,21 +1,8 @@
-"""Pages written from the code: docs/schema.md and README's map of the files. A test holds them current.
-
-`python -m polytower.commands.document` writes them.
-"""
-
-import ast
-import re
-from pathlib import Path
+"""docs/reference/tables.md: every table with its purpose, key and columns."""
 
 from sqlalchemy import Dialect, Table, make_url
 
 from migrations.tables import metadata
-
-ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
-SCHEMA_PAGE = ROOT / "docs" / "schema.md"
-FOLDERS = ("feature_repo", "encoders", "pipelines", "migrations", "serving", "polytower")
-MAP = re.compile(r"(?<=<!-- map -->\n).*(?=<!-- end of map -->)", re.DOTALL)
 
 DIALECT: type[Dialect] = make_url("postgresql+psycopg://").get_dialect()
 
@@ -43,10 +30,9 @@ PURPOSE = {
 }
 
 
-def schema_page() -> str:
-    """docs/schema.md: every table with its purpose, key and columns."""
-    head = "# Tables\n\nSchema `polytower`. Written by `python -m polytower.commands.document` from `migrations/tables.py`.\n"  # noqa: E501
-    return head + "".join(
+def page() -> str:
+    """The page, from `migrations/tables.py`."""
+    return "# Tables\n\nSchema `polytower`.\n" + "".join(
         _section(table) for table in sorted(metadata.tables.values(), key=lambda t: list(PURPOSE).index(t.name))
     )
 
@@ -59,26 +45,3 @@ def _section(table: Table) -> str:
         kind = column.type.compile(dialect=DIALECT()).lower()
         lines.append(f"| {column.name} | {kind} | {'yes' if column.nullable else 'no'} |")
     return "\n".join(lines) + "\n"
-
-
-def readme() -> str:
-    """README.md with its map of the files brought up to date."""
-    return MAP.sub(lambda _: "\n".join(map(_folder, FOLDERS)) + "\n", README.read_text())
-
-
-def _folder(folder: str) -> str:
-    """A folder's purpose, then its files: the first sentence of each module's docstring."""
-    lines = [f"**{folder}/** {_purpose(ROOT / folder / '__init__.py')}\n"]
-    files = sorted(path for path in (ROOT / folder).glob("*.py") if path.name != "__init__.py")
-    return "\n".join([*lines, *(f"- `{path.name}` {_purpose(path)}" for path in files)]) + "\n"
-
-
-def _purpose(path: Path) -> str:
-    text = ast.get_docstring(ast.parse(path.read_text())) or ""
-    paragraph = " ".join(text.split("\n\n")[0].split())
-    return re.split(r"(?<=[a-z)`\"]\.)\s", paragraph)[0]
-
-
-if __name__ == "__main__":
-    SCHEMA_PAGE.write_text(schema_page())
-    README.write_text(readme())
