@@ -6,7 +6,10 @@ INSTALLED := $(VENV)/.installed
 POLYTOWER_HOME ?= .polytower
 export POLYTOWER_HOME
 
-.PHONY: help demo test test-faults accept check format dev serve bench-flow bench-loading bench-encoding bench-retrieval bench-features bench-training clean
+# pytest on as many processes as there are cores
+PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile
+
+.PHONY: help install demo test test-fast test-faults accept check format docs dev serve clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -22,7 +25,10 @@ demo: $(INSTALLED) ## the main job on MovieLens-100k (IMAGES=DIR adds posters, J
 	$(BIN)/polytower demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(JSON),--json)
 
 test: check ## lint, types, import rules, then the tests on a real Postgres
-	$(BIN)/pytest
+	$(PYTEST)
+
+test-fast: $(INSTALLED) ## the tests that need no database and no heavy import
+	$(PYTEST) -m "not database and not slow"
 
 accept: $(INSTALLED) ## the whole product path, as a user has it (DATA=DIR [IMAGES=DIR] for your own data, PRESET=NAME, JSON=1)
 	$(BIN)/python -m tests.acceptance $(if $(DATA),--data "$(DATA)") $(if $(IMAGES),--images "$(IMAGES)") \
@@ -40,6 +46,9 @@ format: $(INSTALLED) ## mend what the linter can mend
 
 test-faults: $(INSTALLED) ## kill -9 at random moments over the whole flow (ROUNDS=10, SEED=N draws the same moments again)
 	$(BIN)/python -m tests.faults --rounds $(or $(ROUNDS),10) $(if $(SEED),--seed $(SEED))
+
+docs: $(INSTALLED) ## the documentation as a site in build/site; broken links fail
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 dev: $(INSTALLED) ## Dagster's user interface on the platform's assets
 	$(BIN)/polytower dagster dev

@@ -14,8 +14,8 @@ from psycopg import sql
 
 import migrations
 from benchmarks.generated import write_folder
-from pipelines.load import load_folder
-from pipelines.materialize import materialize
+from pipelines.load.folder import load_folder
+from pipelines.orchestration.materialize import materialize
 from polytower.postgres import connect, database_url
 
 # What is searched has to look like what towers make; how well they were trained changes no latency.

@@ -25,10 +25,10 @@ import torch
 from psycopg.types.json import Jsonb
 
 import migrations
-from encoders.content import item_text
-from encoders.content_encoders import CONTENT_ENCODERS
+from encoders.content.encoder import item_text
+from encoders.content.registry import CONTENT_ENCODERS
 from feature_repo.schema import Modality
-from pipelines.content import encode_modality
+from pipelines.content_embeddings import encode_modality
 from polytower.postgres import EmbeddedPostgres, connect
 
 _CONTRACT = ("item_id", "title", "description", "image", "available")

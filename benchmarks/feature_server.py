@@ -8,7 +8,7 @@ import sys
 import uvicorn
 
 from feature_repo.schema import ITEM_EMBEDDING_VIEW, SERVICES, USER_SEQUENCE_VIEW, USER_STATS_VIEW
-from serving.app import create_app
+from serving.http.app import create_app
 
 SERVICE = "benchmark"
 

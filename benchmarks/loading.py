@@ -29,7 +29,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 import migrations
-from pipelines.load import load_folder
+from pipelines.load.folder import load_folder
 from polytower.postgres import EmbeddedPostgres, connect
 
 RESULTS = Path(__file__).parent / "results" / "loading.json"

@@ -29,8 +29,8 @@ from benchmarks.features import empty, stock_store, write
 from feature_repo import definitions, store
 from feature_repo.columns import COPY_END, COPY_START
 from feature_repo.copy_rows import copy_rows
-from feature_repo.online_writes import Row, _cells
 from feature_repo.schema import USER_SEQUENCE_VIEW
+from feature_repo.views.online_writes import Row, _cells
 from polytower.postgres import EmbeddedPostgres, connect
 
 RESULTS = Path(__file__).parent / "results" / "sequence_writes.json"

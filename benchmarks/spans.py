@@ -17,21 +17,24 @@ from typing import Any
 
 # Command → step → the functions, as module:attribute of where they are called from. Steps may nest.
 WATCHED: dict[str, dict[str, tuple[str, ...]]] = {
-    "load": {"load": ("pipelines.load:load_folder",)},
+    "load": {"load": ("pipelines.load.folder:load_folder",)},
     "materialize": {
         "expectations": ("pipelines.expectations:validate",),
-        "sequences, statistics": ("pipelines.data_assets:refresh_sequences",),
-        "content": ("pipelines.data_assets:encode_modality",),
-        "content gates": ("pipelines.checks:content_gates",),
-        "training set": ("pipelines.model_assets:read_training_set", "pipelines.build:read_training_set"),
-        "checkpoint": ("pipelines.model_assets:train_checkpoint",),
-        "generation": ("pipelines.build:_fill_from",),
-        "index": ("pipelines.partitions:_index",),
-        "gates": ("pipelines.quality:generation_gates",),
-        "search width": ("pipelines.build:tune",),
-        "promotion": ("pipelines.generations:promote",),
+        "sequences, statistics": ("pipelines.orchestration.data_assets:refresh_sequences",),
+        "content": ("pipelines.orchestration.data_assets:encode_modality",),
+        "content gates": ("pipelines.orchestration.checks:content_gates",),
+        "training set": (
+            "pipelines.orchestration.model_assets:read_training_set",
+            "pipelines.generation.build:read_training_set",
+        ),
+        "checkpoint": ("pipelines.orchestration.model_assets:train_checkpoint",),
+        "generation": ("pipelines.generation.build:_fill_from",),
+        "index": ("pipelines.generation.partitions:_index",),
+        "gates": ("pipelines.generation.quality:generation_gates",),
+        "search width": ("pipelines.generation.build:tune",),
+        "promotion": ("pipelines.generation.lifecycle:promote",),
     },
-    "evaluate": {"evaluate": ("pipelines.evaluation:evaluate_generation",)},
+    "evaluate": {"evaluate": ("pipelines.generation.evaluation:evaluate_generation",)},
     "feast": {"feast materialize": ("benchmarks.spans:feast_materialize",)},
 }
 

@@ -3,10 +3,10 @@
     python -m benchmarks.table                        # → benchmarks/results/table.json
     python -m benchmarks.table --items 10000000 --steps 20
 
-Each case runs in a process of its own, one thread, on the same 200,000 synthetic events spread over the catalogue, all
-of whose items are drawn as negatives: training steps of `encoders.train.Run` a second of CPU time (other jobs on the
-machine then count little), and the peak of resident memory above what the data and the imports take. With EMA a second
-table is held. The dense optimiser is left out where it would need over 8 GB.
+Each case runs in a process of its own, one thread, on the same 200,000 synthetic events spread over the catalogue,
+all of whose items are drawn as negatives: training steps of `encoders.training.train.Run` a second of CPU time (other
+jobs on the machine then count little), and the peak of resident memory above what the data and the imports take. With
+EMA a second table is held. The dense optimiser is left out where it would need over 8 GB.
 """
 
 import argparse
@@ -26,9 +26,9 @@ import torch
 from benchmarks.training import synthetic
 from encoders.catalogue import Catalogue
 from encoders.config import TowersConfig, TrainConfig
-from encoders.packing import batches, pack
-from encoders.splits import production
-from encoders.train import Run
+from encoders.evaluation.splits import production
+from encoders.training.packing import batches, pack
+from encoders.training.train import Run
 
 RESULTS = Path(__file__).parent / "results" / "table.json"
 CONFIG = TrainConfig(

@@ -32,13 +32,13 @@ from torch.nn import functional as F
 
 from encoders.catalogue import Catalogue, Histories
 from encoders.config import TowersConfig, TrainConfig
-from encoders.evaluate import TowersScorer, padded, validation_ndcg
-from encoders.packing import Rows, batches, pack
+from encoders.evaluation.evaluate import TowersScorer, padded, validation_ndcg
+from encoders.evaluation.splits import leave_one_out, production
 from encoders.presets import preset
-from encoders.splits import leave_one_out, production
-from encoders.towers import Towers
-from encoders.train import Epoch, Run, train
-from pipelines.folder import read_folder
+from encoders.towers.towers import Towers
+from encoders.training.packing import Rows, batches, pack
+from encoders.training.train import Epoch, Run, train
+from pipelines.load.dataset import read_folder
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
 _USERS = 128  # of a step of the padded model
@@ -104,7 +104,7 @@ def epoch_seconds(interactions: int, config: TrainConfig, *, steps: int = 20) ->
 
 
 def packed_speed(histories: Histories, items: int, config: TrainConfig) -> float:
-    """Positions per second of `encoders.train`, packing included."""
+    """Positions per second of `encoders.training.train`, packing included."""
     run, rows, packing = prepared(histories, items, config)
     seconds = packing + step_seconds(run, rows, 40) * len(rows) / config.batch_rows
     return int((rows.segments > 0).sum()) / seconds

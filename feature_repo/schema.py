@@ -6,7 +6,7 @@ SCHEMA = "polytower"
 READER_ROLE = "polytower_reader"
 SERVER_ROLE = "polytower_server"
 
-# Tables (DDL: migrations/; see docs/schema.md for the columns)
+# Tables (DDL: migrations/; see docs/reference/tables.md for the columns)
 INTERACTIONS = "interactions"
 ITEMS = "items"
 USERS = "users"

@@ -11,11 +11,11 @@ from typing import Any
 import click
 
 from polytower import __version__, signals
+from polytower.commands.generations import generations
+from polytower.commands.output import AS_JSON, answer, experiment_table, metrics_table, require_schema, say, table
+from polytower.commands.serve import keys, serve
+from polytower.commands.tools import bench, dagster, db, env, feast
 from polytower.failures import explained
-from polytower.generation_commands import generations
-from polytower.key_commands import keys, serve
-from polytower.output import AS_JSON, answer, experiment_table, metrics_table, require_schema, say, table
-from polytower.tool_commands import bench, dagster, db, env, feast
 
 
 class JsonObject(click.ParamType[Any]):
@@ -97,7 +97,7 @@ def load(folder: Path, images: Path | None, max_rejected: float, take_over: bool
     Exit status: 0 when every row was taken, 3 when the rest was loaded but some rows were put aside (they are listed
     and kept in the table rejected_rows), 1 when the whole load was refused and nothing changed.
     """
-    from pipelines.load import load_folder
+    from pipelines.load.folder import load_folder
     from polytower.postgres import connect
 
     _initialise()
@@ -122,7 +122,7 @@ def load(folder: Path, images: Path | None, max_rejected: float, take_over: bool
 @AS_JSON
 def materialize(preset: str, options: tuple[str, ...], until: Any, take_over: bool, as_json: bool) -> None:
     """Run the Dagster assets in process: checks, sequences, content, towers, generation, promotion."""
-    from pipelines.materialize import materialize as run
+    from pipelines.orchestration.materialize import materialize as run
 
     _initialise()
     result = run(preset=preset, options=_options(options), until=until, progress=True, take_over=take_over)
@@ -139,7 +139,7 @@ def materialize(preset: str, options: tuple[str, ...], until: Any, take_over: bo
 @AS_JSON
 def evaluate(generation: int | None, as_json: bool) -> None:
     """Leave-one-out evaluation of a generation's towers beside popularity and item-kNN on the same split."""
-    from pipelines.evaluation import evaluate_generation
+    from pipelines.generation.evaluation import evaluate_generation
     from polytower.postgres import connect
 
     with connect() as connection:
@@ -188,7 +188,7 @@ def retrieve(
 
     from polytower.postgres import connect, database_url
     from serving.models import RetrieveRequest
-    from serving.once import ask
+    from serving.retrieve.ask import ask
 
     sources = (
         user_id is not None,
@@ -257,7 +257,7 @@ def similar(item_id: str, k: int, space: str, where: dict[str, Any], as_json: bo
 @AS_JSON
 def demo(images: Path | None, preset: str, as_json: bool) -> None:
     """The main job on MovieLens-100k: load, check, encode, train, build, promote, evaluate, retrieve."""
-    from polytower.demo import run
+    from polytower.commands.demo import run
 
     _initialise()
     report = run(images=images, preset=preset)
@@ -325,9 +325,9 @@ def experiment(
     as_json: bool,
 ) -> None:
     """Train and evaluate a preset straight from FOLDER, without a database, beside the baselines."""
-    from encoders.distributed import ALONE, processes
-    from encoders.experiment import run_experiment
-    from pipelines.folder import read_folder
+    from encoders.experiments.experiment import run_experiment
+    from encoders.training.distributed import ALONE, processes
+    from pipelines.load.dataset import read_folder
     from polytower.settings import settings
 
     config = settings()
@@ -351,7 +351,7 @@ def experiment(
 @AS_JSON
 def doctor(as_json: bool) -> None:
     """Look at everything the platform needs, and say how to get what is missing."""
-    from polytower.doctor import examine
+    from polytower.commands.doctor import examine
 
     findings = examine()
     rows = [("ok" if f.ok else "MISSING", f.name, f.detail, "" if f.ok else f.remedy) for f in findings]

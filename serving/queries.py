@@ -1,6 +1,7 @@
 """The only place of the query layer that holds SQL: statements with named parameters, and typed rows.
 
-The command line (synchronous functions here) and HTTP (asynchronous, serving/retrieval.py) share the statements.
+The command line (synchronous functions here) and HTTP (asynchronous, serving/retrieve/retrieval.py) share the
+statements.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -20,6 +20,13 @@ _LOGINS: dict[str, str] = {}
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that needs Postgres shows it by its fixtures; `-m "not database"` leaves it out."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "server" in item.fixturenames:
+            item.add_marker("database")
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """URL of a server of this run's own (or of POLYTOWER_TEST_DATABASE_URL), with a migrated template database."""
@@ -31,12 +38,21 @@ def server() -> Iterator[str]:
     embedded = EmbeddedPostgres(home / "postgres")
     try:
         url = embedded.acquire()
+        _forget_crashes(url)
         migrations.upgrade(url)
         _LOGINS[parts(url)["port"]] = embedded.server_url
         yield url
     finally:
         embedded.stop()
         shutil.rmtree(home)
+
+
+def _forget_crashes(url: str) -> None:
+    """Nothing here outlives the server: without waiting for the disk, a clone of the template takes a third."""
+    with psycopg.connect(url, autocommit=True) as admin:
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+            admin.execute(sql.SQL("alter system set {} = off").format(sql.Identifier(setting)))
+        admin.execute("select pg_reload_conf()")
 
 
 def as_server(url: str) -> str:

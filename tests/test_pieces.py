@@ -18,33 +18,33 @@ import psycopg
 import pytest
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 
-from encoders.attributes import AttributesEncoder
-from encoders.evaluate import TowersScorer, interests_report
-from encoders.experiment import _encoded
-from encoders.image import ImageEncoder
-from encoders.splits import leave_one_out
-from encoders.text import TextEncoder
-from feature_repo.online_writes import Row, write_rows
+from encoders.content.attributes import AttributesEncoder
+from encoders.content.image import ImageEncoder
+from encoders.content.text import TextEncoder
+from encoders.evaluation.evaluate import TowersScorer, interests_report
+from encoders.evaluation.splits import leave_one_out
+from encoders.experiments.experiment import _encoded
 from feature_repo.schema import USER_STATS_VIEW
-from pipelines import generations
-from pipelines.build import build
-from pipelines.content import encode_modality
-from pipelines.evaluation import evaluate_generation
-from pipelines.folder import read_folder
-from pipelines.load import load_folder
+from feature_repo.views.online_writes import Row, write_rows
+from pipelines.content_embeddings import encode_modality
+from pipelines.generation import lifecycle
+from pipelines.generation.build import build
+from pipelines.generation.evaluation import evaluate_generation
+from pipelines.generation.training import aligned, read_snapshot, train_checkpoint
+from pipelines.generation.training_set import read_catalogue, read_training_set
+from pipelines.load.dataset import read_folder
+from pipelines.load.folder import load_folder
 from pipelines.sequences import changed_days, refresh_sequences
-from pipelines.training import aligned, read_snapshot, train_checkpoint
-from pipelines.training_set import read_catalogue, read_training_set
 from polytower.postgres import connect
-from serving.content import ContentQueries
 from serving.database import Database
-from serving.index import Asked
-from serving.index_load import read
-from serving.loading import Loader
+from serving.loaded.content_queries import ContentQueries
+from serving.loaded.loader import Loader
+from serving.loaded.user_towers import UserTowers
+from serving.memory.fill import read
+from serving.memory.item_index import Asked
 from serving.metrics import Metrics
 from serving.models import RetrieveRequest
-from serving.online import UserTowers
-from serving.similarity import Pair, similarity_features
+from serving.rank.similarity import Pair, similarity_features
 from tests.conftest import cloned
 from tests.encoders.checkpoints import bert, vit
 from tests.factories import tiny_folder
@@ -54,32 +54,32 @@ FOLDERS = ("encoders", "feature_repo", "migrations", "pipelines", "polytower", "
 USERS, ITEMS, EVENTS = 23, 24, 12
 # Constant → (its value here, of how many): three rounds and a remainder, at least.
 PIECES: dict[str, tuple[int, int]] = {
-    "encoders.attributes._BATCH": (7, ITEMS),
-    "encoders.evaluate._CHUNK": (7, USERS),
-    "encoders.experiment._CHUNK": (7, ITEMS),
-    "encoders.image._BATCH": (2, 7),  # the pictures of one chunk
-    "encoders.image._CHUNK": (7, ITEMS - 1),  # one item has no picture
-    "encoders.losses._CHUNK": (10, USERS * EVENTS // 2),  # positions of a step; halved for two interests
-    "encoders.optimise._CHUNK": (7, ITEMS),
-    "encoders.text._BATCH": (2, 7),
-    "encoders.text._CHUNK": (7, ITEMS),
-    "encoders.towers._CHUNK": (7, ITEMS),
-    "feature_repo.online_writes._CHUNK": (7, USERS),
-    "pipelines.build.USER_CHUNK": (7, USERS),
-    "pipelines.content._CHUNK": (7, ITEMS - 1),
-    "pipelines.contract.BATCH_ROWS": (7, USERS),
-    "pipelines.recall.BLOCK": (7, ITEMS),
-    "pipelines.training_set.ITEMS_BATCH": (7, ITEMS),
-    "pipelines.training_set.USERS_BATCH": (7, USERS),
-    "serving.cells.BLOCK": (7, ITEMS),
-    "serving.content.BATCH": (7, ITEMS),
-    "serving.index_load.BLOCK": (3, ITEMS + 1),
-    "serving.index_load.BLOCK_BATCH": (2, 9),  # blocks
-    "serving.online.BATCH": (7, USERS),
-    "serving.similarity.CHUNK": (7, USERS),
+    "encoders.content.attributes._BATCH": (7, ITEMS),
+    "encoders.evaluation.evaluate._CHUNK": (7, USERS),
+    "encoders.experiments.experiment._CHUNK": (7, ITEMS),
+    "encoders.content.image._BATCH": (2, 7),  # the pictures of one chunk
+    "encoders.content.image._CHUNK": (7, ITEMS - 1),  # one item has no picture
+    "encoders.towers.losses._CHUNK": (10, USERS * EVENTS // 2),  # positions of a step; halved for two interests
+    "encoders.training.optimise._CHUNK": (7, ITEMS),
+    "encoders.content.text._BATCH": (2, 7),
+    "encoders.content.text._CHUNK": (7, ITEMS),
+    "encoders.towers.towers._CHUNK": (7, ITEMS),
+    "feature_repo.views.online_writes._CHUNK": (7, USERS),
+    "pipelines.generation.build.USER_CHUNK": (7, USERS),
+    "pipelines.content_embeddings._CHUNK": (7, ITEMS - 1),
+    "pipelines.load.contract.BATCH_ROWS": (7, USERS),
+    "pipelines.generation.search_depth.BLOCK": (7, ITEMS),
+    "pipelines.generation.training_set.ITEMS_BATCH": (7, ITEMS),
+    "pipelines.generation.training_set.USERS_BATCH": (7, USERS),
+    "serving.memory.inverted_file.BLOCK": (7, ITEMS),
+    "serving.loaded.content_queries.BATCH": (7, ITEMS),
+    "serving.memory.fill.BLOCK": (3, ITEMS + 1),
+    "serving.memory.fill.BLOCK_BATCH": (2, 9),  # blocks
+    "serving.loaded.user_towers.BATCH": (7, USERS),
+    "serving.rank.similarity.CHUNK": (7, USERS),
 }
 # What only a GPU takes.
-ELSEWHERE = {"encoders.losses._CHUNK_GPU"}
+ELSEWHERE = {"encoders.towers.losses._CHUNK_GPU"}
 WORDS = re.compile(r"(^|_)(CHUNK|BATCH|BLOCK)(_|$)")
 
 
@@ -208,7 +208,7 @@ class Flow:
         }  # fmt: skip
         trained = train_checkpoint(training_set, "tiny", self.home, options=options, device="cpu")
         generation = build(connection, trained.directory)
-        generations.promote(connection, generation)
+        lifecycle.promote(connection, generation)
         report = evaluate_generation(connection, generation)
         rows = connection.execute(
             "select user_id, interest, embedding, weight, as_of from user_interests order by user_id, interest"
@@ -306,7 +306,7 @@ def tables(connection: psycopg.Connection[Any]) -> dict[str, Any]:
 
 
 def _shares(connection: psycopg.Connection[Any], directory: Path) -> Any:
-    from encoders import checkpoint
+    from encoders.training import checkpoint
 
     item_ids, histories = read_snapshot(directory)
     towers, _, _ = checkpoint.load(directory, aligned(read_catalogue(connection)[0], item_ids))

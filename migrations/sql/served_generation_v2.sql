@@ -1,5 +1,5 @@
 -- The generation to answer from: the live one, or the one that a request was pinned to and that still has its rows.
--- ef_search: what its build found to reach the recall objective (pipelines/recall.py), else a cautious value.
+-- ef_search: what its build found to reach the recall objective (pipelines/generation/search_depth.py), else a cautious value.
 create function served_generation(generation bigint default null, out served bigint, out dim int, out ef_search int)
 language plpgsql stable parallel safe
 set search_path = polytower, public

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from polytower.output import table
+from polytower.commands.output import table
 from polytower.settings import settings
 from tests.acceptance import asking, beginning, changing, features, generated
 from tests.acceptance.folder import read

@@ -69,7 +69,7 @@ def second_generation(world: World) -> None:
     path = world.home / "full.json"
     config = {"ops": {"run_everything": {"config": {"preset": "", "options": {}}}}}
     path.write_text(json.dumps(config))
-    world.text("dagster", "job", "execute", "-m", "pipelines.definitions", "-j", "full", "-c", path)
+    world.text("dagster", "job", "execute", "-m", "pipelines.orchestration.definitions", "-j", "full", "-c", path)
     states = {each["generation"]: each["state"] for each in world.run("generations", "list")}
     equal("states", states, {1: "retired", 2: "live"})
     equal("newly encoded or corrected", _embedded(world) - before, world.number(NEWLY, [NEW_ITEM]))

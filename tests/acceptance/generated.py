@@ -25,7 +25,10 @@ def write(folder: Path, users: int = USERS, items: int = ITEMS, pictures: int = 
     """
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
-    catalogue = tiny_items(items, images=True, pictured=pictures)
+    catalogue = [
+        {**row, "price": 5 + (number * 37 % 997) / 10}
+        for number, row in enumerate(tiny_items(items, images=True, pictured=pictures))
+    ]
     write_rows(folder / "items.parquet", catalogue)
     write_rows(folder / "users.parquet", tiny_users(users))
     write_images(folder / "images", catalogue, rng)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encoders.attributes import AttributesEncoder
+from encoders.content.attributes import AttributesEncoder
 from polytower.errors import UserError
 
 ENCODER = AttributesEncoder()
@@ -47,7 +47,7 @@ def test_the_order_of_attributes_does_not_matter(drawn: dict[str, Any]) -> None:
 def test_another_process_gives_the_same_vector() -> None:
     value = {"year": 1995, "genres": ["Comedy", "鞋"], "sold": True, "size": {"width": 1.5}}
     code = (
-        "import json, sys; from encoders.attributes import AttributesEncoder;"
+        "import json, sys; from encoders.content.attributes import AttributesEncoder;"
         "print(json.dumps(next(AttributesEncoder().encode([json.loads(sys.argv[1])]))[0].tolist()))"
     )
     out = subprocess.run(

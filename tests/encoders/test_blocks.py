@@ -9,15 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encoders import checkpoint
 from encoders.catalogue import Catalogue
 from encoders.closed_form import ridge, whitening
 from encoders.config import TowersConfig, TrainConfig, changed
-from encoders.experiment import make_split
-from encoders.fusion import FUSIONS
-from encoders.start import initial_towers
-from encoders.towers import Towers, over
-from encoders.train import train
+from encoders.experiments.experiment import make_split
+from encoders.towers.fusion import FUSIONS
+from encoders.towers.towers import Towers, over
+from encoders.training import checkpoint
+from encoders.training.start import initial_towers
+from encoders.training.train import train
 from polytower.errors import UserError
 from tests.encoders.data import ITEMS, tiny_catalogue, tiny_histories
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from encoders import checkpoint
 from encoders.catalogue import Catalogue
 from encoders.config import TowersConfig, TrainConfig
-from encoders.towers import Towers
+from encoders.towers.towers import Towers
+from encoders.training import checkpoint
 from polytower.errors import UserError
 from tests.encoders.data import tiny_catalogue
 

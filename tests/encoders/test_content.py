@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encoders.content import BLANK, content_hash, item_text
-from encoders.content_encoders import CONTENT_ENCODERS
+from encoders.content.encoder import BLANK, content_hash, item_text
+from encoders.content.registry import CONTENT_ENCODERS
 from feature_repo.schema import MODALITIES, Modality
 from polytower.errors import UserError
 
@@ -51,7 +51,7 @@ def test_a_model_that_does_not_exist_is_refused(modality: Modality, tmp_path: An
 
 def test_nothing_heavy_is_imported_before_an_encoder_is_built() -> None:
     code = (
-        "import sys, encoders.content, pipelines.content;"
+        "import sys, encoders.content.encoder, pipelines.content_embeddings;"
         "print([name for name in ('torch', 'transformers', 'PIL') if name in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)

@@ -13,9 +13,9 @@ import psutil
 import pytest
 from PIL import Image
 
-from encoders import decoders
-from encoders.decoders import Decoder, Decoders
-from encoders.picture import PictureError
+from encoders.content import decoders
+from encoders.content.decoders import Decoder, Decoders
+from encoders.content.picture import PictureError
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,7 +115,7 @@ def test_it_knows_no_password_and_holds_no_file_of_its_parent(tmp_path: Path, mo
 
 def test_it_ends_with_its_parent_however_that_died(tmp_path: Path) -> None:
     code = (
-        "import sys, threading; from encoders.decoders import Decoder\n"
+        "import sys, threading; from encoders.content.decoders import Decoder\n"
         "decoder = Decoder(32); decoder.decode([sys.argv[1]])\n"
         "print(decoder._process.pid, flush=True); threading.Event().wait()"
     )

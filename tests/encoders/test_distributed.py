@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from encoders import checkpoint
-from encoders.distributed import processes
-from encoders.optimise import RowwiseAdam
-from encoders.train import train
+from encoders.training import checkpoint
+from encoders.training.distributed import processes
+from encoders.training.optimise import RowwiseAdam
+from encoders.training.train import train
 from polytower.errors import UserError
 from tests.encoders.data import tiny_catalogue, tiny_histories
 from tests.encoders.together import ASKED, CASES, goal, table

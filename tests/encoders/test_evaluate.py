@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from encoders import metrics
-from encoders.baselines import Frozen, ItemKnn, Popularity, TfIdf, baselines, item_tokens
 from encoders.catalogue import Histories, histories_of
 from encoders.config import TowersConfig
 from encoders.cooccurrence import following, ppmi_vectors
-from encoders.evaluate import (
+from encoders.evaluation import metrics
+from encoders.evaluation.baselines import Frozen, ItemKnn, Popularity, TfIdf, baselines, item_tokens
+from encoders.evaluation.evaluate import (
     TowersScorer,
     asked,
     best_scores,
@@ -27,8 +27,8 @@ from encoders.evaluate import (
     seen,
     validation_ndcg,
 )
-from encoders.splits import Questions, future, leave_one_out, no_questions
-from encoders.towers import Interests, Towers
+from encoders.evaluation.splits import Questions, future, leave_one_out, no_questions
+from encoders.towers.towers import Interests, Towers
 from tests.encoders.data import ITEMS, tiny_catalogue, tiny_histories
 
 
@@ -62,7 +62,7 @@ def test_of_many_questions_the_same_few_are_asked(monkeypatch: pytest.MonkeyPatc
     split = leave_one_out(tiny_histories())
     scorer = Popularity(split.train, ITEMS)
     assert asked(split.test) is split.test
-    monkeypatch.setattr("encoders.evaluate.MOST_QUESTIONS", 7)
+    monkeypatch.setattr("encoders.evaluation.evaluate.MOST_QUESTIONS", 7)
     few = asked(split.test)
     assert len(few) == 7 < len(split.test)
     assert asked(split.test).histories.user_ids == few.histories.user_ids
@@ -234,10 +234,10 @@ def test_ppmi_vectors_of_nothing_are_noise() -> None:
 MEMORY = """
 import resource
 import numpy as np
-from encoders.baselines import Popularity
+from encoders.evaluation.baselines import Popularity
 from encoders.catalogue import Histories
-from encoders.evaluate import evaluate, validation_ndcg
-from encoders.splits import leave_one_out
+from encoders.evaluation.evaluate import evaluate, validation_ndcg
+from encoders.evaluation.splits import leave_one_out
 
 random, users, items = np.random.default_rng(0), 20_000, 2_000
 offsets = np.arange(users + 1) * 3

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from encoders.comparison import differences
 from encoders.config import changed
-from encoders.experiment import CONTROLS, SPLITS, encoded_catalogue, run_experiment
+from encoders.evaluation.comparison import differences
+from encoders.experiments.experiment import CONTROLS, SPLITS, encoded_catalogue, run_experiment
 from encoders.presets import PRESETS, preset
-from pipelines.folder import read_folder
+from pipelines.load.dataset import read_folder
 from polytower.errors import UserError
 from tests.factories import tiny_folder
 
@@ -72,7 +72,7 @@ def test_content_is_encoded_once_and_again_when_it_changes(tmp_path: Path, monke
     data, _ = read_folder(tiny_folder(tmp_path / "data"))
     first = encoded_catalogue(data, ["attributes"], cache=cache)
     with monkeypatch.context() as patch:
-        patch.setattr("encoders.attributes.AttributesEncoder.encode_chunks", None)
+        patch.setattr("encoders.content.attributes.AttributesEncoder.encode_chunks", None)
         second = encoded_catalogue(data, ["attributes"], cache=cache)
     np.testing.assert_array_equal(first.content["attributes"], second.content["attributes"])
     np.testing.assert_array_equal(first.present["attributes"], second.present["attributes"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from encoders.config import TowersConfig
-from encoders.fusion import FUSIONS
+from encoders.towers.fusion import FUSIONS
 
 WIDTH, MODALITIES, ITEMS = 8, 3, 4
 CONFIG = TowersConfig(content_width=WIDTH, modalities=(("a", 5), ("b", 5), ("c", 5)))

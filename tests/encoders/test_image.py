@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, CLIPImageProcessor
 
-from encoders.image import ImageEncoder
-from encoders.picture import open_picture
+from encoders.content.image import ImageEncoder
+from encoders.content.picture import open_picture
 from feature_repo.schema import MAX_IMAGE_BYTES
 from polytower.errors import UserError
 from tests.encoders import checkpoints

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from encoders import losses
+from encoders.towers import losses
 
 TAU = 0.1
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoders.catalogue import histories_of
-from encoders.packing import Rows, batches, pack
+from encoders.training.packing import Rows, batches, pack
 from tests.encoders.data import tiny_histories
 
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from encoders import checkpoint
-from encoders.backbone import Recency
 from encoders.catalogue import Catalogue, Histories
 from encoders.config import TowersConfig, TrainConfig
-from encoders.evaluate import TowersScorer, context_of, padded
-from encoders.packing import batches, pack
-from encoders.relative import BUCKETS, buckets, looked_up, rotated
-from encoders.towers import Context, UserTower
-from encoders.train import train
+from encoders.evaluation.evaluate import TowersScorer, context_of, padded
+from encoders.towers.backbone import Recency
+from encoders.towers.positions import BUCKETS, buckets, looked_up, rotated
+from encoders.towers.towers import Context, UserTower
+from encoders.training import checkpoint
+from encoders.training.packing import batches, pack
+from encoders.training.train import train
 from tests.encoders.data import ITEMS, tiny_catalogue, tiny_histories
 
 SHAPE = TowersConfig(dim=16, history=8, dropout=0.0, interests=2, relative="both")

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoTokenizer
 
-from encoders.text import TextEncoder
+from encoders.content.text import TextEncoder
 from polytower.errors import UserError
 from tests.encoders import checkpoints
 
@@ -132,7 +132,7 @@ def test_what_is_not_run_is_refused_by_name(tmp_path: Path, files: dict[str, Any
 
 
 def test_a_processor_that_brings_code_is_refused(tmp_path: Path) -> None:
-    from encoders.image import ImageEncoder
+    from encoders.content.image import ImageEncoder
 
     folder = checkpoints.vit(tmp_path)
     config = json.loads((folder / "preprocessor_config.json").read_text())

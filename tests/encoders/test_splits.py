@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from encoders.catalogue import Histories, histories_of
-from encoders.splits import (
+from encoders.evaluation.splits import (
     Split,
     cold_items,
     cold_users,

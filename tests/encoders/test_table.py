@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from encoders import checkpoint
 from encoders.catalogue import Catalogue
 from encoders.config import TowersConfig, TrainConfig
-from encoders.evaluate import TowersScorer, evaluate
-from encoders.hashing import gathered, places
-from encoders.objective import draw_negatives
-from encoders.optimise import RowwiseAdam, RowwiseMean
-from encoders.packing import batches, pack
-from encoders.splits import leave_one_out
-from encoders.towers import over
-from encoders.train import Run, train
+from encoders.evaluation.evaluate import TowersScorer, evaluate
+from encoders.evaluation.splits import leave_one_out
+from encoders.towers.towers import over
+from encoders.training import checkpoint
+from encoders.training.hashed_rows import gathered, places
+from encoders.training.objective import draw_negatives
+from encoders.training.optimise import RowwiseAdam, RowwiseMean
+from encoders.training.packing import batches, pack
+from encoders.training.train import Run, train
 from polytower.errors import UserError
 from tests.encoders.data import ITEMS, tiny_catalogue, tiny_histories
 

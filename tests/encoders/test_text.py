@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModel, AutoTokenizer
 
+from encoders.content.text import TextEncoder
 from encoders.device import autocast, resolve_device
-from encoders.text import TextEncoder
 from polytower.errors import UserError
 from tests.encoders import checkpoints
 

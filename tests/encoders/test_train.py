@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from encoders import checkpoint
-from encoders.baselines import Popularity
 from encoders.catalogue import Catalogue, histories_of
 from encoders.config import TowersConfig, TrainConfig, config_from_json
-from encoders.evaluate import TowersScorer, evaluate, padded
-from encoders.interests import EXTRACTORS
-from encoders.losses import OBJECTIVES, attention_variance
-from encoders.objective import batch_loss, draw_negatives
-from encoders.packing import batches, pack
-from encoders.splits import leave_one_out, production
-from encoders.train import Epoch, initial_towers, train
+from encoders.evaluation.baselines import Popularity
+from encoders.evaluation.evaluate import TowersScorer, evaluate, padded
+from encoders.evaluation.splits import leave_one_out, production
+from encoders.towers.interests import EXTRACTORS
+from encoders.towers.losses import OBJECTIVES, attention_variance
+from encoders.training import checkpoint
+from encoders.training.objective import batch_loss, draw_negatives
+from encoders.training.packing import batches, pack
+from encoders.training.train import Epoch, initial_towers, train
 from polytower.errors import UserError
 from tests.encoders.data import ITEMS, tiny_catalogue, tiny_histories
 

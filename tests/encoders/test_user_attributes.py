@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from encoders import checkpoint
-from encoders.attributes import AttributesEncoder, user_vectors
 from encoders.catalogue import Catalogue, Histories, histories_of
 from encoders.config import TowersConfig, TrainConfig
-from encoders.evaluate import TowersScorer, context_of, padded
-from encoders.interests import EXTRACTORS
-from encoders.packing import batches, pack
-from encoders.splits import cold_items, cold_users, leave_one_out, strong_generalisation, temporal
-from encoders.towers import ITEMS_ALONE, Context, UserTower
-from encoders.train import train
+from encoders.content.attributes import AttributesEncoder, user_vectors
+from encoders.evaluation.evaluate import TowersScorer, context_of, padded
+from encoders.evaluation.splits import cold_items, cold_users, leave_one_out, strong_generalisation, temporal
+from encoders.towers.interests import EXTRACTORS
+from encoders.towers.towers import ITEMS_ALONE, Context, UserTower
+from encoders.training import checkpoint
+from encoders.training.packing import batches, pack
+from encoders.training.train import train
 from polytower.errors import UserError
 from tests.encoders.data import ITEMS, tiny_histories
 

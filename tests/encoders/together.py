@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from encoders import checkpoint
 from encoders.config import TowersConfig, TrainConfig
-from encoders.distributed import World, processes
-from encoders.optimise import RowwiseAdam
-from encoders.sharded import ShardedTable
-from encoders.train import train
+from encoders.training import checkpoint
+from encoders.training.distributed import World, processes
+from encoders.training.optimise import RowwiseAdam
+from encoders.training.sharded import ShardedTable
+from encoders.training.train import train
 from tests.encoders.data import tiny_catalogue, tiny_histories
 
 # no dropout: its masks belong to the rows of a process. Batches of 5 rows do not divide by two.

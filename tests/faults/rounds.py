@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
-from pipelines import generations
-from pipelines.build import build
-from pipelines.load import load_folder
+from pipelines.generation import lifecycle
+from pipelines.generation.build import build
+from pipelines.load.folder import load_folder
 from polytower.errors import UserError
 from polytower.postgres import connect
 from tests.faults import checks
@@ -81,7 +81,7 @@ def _second_generation(field: Field) -> None:
     _new_work(field, replace(BUILD, items=0))
     (checkpoint,) = (field.home.folder / "checkpoints").glob("*/")
     with connect(field.home.server.url) as connection:
-        generations.promote(connection, build(connection, checkpoint))
+        lifecycle.promote(connection, build(connection, checkpoint))
 
 
 def _measured(command: Command, steps: tuple[Step, ...]) -> dict[str, float]:
@@ -202,14 +202,14 @@ def look(field: Field, found: Round, *, placed: bool, keep: frozenset[int] = fro
         if placed:
             found.faults += checks.complete(connection, placed=True)
     with connect(field.home.server.url) as connection:
-        generations.retain(connection, KEPT)
+        lifecycle.retain(connection, KEPT)
 
 
 def killed_promotion(field: Field) -> Round:
     """`generations promote` or `rollback`: before, in, or after its one transaction."""
     with connect(field.home.server.url) as connection:
-        past = [each.generation for each in generations.listing(connection) if each.state in ("ready", "retired")]
-        past = [number for number in past if generations.has_partitions(connection, number)]
+        past = [each.generation for each in lifecycle.listing(connection) if each.state in ("ready", "retired")]
+        past = [number for number in past if lifecycle.has_partitions(connection, number)]
     back = field.random.random() < 0.5
     arguments = ("generations", *(("rollback",) if back else ("promote", str(field.random.choice(past)))))
     found = Round("rollback" if back else "promote")

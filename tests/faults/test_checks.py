@@ -9,7 +9,7 @@ import numpy as np
 import psycopg
 import pytest
 
-from pipelines.load import load_folder
+from pipelines.load.folder import load_folder
 from tests.faults import checks
 from tests.faults.__main__ import verdict
 from tests.faults.data import USERS, Batches

@@ -12,7 +12,7 @@ import pytest
 from feature_repo.schema import FEATURE_VIEWS, ITEM_ID, SERVICES, USER_ID
 from polytower.errors import UserError
 from polytower.postgres import connect
-from serving.features import UnknownServiceError, fetch_features, json_rows
+from serving.rank.features import UnknownServiceError, fetch_features, json_rows
 from tests.feature_repo import rows
 from tests.feature_repo.conftest import Filled
 
@@ -349,7 +349,7 @@ def test_no_live_generation_means_absent(writable: Filled) -> None:
 
 
 def test_the_online_read_of_embeddings_uses_the_live_partition_only(filled: Filled) -> None:
-    from feature_repo.online_reads import query
+    from feature_repo.views.online_reads import query
 
     with connect(filled.url) as connection:
         explained = b"explain (analyze) " + query("item_embedding", ("embedding",))
@@ -393,7 +393,7 @@ def test_fetch_features_equals_feasts_answer(filled: Filled, service: str) -> No
 
 
 def test_fetching_features_leaves_feast_alone() -> None:
-    script = "import sys, serving.app, serving.features; print({'feast', 'torch', 'pandas'} & {*sys.modules})"
+    script = "import sys, serving.http.app, serving.rank.features; print({'feast', 'torch', 'pandas'} & {*sys.modules})"
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "set()"
 

@@ -9,14 +9,14 @@ import psycopg
 import pytest
 import torch
 
-from encoders import checkpoint
-from encoders.content_encoders import CONTENT_ENCODERS
-from pipelines import generations
-from pipelines.build import build
-from pipelines.content import encode_modality
-from pipelines.load import load_folder
-from pipelines.training import aligned, read_checkpoint, read_snapshot, train_checkpoint
-from pipelines.training_set import read_catalogue, read_training_set
+from encoders.content.registry import CONTENT_ENCODERS
+from encoders.training import checkpoint
+from pipelines.content_embeddings import encode_modality
+from pipelines.generation import lifecycle
+from pipelines.generation.build import build
+from pipelines.generation.training import aligned, read_checkpoint, read_snapshot, train_checkpoint
+from pipelines.generation.training_set import read_catalogue, read_training_set
+from pipelines.load.folder import load_folder
 from polytower.postgres import connect
 from tests.factories import tiny_folder
 
@@ -37,7 +37,7 @@ def served(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> It
             read_training_set(connection), "tiny", home / "checkpoints", options=BLOCKS, device="cpu"
         )
         generation = build(connection, trained.directory)
-        generations.promote(connection, generation)
+        lifecycle.promote(connection, generation)
         yield connection, generation, trained.directory
 
 
@@ -106,13 +106,13 @@ def test_an_item_after_the_training_takes_the_foretold_id_at_once(served: tuple[
     )[0].numpy()
     np.testing.assert_allclose(item, 0.5**0.5 * (foretold + content), atol=2e-3)
     assert np.linalg.norm(item) == pytest.approx(1, abs=2e-3)
-    generations.promote(connection, later)
+    lifecycle.promote(connection, later)
     assert "late" in {row[0] for row in connection.execute("select item_id from retrieve('u0', 1000)").fetchall()}
     for space in ("content", "item"):
         near = connection.execute("select item_id from similar_items(%s, 5, %s)", [twin, space]).fetchall()
         assert len(near) == 5
-    generations.promote(connection, generation)
-    generations.drop(connection, later)
+    lifecycle.promote(connection, generation)
+    lifecycle.drop(connection, later)
     connection.execute("delete from items where item_id = 'late'")
     connection.execute("delete from content_embeddings where item_id = 'late'")
     connection.commit()

@@ -10,16 +10,16 @@ import numpy as np
 import psycopg
 import pytest
 
-from encoders import checkpoint
-from encoders.content_encoders import CONTENT_ENCODERS
-from encoders.evaluate import padded
-from pipelines import generations
-from pipelines.build import build
-from pipelines.content import encode_modality
-from pipelines.evaluation import evaluate_generation
-from pipelines.load import load_folder
-from pipelines.training import aligned, located, read_checkpoint, read_snapshot, train_checkpoint
-from pipelines.training_set import read_catalogue, read_training_set
+from encoders.content.registry import CONTENT_ENCODERS
+from encoders.evaluation.evaluate import padded
+from encoders.training import checkpoint
+from pipelines.content_embeddings import encode_modality
+from pipelines.generation import lifecycle
+from pipelines.generation.build import build
+from pipelines.generation.evaluation import evaluate_generation
+from pipelines.generation.training import aligned, located, read_checkpoint, read_snapshot, train_checkpoint
+from pipelines.generation.training_set import read_catalogue, read_training_set
+from pipelines.load.folder import load_folder
 from polytower.errors import UserError
 from polytower.postgres import connect
 from tests.factories import tiny_folder
@@ -39,12 +39,12 @@ class Built:
 def built(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     home = tmp_path_factory.mktemp("home")
     with connect(module_database) as connection, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.build.USER_CHUNK", 13)  # 40 users: three rounds and a remainder
+        patch.setattr("pipelines.generation.build.USER_CHUNK", 13)  # 40 users: three rounds and a remainder
         load_folder(connection, tiny_folder(home / "data"))
         encode_modality(connection, "attributes", CONTENT_ENCODERS["attributes"](device="cpu"))
         trained = train_checkpoint(read_training_set(connection), "tiny", home / "checkpoints", device="cpu")
         generation = build(connection, trained.directory)
-        generations.promote(connection, generation)
+        lifecycle.promote(connection, generation)
         yield Built(connection, home / "checkpoints", trained.directory, generation)
 
 
@@ -57,7 +57,7 @@ def stored(connection: psycopg.Connection[Any], generation: int, column: str = "
 
 
 def test_the_width_of_the_search_is_tuned_and_used(built: Built) -> None:
-    kept = generations.get(built.connection, built.generation).quality["index"]
+    kept = lifecycle.get(built.connection, built.generation).quality["index"]
     assert kept["objective"] <= kept["recall"] <= 1
     served = built.connection.execute("select ef_search from served_generation()").fetchone()
     assert served == (kept["ef_search"],)
@@ -144,21 +144,21 @@ def test_an_item_that_came_after_the_training_is_cold_and_served(built: Built) -
     np.testing.assert_allclose(vectors["late"], content[source[0]].to_numpy(), atol=1e-3)
     for item_id, vector in stored(built.connection, built.generation).items():
         np.testing.assert_allclose(vectors[item_id], vector, atol=1e-3)
-    generations.drop(built.connection, later)
+    lifecycle.drop(built.connection, later)
     built.connection.execute("delete from items where item_id = 'late'")
     built.connection.execute("delete from content_embeddings where item_id = 'late'")
     built.connection.commit()
 
 
 def test_a_build_that_fails_leaves_nothing_behind(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.build._kept", lambda *_: None)
-    monkeypatch.setattr("pipelines.build.interest_rows", _interrupted)
+    monkeypatch.setattr("pipelines.generation.build._kept", lambda *_: None)
+    monkeypatch.setattr("pipelines.generation.build.interest_rows", _interrupted)
     with pytest.raises(KeyboardInterrupt):
         build(built.connection, built.directory)
-    newest = generations.listing(built.connection)[0]
+    newest = lifecycle.listing(built.connection)[0]
     assert newest.state == "failed"
-    assert not generations.has_partitions(built.connection, newest.generation)
-    live = generations.live(built.connection)
+    assert not lifecycle.has_partitions(built.connection, newest.generation)
+    live = lifecycle.live(built.connection)
     assert live is not None
     assert live.generation == built.generation
 
@@ -200,7 +200,7 @@ def test_what_cannot_be_evaluated_or_read_says_so(
         evaluate_generation(connection)
     with pytest.raises(UserError, match="train first"):
         read_checkpoint(tmp_path)
-    generations.begin(
+    lifecycle.begin(
         connection, dim=4, interests=1, config={}, metrics={}, checkpoint_path="/nowhere", checkpoint_sha256=""
     )
     with pytest.raises(UserError, match="is not on this machine"):

@@ -20,11 +20,11 @@ from PIL import Image
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from encoders.attributes import AttributesEncoder
-from encoders.content import BLANK, TEXT_SEPARATOR, Encoded, Rows, content_hash
-from encoders.content_encoders import CONTENT_ENCODERS
+from encoders.content.attributes import AttributesEncoder
+from encoders.content.encoder import BLANK, TEXT_SEPARATOR, Encoded, Rows, content_hash
+from encoders.content.registry import CONTENT_ENCODERS
 from feature_repo.schema import MODALITIES, Modality
-from pipelines.content import CONTENT, build_encoder, encode_modality, gpu_lock
+from pipelines.content_embeddings import CONTENT, build_encoder, encode_modality, gpu_lock
 from polytower.locks import holder
 from polytower.postgres import connect
 from polytower.settings import settings as read_settings
@@ -165,7 +165,7 @@ class Hanging(Letters):
 def test_a_killed_process_leaves_its_chunks_and_no_lock(database: str, connection: Connection) -> None:
     _add(connection, [(f"i{n}", f"title {n}", None) for n in range(20)])
     code = (
-        "import sys; from polytower.postgres import connect; from pipelines.content import encode_modality\n"
+        "import sys; from polytower.postgres import connect; from pipelines.content_embeddings import encode_modality\n"
         "from tests.pipelines.test_content import Hanging\n"
         "with connect(sys.argv[1]) as connection: encode_modality(connection, 'text', Hanging(), chunk=4)"
     )

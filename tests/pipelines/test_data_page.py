@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psycopg
 
-from pipelines.load import load_folder
+from pipelines.load.folder import load_folder
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 

@@ -13,10 +13,10 @@ import dagster as dg
 import pytest
 
 from feature_repo.schema import MODALITIES
-from pipelines.load import load_folder
-from pipelines.materialize import STEPS, assets_until
-from pipelines.quality import CONTENT_GATES, GENERATION_GATES
-from pipelines.resources import PostgresResource
+from pipelines.generation.quality import CONTENT_GATES, GENERATION_GATES
+from pipelines.load.folder import load_folder
+from pipelines.orchestration.materialize import STEPS, assets_until
+from pipelines.orchestration.resources import PostgresResource
 from polytower.postgres import connect
 from tests.factories import tiny_folder
 
@@ -45,7 +45,7 @@ CHECKS = {
 def defs() -> Iterator[dg.Definitions]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.BetaWarning)
-        from pipelines.definitions import defs
+        from pipelines.orchestration.definitions import defs
 
         yield defs
 
@@ -86,7 +86,7 @@ def test_every_check_blocks(defs: dg.Definitions) -> None:
 def test_dagster_can_load_everything(defs: dg.Definitions) -> None:
     dg.Definitions.validate_loadable(defs)
     configuration = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert configuration["tool"]["dagster"] == {"module_name": "pipelines.definitions"}
+    assert configuration["tool"]["dagster"] == {"module_name": "pipelines.orchestration.definitions"}
     repository = defs.get_repository_def()
     assert {job.name for job in repository.get_all_jobs()} >= {
         "sequences", "content", "load", "train", "refresh", "full"
@@ -148,4 +148,4 @@ def test_dagster_s_own_command_loads_the_project(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dagster", "definitions", "validate"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "pipelines.definitions" in done.stdout + done.stderr
+    assert "pipelines.orchestration.definitions" in done.stdout + done.stderr

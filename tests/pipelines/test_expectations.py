@@ -8,7 +8,7 @@ import pytest
 
 from pipelines import expectations
 from pipelines.expectations import Report, validate
-from pipelines.load import load_folder
+from pipelines.load.folder import load_folder
 from polytower.postgres import connect
 from tests.factories import tiny_folder
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_repo.schema import MAX_AHEAD_SECONDS
-from pipelines.digits import is_number
-from pipelines.load import load_folder
+from pipelines.load.digits import is_number
+from pipelines.load.folder import load_folder
 from polytower.errors import UserError
 from tests.factories import write_rows
 from tests.pipelines.test_load import FORMATS, Connection, column

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import contract, part_files
-from pipelines.csv_records import RecordCounter
-from pipelines.load import load_folder
+from pipelines.load import contract, part_files
+from pipelines.load.csv_records import RecordCounter
+from pipelines.load.folder import load_folder
 from polytower.errors import UserError
 from tests.factories import write_rows
 from tests.pipelines.test_load import Connection, column

@@ -9,10 +9,10 @@ import numpy as np
 import psycopg
 import pytest
 
-from encoders.experiment import with_users
-from pipelines.folder import read_folder
-from pipelines.load import load_folder
-from pipelines.training_set import read_training_set
+from encoders.experiments.experiment import with_users
+from pipelines.generation.training_set import read_training_set
+from pipelines.load.dataset import read_folder
+from pipelines.load.folder import load_folder
 from polytower.errors import UserError
 from tests.factories import FIRST_DAY, Format, tiny_folder, write_rows
 

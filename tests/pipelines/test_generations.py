@@ -6,8 +6,8 @@ import numpy as np
 import psycopg
 import pytest
 
-from pipelines import generations
-from pipelines.partitions import InterestRows, fill, halfvecs
+from pipelines.generation import lifecycle
+from pipelines.generation.partitions import InterestRows, fill, halfvecs
 from polytower import locks
 from polytower.errors import UserError
 from polytower.postgres import connect
@@ -19,7 +19,7 @@ def build(
     connection: psycopg.Connection[Any], *, items: int = 30, users: int = 5, seed: int = 0, **quality: Any
 ) -> int:
     """A ready generation of random unit vectors; every third item is cold."""
-    generation = generations.begin(
+    generation = lifecycle.begin(
         connection,
         dim=DIM,
         interests=2,
@@ -46,16 +46,16 @@ def build(
         np.full(2 * users, 3),
     )
     fill(connection, generation, rows, [interests])
-    generations.ready(connection, generation, quality or {"passed": True, "gates": []})
+    lifecycle.ready(connection, generation, quality or {"passed": True, "gates": []})
     return generation
 
 
 def states(connection: psycopg.Connection[Any]) -> dict[int, str]:
-    return {found.generation: found.state for found in generations.listing(connection)}
+    return {found.generation: found.state for found in lifecycle.listing(connection)}
 
 
 def test_interests_are_written_as_they_are_whatever_the_user_is_called(connection: psycopg.Connection[Any]) -> None:
-    generation = generations.begin(
+    generation = lifecycle.begin(
         connection, dim=3, interests=1, config={}, metrics={}, checkpoint_path="", checkpoint_sha256=""
     )
     names = ["ü", "a\tb\n", "NULL", "x" * 400, "", "\\."]
@@ -85,12 +85,12 @@ def test_interests_are_written_as_they_are_whatever_the_user_is_called(connectio
 
 def test_promote_then_promote_another_then_roll_back(connection: psycopg.Connection[Any]) -> None:
     first, second = build(connection), build(connection, seed=1)
-    assert generations.promote(connection, first) is None
-    before = generations.promote(connection, second)
+    assert lifecycle.promote(connection, first) is None
+    before = lifecycle.promote(connection, second)
     assert before is not None
     assert before.generation == first
     assert states(connection) == {first: "retired", second: "live"}
-    assert generations.rollback(connection).generation == first
+    assert lifecycle.rollback(connection).generation == first
     assert states(connection) == {first: "live", second: "retired"}
     windows = connection.execute("select generation, live_until is null from promotions order by promotion").fetchall()
     assert windows == [(first, False), (second, False), (first, True)]
@@ -98,20 +98,20 @@ def test_promote_then_promote_another_then_roll_back(connection: psycopg.Connect
 
 def test_promoting_the_live_one_again_changes_nothing(connection: psycopg.Connection[Any]) -> None:
     generation = build(connection)
-    generations.promote(connection, generation)
-    generations.promote(connection, generation)
+    lifecycle.promote(connection, generation)
+    lifecycle.promote(connection, generation)
     assert connection.execute("select count(*) from promotions").fetchone() == (1,)
 
 
 def test_a_reader_sees_the_old_generation_until_the_commit(connection: psycopg.Connection[Any], database: str) -> None:
     first, second = build(connection), build(connection, seed=1)
-    generations.promote(connection, first)
+    lifecycle.promote(connection, first)
     connection.commit()
     with connect(database) as reader:
-        generations.switch(connection, second)
-        before = generations.live(reader)
+        lifecycle.switch(connection, second)
+        before = lifecycle.live(reader)
         connection.commit()
-        after = generations.live(reader)
+        after = lifecycle.live(reader)
     assert before is not None
     assert after is not None
     assert (before.generation, after.generation) == (first, second)
@@ -134,58 +134,58 @@ def test_a_failed_gate_blocks_promotion_unless_forced(connection: psycopg.Connec
     gate = {"name": "dead_dimensions", "value": 5, "threshold": 0, "passed": False, "severity": "error"}
     generation = build(connection, passed=False, gates=[gate])
     with pytest.raises(UserError, match="dead_dimensions is 5"):
-        generations.promote(connection, generation)
-    assert generations.live(connection) is None
-    generations.promote(connection, generation, force=True)
+        lifecycle.promote(connection, generation)
+    assert lifecycle.live(connection) is None
+    lifecycle.promote(connection, generation, force=True)
     assert states(connection) == {generation: "live"}
 
 
 def test_a_build_that_was_killed_is_swept_by_the_next(connection: psycopg.Connection[Any]) -> None:
-    killed = generations.begin(
+    killed = lifecycle.begin(
         connection, dim=DIM, interests=1, config={}, metrics={}, checkpoint_path="", checkpoint_sha256=""
     )
     generation = build(connection)
     assert states(connection) == {killed: "failed", generation: "ready"}
     with pytest.raises(UserError, match="is failed"):
-        generations.promote(connection, killed)
+        lifecycle.promote(connection, killed)
 
 
 def test_the_live_one_is_not_dropped_and_a_dropped_one_does_not_come_back(connection: psycopg.Connection[Any]) -> None:
     first, second = build(connection), build(connection, seed=1)
-    generations.promote(connection, first)
+    lifecycle.promote(connection, first)
     with pytest.raises(UserError, match="is live"):
-        generations.drop(connection, first)
-    generations.promote(connection, second)
-    generations.drop(connection, first)
+        lifecycle.drop(connection, first)
+    lifecycle.promote(connection, second)
+    lifecycle.drop(connection, first)
     with pytest.raises(UserError, match="was dropped"):
-        generations.promote(connection, first)
+        lifecycle.promote(connection, first)
     with pytest.raises(UserError, match="nothing to roll back to"):
-        generations.rollback(connection)
+        lifecycle.rollback(connection)
 
 
 def test_only_the_newest_past_generations_are_retained(connection: psycopg.Connection[Any]) -> None:
     built = [build(connection, seed=seed) for seed in range(4)]
-    generations.promote(connection, built[0])
-    generations.promote(connection, built[3])
-    assert generations.retain(connection, keep=1) == [built[1], built[0]]
-    assert generations.has_partitions(connection, built[2])
+    lifecycle.promote(connection, built[0])
+    lifecycle.promote(connection, built[3])
+    assert lifecycle.retain(connection, keep=1) == [built[1], built[0]]
+    assert lifecycle.has_partitions(connection, built[2])
 
 
 def test_nothing_to_roll_back_and_unknown_numbers_are_said_plainly(connection: psycopg.Connection[Any]) -> None:
     with pytest.raises(UserError, match="no generation is live"):
-        generations.rollback(connection)
+        lifecycle.rollback(connection)
     with pytest.raises(UserError, match="no generation 7"):
-        generations.promote(connection, 7)
+        lifecycle.promote(connection, 7)
 
 
 def test_diff_counts_and_churn(connection: psycopg.Connection[Any]) -> None:
     first, same, other = build(connection), build(connection, items=33), build(connection, seed=1)
     connection.commit()
-    found = generations.diff(connection, first, same)
+    found = lifecycle.diff(connection, first, same)
     assert found["items"] == {"added": 3, "removed": 0, "kept": 30}
     assert found["users"] == {"added": 0, "removed": 0, "kept": 5}
-    assert generations.neighbour_churn(connection, first, first) == 0
-    churn = generations.neighbour_churn(connection, first, other)
+    assert lifecycle.neighbour_churn(connection, first, first) == 0
+    churn = lifecycle.neighbour_churn(connection, first, other)
     assert churn is not None
     assert churn > 0.3
 
@@ -194,11 +194,11 @@ def test_a_second_builder_is_told_whose_turn_it_is(
     connection: psycopg.Connection[Any], database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(locks, "GRACE", 0.1)
-    with connect(database) as other, generations.exclusive(connection):
+    with connect(database) as other, lifecycle.exclusive(connection):
         mine = f"Postgres process {connection.info.backend_pid}"
-        with pytest.raises(UserError, match=f"polytower.build is held by .*{mine}"), generations.exclusive(other):
+        with pytest.raises(UserError, match=f"polytower.build is held by .*{mine}"), lifecycle.exclusive(other):
             pass
-    with connect(database) as other, generations.exclusive(other):
+    with connect(database) as other, lifecycle.exclusive(other):
         pass
 
 
@@ -206,7 +206,7 @@ def test_a_builder_may_be_ended(database: str) -> None:
     with psycopg.connect(database) as first:
         first.execute("select pg_advisory_lock(hashtextextended(%s, 0))", [locks.BUILD])
         first.commit()
-        with connect(database) as second, generations.exclusive(second, take_over=True):
+        with connect(database) as second, lifecycle.exclusive(second, take_over=True):
             assert locks.holder(second, locks.BUILD) is None
         with pytest.raises(psycopg.OperationalError):
             first.execute("select 1")

@@ -9,10 +9,10 @@ import psycopg
 import pytest
 from PIL import Image
 
-from encoders.picture import PictureError
+from encoders.content.picture import PictureError
 from feature_repo.schema import MAX_IMAGE_BYTES
-from pipelines.images import CheckedImage, ImageChecks, images_root
-from pipelines.load import load_folder
+from pipelines.load.folder import load_folder
+from pipelines.load.images import CheckedImage, ImageChecks, images_root
 from polytower.errors import UserError
 from tests.factories import tiny_folder, tiny_items, write_rows
 

@@ -8,8 +8,9 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-from pipelines import generations, jobs
-from pipelines.resources import PostgresResource
+from pipelines.generation import lifecycle
+from pipelines.orchestration import jobs
+from pipelines.orchestration.resources import PostgresResource
 from tests.pipelines.test_generations import build
 
 WIDE = {"towers.dim": 16}
@@ -36,7 +37,7 @@ def test_a_run_renews_the_live_model(
     if live is not None:
         generation = build(connection)
         connection.execute("update generations set config = %s", [Jsonb(live)])
-        generations.promote(connection, generation)
+        lifecycle.promote(connection, generation)
         connection.commit()
     asked: dict[str, Any] = {}
 

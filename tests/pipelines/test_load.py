@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.load import load_folder
+from pipelines.load.folder import load_folder
 from polytower.errors import UserError
 from tests.factories import FIRST_DAY, Format, tiny_folder, tiny_interactions, tiny_items, write_rows
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.load import load_folder
+from pipelines.load.folder import load_folder
 from polytower.errors import UserError
 from polytower.postgres import connect
 from tests.factories import FIRST_DAY, tiny_folder, tiny_items, write_rows
@@ -312,7 +312,7 @@ class TestBrokenLoads:
         fail_on_items(connection, "raise warning 'now';")
         script = (
             "import os, signal, sys; from pathlib import Path\n"
-            "from pipelines.load import load_folder; from polytower.postgres import connect\n"
+            "from pipelines.load.folder import load_folder; from polytower.postgres import connect\n"
             "with connect(sys.argv[1]) as connection:\n"
             "    connection.add_notice_handler(lambda _: os.kill(os.getpid(), signal.SIGKILL))\n"
             "    load_folder(connection, Path(sys.argv[2]))\n"

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines import contract
-from pipelines.folder import read_folder
-from pipelines.load import load_folder
+from pipelines.load import contract
+from pipelines.load.dataset import read_folder
+from pipelines.load.folder import load_folder
 from polytower.errors import UserError
 from tests.factories import write_rows
 from tests.pipelines.test_load import FORMATS, Connection

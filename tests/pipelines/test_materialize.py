@@ -8,9 +8,9 @@ import dagster as dg
 import pytest
 from psycopg.types.json import Jsonb
 
-from pipelines import generations, quality
-from pipelines.instance import dagster_home, in_process_instance
-from pipelines.materialize import materialize
+from pipelines.generation import lifecycle, quality
+from pipelines.orchestration.instance import dagster_home, in_process_instance
+from pipelines.orchestration.materialize import materialize
 from polytower.errors import UserError
 from polytower.postgres import connect
 from tests.factories import tiny_folder
@@ -52,7 +52,7 @@ def test_the_whole_flow(
     assert "live generation" in errors
     assert "DEBUG" not in errors
     with connect(platform) as connection:
-        assert generations.get(connection, 1).recipe == ("tiny", options)
+        assert lifecycle.get(connection, 1).recipe == ("tiny", options)
     assert json.loads(json.dumps(first, default=str))["seconds"]["generation"] > 0
 
     modalities = history.get_materialized_partitions(dg.AssetKey("content_embeddings"))
@@ -69,7 +69,7 @@ def test_the_whole_flow(
     assert capfd.readouterr().err == ""
 
     with connect(platform) as connection:
-        live = generations.live(connection)
+        live = lifecycle.live(connection)
         assert live is not None
         tower = connection.execute("select config ->> 'user_attributes' from towers where part = 'user_tower'")
         assert tower.fetchone() == ("32",)
@@ -88,7 +88,7 @@ def test_the_whole_flow(
     with pytest.raises(UserError, match=reason):
         materialize(selection=["generation", "live_generation"], progress=False, instance=history)
     with connect(platform) as connection:
-        assert generations.live(connection) is None
+        assert lifecycle.live(connection) is None
 
 
 def test_a_failed_expectation_stops_the_flow(history: dg.DagsterInstance, platform: str, folder: Path) -> None:
@@ -112,7 +112,7 @@ def test_an_asset_s_refusal_is_the_user_s_message(history: dg.DagsterInstance) -
 
 
 def test_one_day_can_be_done_again(history: dg.DagsterInstance, platform: str, folder: Path) -> None:
-    from pipelines.definitions import defs
+    from pipelines.orchestration.definitions import defs
 
     materialize(folder=str(folder), until="sequences", progress=False, instance=history)
     with connect(platform) as connection:
@@ -128,7 +128,7 @@ def test_one_day_can_be_done_again(history: dg.DagsterInstance, platform: str, f
 
 
 def test_a_killed_run_is_buried_by_the_next(platform: str) -> None:
-    from pipelines.definitions import defs
+    from pipelines.orchestration.definitions import defs
 
     with in_process_instance() as instance:
         killed = instance.create_run_for_job(

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines import movielens
-from pipelines.load import load_folder
-from pipelines.movielens import fetch_movielens_100k
+from pipelines.load import movielens
+from pipelines.load.folder import load_folder
+from pipelines.load.movielens import fetch_movielens_100k
 from polytower.errors import UserError
 from tests.factories import write_rows
 

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow.csv as pacsv
 import pytest
 
-from pipelines.data_assets import _newest
-from pipelines.load import load_folder
+from pipelines.load.folder import load_folder
+from pipelines.orchestration.data_assets import _newest
 from polytower.postgres import connect
 from tests.conftest import cloned
 from tests.factories import tiny_folder, tiny_items, write_rows
@@ -25,10 +25,10 @@ def test_every_format_is_read_in_pieces(
     folder = tiny_folder(tmp_path / "data", USERS, ITEMS, file_format=file_format, events=EVENTS)
     found = []
     for size in (1 << 20, 7):
-        monkeypatch.setattr("pipelines.contract.BATCH_ROWS", size)
+        monkeypatch.setattr("pipelines.load.contract.BATCH_ROWS", size)
         # CSV is cut by bytes: about seven rows of the log.
         options = pacsv.ReadOptions(block_size=size * 60)
-        monkeypatch.setattr("pipelines.contract.pacsv.open_csv", partial(OPEN_CSV, read_options=options))
+        monkeypatch.setattr("pipelines.load.contract.pacsv.open_csv", partial(OPEN_CSV, read_options=options))
         with cloned(server, f"pieces_{file_format}") as url, connect(url) as connection:
             found.append((load_folder(connection, folder).counts, tables(connection)))
     assert found[0] == found[1]
@@ -56,7 +56,7 @@ def test_more_rejected_rows_than_are_kept_are_counted(
 
 
 def test_the_newest_days_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.data_assets.MARKED_DAYS", 3)
+    monkeypatch.setattr("pipelines.orchestration.data_assets.MARKED_DAYS", 3)
     first = date(2023, 12, 28)
     assert _newest((first, first + timedelta(days=9))) == [date(2024, 1, day) for day in (4, 5, 6)]
     assert _newest((first, first + timedelta(days=1))) == [first, first + timedelta(days=1)]

@@ -9,8 +9,8 @@ import pytest
 from pgvector import HalfVector
 
 from feature_repo.schema import MODALITIES
-from pipelines import quality
-from pipelines.vectors import Gate
+from pipelines.generation import quality
+from pipelines.generation.embedding_gates import Gate
 from tests.generation_factory import Floats, Synthetic, unit, write_generation
 
 ITEMS, USERS, D = 240, 30, 16

@@ -7,13 +7,13 @@ import psycopg
 import pytest
 from pgvector import HalfVector
 
-from pipelines import recall
+from pipelines.generation import search_depth
 from tests.generation_factory import Synthetic, unit, write_generation
 
 
 def test_the_bar_is_the_scan_of_sql(connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The last score of the exact answer, with unavailable items left out and blocks smaller than k."""
-    monkeypatch.setattr(recall, "BLOCK", 7)
+    monkeypatch.setattr(search_depth, "BLOCK", 7)
     random = np.random.default_rng(0)
     item_ids = [f"i{n:03d}" for n in range(150)]
     users = {f"u{n}": unit(random.standard_normal((1 + n, 8))) for n in range(3)}
@@ -21,7 +21,7 @@ def test_the_bar_is_the_scan_of_sql(connection: psycopg.Connection[Any], monkeyp
     generation = write_generation(connection, data, index=False)
     sample = [[HalfVector(vector) for vector in rows] for rows in users.values()]
     for k in (1, 100, 140):
-        bars = recall.last_scores(sample, recall._items(connection, generation), k)
+        bars = search_depth.last_scores(sample, search_depth._items(connection, generation), k)
         for interests, bar in zip(sample, bars, strict=True):
             scores = connection.execute(
                 "select min(score), count(*) from retrieve_vectors(%s, k => %s, exact => true)", [interests, k]
@@ -43,7 +43,7 @@ def test_the_bar_is_the_scan_of_sql(connection: psycopg.Connection[Any], monkeyp
     ],
 )
 def test_a_mean_of_few_is_not_enough(recalls: list[float], verdict: bool) -> None:
-    assert recall.enough(recalls) == verdict
+    assert search_depth.enough(recalls) == verdict
 
 
 def test_the_sample_is_whole_users(connection: psycopg.Connection[Any]) -> None:
@@ -54,7 +54,7 @@ def test_the_sample_is_whole_users(connection: psycopg.Connection[Any]) -> None:
     generation = write_generation(connection, data, index=False)
 
     def sample(count: int) -> list[list[list[float]]]:
-        rows = connection.execute(recall.SAMPLE, {"generation": generation, "users": count}).fetchall()
+        rows = connection.execute(search_depth.SAMPLE, {"generation": generation, "users": count}).fetchall()
         return [[vector.to_list() for vector in interests] for (interests,) in rows]
 
     known = [[HalfVector(vector).to_list() for vector in rows] for rows in users.values()]

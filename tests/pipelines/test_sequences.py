@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from feature_repo.schema import SEQUENCE_LENGTH
-from pipelines.load import load_folder
+from pipelines.load.folder import load_folder
 from pipelines.sequences import changed_days, refresh_sequences
 from polytower.postgres import connect
 from tests.factories import tiny_folder

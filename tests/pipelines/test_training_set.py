@@ -7,11 +7,11 @@ import numpy as np
 import psycopg
 import pytest
 
-from encoders.content_encoders import CONTENT_ENCODERS
-from pipelines.content import encode_modality
-from pipelines.load import load_folder
-from pipelines.training import aligned
-from pipelines.training_set import read_catalogue, read_histories, read_training_set
+from encoders.content.registry import CONTENT_ENCODERS
+from pipelines.content_embeddings import encode_modality
+from pipelines.generation.training import aligned
+from pipelines.generation.training_set import read_catalogue, read_histories, read_training_set
+from pipelines.load.folder import load_folder
 from polytower.errors import UserError
 from tests.factories import tiny_folder
 
@@ -27,7 +27,7 @@ def loaded(connection: psycopg.Connection[Any], tmp_path: Path) -> psycopg.Conne
 def test_histories_are_the_interactions_oldest_first(
     loaded: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.training_set.USERS_BATCH", 13)  # 40 users: three rounds and a remainder
+    monkeypatch.setattr("pipelines.generation.training_set.USERS_BATCH", 13)  # 40 users: three rounds and a remainder
     catalogue, _ = read_catalogue(loaded)
     histories = read_histories(loaded, catalogue)
     expected: dict[str, list[str]] = {}
@@ -59,7 +59,7 @@ def test_ids_that_need_quoting_survive(connection: psycopg.Connection[Any]) -> N
 def test_content_is_read_by_item_and_absence_is_told(
     loaded: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.training_set.ITEMS_BATCH", 7)
+    monkeypatch.setattr("pipelines.generation.training_set.ITEMS_BATCH", 7)
     catalogue, revisions = read_catalogue(loaded)
     assert set(revisions) == {"attributes"}
     stored = dict(loaded.execute("select item_id, embedding from content_embeddings").fetchall())

@@ -11,17 +11,17 @@ import pytest
 from fastapi.testclient import TestClient
 from psycopg.types.json import Jsonb
 
-from encoders import checkpoint
-from encoders.attributes import user_vectors
-from encoders.evaluate import context_of, padded
-from pipelines import generations
-from pipelines.build import build
-from pipelines.evaluation import evaluate_generation
-from pipelines.load import load_folder
-from pipelines.training import Checkpoint, aligned, read_snapshot, train_checkpoint
-from pipelines.training_set import read_catalogue, read_training_set
+from encoders.content.attributes import user_vectors
+from encoders.evaluation.evaluate import context_of, padded
+from encoders.training import checkpoint
+from pipelines.generation import lifecycle
+from pipelines.generation.build import build
+from pipelines.generation.evaluation import evaluate_generation
+from pipelines.generation.training import Checkpoint, aligned, read_snapshot, train_checkpoint
+from pipelines.generation.training_set import read_catalogue, read_training_set
+from pipelines.load.folder import load_folder
 from polytower.postgres import connect
-from serving.app import create_app
+from serving.http.app import create_app
 from tests.factories import tiny_folder, write_rows
 
 WIDTH = 32
@@ -54,7 +54,7 @@ def trained(opened: psycopg.Connection[Any], home: Path) -> Checkpoint:
 @pytest.fixture(scope="module")
 def generation(opened: psycopg.Connection[Any], trained: Checkpoint) -> int:
     number = build(opened, trained.directory)
-    generations.promote(opened, number)
+    lifecycle.promote(opened, number)
     return number
 
 
@@ -185,7 +185,7 @@ def test_a_tower_that_reads_none_refuses_attributes_alone(
     opened: psycopg.Connection[Any], client: TestClient, home: Path
 ) -> None:
     plain = train_checkpoint(read_training_set(opened), "tiny", home / "checkpoints", device="cpu")
-    generations.promote(opened, build(opened, plain.directory))
+    lifecycle.promote(opened, build(opened, plain.directory))
     answer = client.post("/v1/retrieve", json={"attributes": IDLE})
     assert (answer.status_code, answer.json()["type"]) == (422, "/problems/unknown-history")
     assert "reads no attributes" in answer.json()["detail"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.vectors import (
+from pipelines.generation.embedding_gates import (
     VECTOR_GATES,
     Floats,
     Gate,

@@ -1,7 +1,6 @@
 """The command line: what it offers is frozen in a golden file, it starts fast, and its errors say the way out."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +11,8 @@ from click.testing import CliRunner
 
 from polytower.cli import cli
 from tests.factories import tiny_folder
+from tests.test_goldens import surface
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "cli.txt"
 HEAVY = {
     "torch",
     "transformers",
@@ -32,22 +31,6 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "polytower.cli", *arguments], capture_output=True, text=True, timeout=120, check=False
     )
-
-
-def surface(command: click.Command, path: str) -> list[str]:
-    """One line per command with its options and arguments."""
-    if isinstance(command, click.Group):
-        return [line for name in sorted(command.commands) for line in surface(command.commands[name], f"{path} {name}")]
-    return [
-        " ".join([path, *sorted(name for parameter in command.params for name in (parameter.opts or [parameter.name]))])
-    ]
-
-
-def test_commands_and_options_are_what_the_golden_file_says() -> None:
-    found = "\n".join(surface(cli, "polytower")) + "\n"
-    if os.environ.get("UPDATE_GOLDEN"):
-        GOLDEN.write_text(found)
-    assert found == GOLDEN.read_text(), "the command line changed: UPDATE_GOLDEN=1 pytest tests/polytower/test_cli.py"
 
 
 def test_help_loads_no_heavy_library() -> None:

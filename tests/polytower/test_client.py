@@ -27,7 +27,8 @@ from polytower.client import (
     Question,
 )
 from polytower.postgres import connect
-from serving import keys, models
+from serving import models
+from serving.http import keys
 from tests.conftest import cloned
 from tests.generation_factory import Synthetic, unit, write_generation
 from tests.serving.conftest import listening

@@ -8,9 +8,9 @@ from fastapi.testclient import TestClient
 
 from feature_repo.schema import INTERACTIONS, MAX_ID_BYTES
 from pipelines.expectations import validate
-from pipelines.load import load_folder
+from pipelines.load.folder import load_folder
 from polytower.postgres import connect
-from serving.app import create_app
+from serving.http.app import create_app
 
 # Great Expectations and its dependencies warn about their own code when they are imported.
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning")]

@@ -39,7 +39,7 @@ def test_a_home_that_cannot_be_written(platform: str, command: list[str]) -> Non
 
 @pytest.mark.parametrize("index", ["another's", "damaged"])
 def test_dagsters_index_is_anothers_or_damaged(platform: str, tmp_path: Path, index: str) -> None:
-    from pipelines.instance import in_process_instance
+    from pipelines.orchestration.instance import in_process_instance
 
     file = tmp_path / "home" / "dagster" / "history" / "runs" / "index.db"
     file.parent.mkdir(parents=True)

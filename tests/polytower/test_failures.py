@@ -62,7 +62,7 @@ def test_a_full_disk_and_a_read_only_home_are_told_and_the_next_run_goes_on(smal
 def test_a_disk_that_fills_up_under_a_checkpoint_is_told_and_the_older_one_stays(small_disk: Path) -> None:
     import torch
 
-    from encoders.checkpoint import read_tensors, write_tensors
+    from encoders.training.checkpoint import read_tensors, write_tensors
 
     file = small_disk / "towers.safetensors"
     write_tensors(file, {"x": torch.ones(4)})

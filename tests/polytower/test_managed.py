@@ -15,13 +15,13 @@ from psycopg import sql
 
 import migrations
 from feature_repo.schema import ITEMS, SERVER_ROLE
-from pipelines import generations
 from pipelines.expectations import validate
-from pipelines.load import load_folder
-from polytower.doctor import _rights
+from pipelines.generation import lifecycle
+from pipelines.load.folder import load_folder
+from polytower.commands.doctor import _rights
 from polytower.errors import UserError
 from polytower.postgres import connect
-from serving.app import Caps, create_app
+from serving.http.app import Caps, create_app
 from tests.factories import tiny_folder
 from tests.generation_factory import write_generation
 from tests.managed import PASSWORD, Managed, authority, managed_server, pgbouncer
@@ -102,7 +102,7 @@ def test_sessions_of_a_pooler_with_pgvector_elsewhere_do_everything(managed: Man
         with connect(url) as connection:
             load_folder(connection, tiny_folder(tmp_path / "data"), None)
             generation = write_generation(connection, small_data())
-            generations.listing(connection)
+            lifecycle.listing(connection)
         assert not validate(url, ITEMS).blocking
         store = feature_store(url)
         try:
@@ -132,8 +132,8 @@ def test_lent_transactions_are_refused(managed: Managed) -> None:
 
 def reach_everybody(url: str) -> None:
     """What connects by itself does: psycopg, alembic, Feast's registry, its two stores, Great Expectations, HTTP."""
-    from feature_repo.offline_store import _connect
     from feature_repo.store import apply, close, feature_store
+    from feature_repo.stores.offline_store import _connect
 
     migrations.upgrade(url)
     store = feature_store(url)

@@ -15,8 +15,8 @@ import psutil
 import psycopg
 import pytest
 
+from polytower.commands.tools import _on_this_machine
 from polytower.postgres import connect
-from polytower.tool_commands import _on_this_machine
 from tests.factories import tiny_folder
 
 ENDS = [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]

@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 from psycopg.types.json import Jsonb
 
 from polytower.postgres import connect
-from serving.app import Caps, create_app
+from serving.http.app import Caps, create_app
 from tests.conftest import as_server, cloned
 from tests.generation_factory import Synthetic, unit, write_generation
 
@@ -71,10 +71,10 @@ def documented(server: str, text_encoder: str) -> Iterator[str]:
     import torch
 
     from encoders.catalogue import Catalogue
-    from encoders.checkpoint import content_tower_bytes, user_tower_bytes
     from encoders.config import TowersConfig
-    from encoders.content_encoders import CONTENT_ENCODERS
-    from encoders.towers import Towers
+    from encoders.content.registry import CONTENT_ENCODERS
+    from encoders.towers.towers import Towers
+    from encoders.training.checkpoint import content_tower_bytes, user_tower_bytes
 
     random = np.random.default_rng(5)
     item_ids = [str(n) for n in range(1, 101)]

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoders.catalogue import Catalogue
-from encoders.checkpoint import user_tower_bytes
 from encoders.config import TowersConfig
-from encoders.towers import Towers
-from serving.batching import Batcher
-from serving.loading import Loader
+from encoders.towers.towers import Towers
+from encoders.training.checkpoint import user_tower_bytes
+from serving.loaded.batching import Batcher
+from serving.loaded.loader import Loader
+from serving.loaded.user_towers import UserTowers
 from serving.metrics import Metrics
-from serving.online import UserTowers
 
 
 def _doubled(numbers: Sequence[int]) -> list[int]:

@@ -7,8 +7,8 @@ import psycopg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serving.index import Asked, ItemIndex
-from serving.index_load import read
+from serving.memory.fill import read
+from serving.memory.item_index import Asked, ItemIndex
 from serving.queries import Candidate, retrieve
 from tests.generation_factory import Synthetic, write_generation
 from tests.serving.reference import MERGES, Found, eighths, interest_lists, matches, merge_diverse, with_provenance

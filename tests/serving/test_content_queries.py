@@ -22,13 +22,13 @@ from PIL import Image
 from psycopg.types.json import Jsonb
 
 from encoders.catalogue import Catalogue
-from encoders.checkpoint import content_tower_bytes
 from encoders.config import TowersConfig
-from encoders.content_encoders import CONTENT_ENCODERS
-from encoders.towers import Towers
+from encoders.content.registry import CONTENT_ENCODERS
+from encoders.towers.towers import Towers
+from encoders.training.checkpoint import content_tower_bytes
 from polytower.cli import cli
 from polytower.postgres import connect
-from serving.app import create_app
+from serving.http.app import create_app
 from tests.conftest import as_server, cloned
 from tests.encoders.checkpoints import WORDS, bert, vit
 from tests.generation_factory import Synthetic, write_generation
@@ -190,7 +190,7 @@ def test_bad_pictures(client: TestClient, name: str, content: bytes) -> None:
 
 def test_no_text_waits_for_a_picture(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stopped decoder stands for a picture that takes long: texts are answered, one picture too many is told so."""
-    monkeypatch.setattr("serving.content.PICTURES", 1)
+    monkeypatch.setattr("serving.loaded.content_queries.PICTURES", 1)
     before = {child.pid for child in psutil.Process().children()}
     image = {"image": _encoded(picture(1)), "k": 1}
     _ask(client, **image)

@@ -9,8 +9,8 @@ import psycopg
 import pytest
 from fastapi.testclient import TestClient
 
-from serving.app import create_app
 from serving.errors import PROBLEMS
+from serving.http.app import create_app
 from tests.conftest import as_server
 from tests.serving.conftest import PATIENT
 

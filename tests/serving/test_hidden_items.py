@@ -7,9 +7,9 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from pipelines.load import load_folder
+from pipelines.load.folder import load_folder
 from polytower.postgres import connect
-from serving.app import create_app
+from serving.http.app import create_app
 from tests.generation_factory import Synthetic
 from tests.serving.conftest import PATIENT
 

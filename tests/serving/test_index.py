@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serving import cells
-from serving.cells import Cells, inner_products
-from serving.postings import Postings
-from serving.texts import Ids, Texts
+from serving.memory import inverted_file
+from serving.memory.inverted_file import Cells, inner_products
+from serving.memory.packed_strings import Ids, Texts
+from serving.memory.postings import Postings
 from tests.generation_factory import clustered
 
 ITEMS, DIM = 6000, 16
@@ -19,7 +19,7 @@ ITEMS, DIM = 6000, 16
 @pytest.fixture
 def probed(monkeypatch: pytest.MonkeyPatch) -> tuple[Cells, NDArray[np.float16], dict[str, NDArray[np.float32]]]:
     """6,000 vectors in cells, as if they were too many to scan; all cells hold about 40."""
-    monkeypatch.setattr(cells, "EXACT_ITEMS", 1000)
+    monkeypatch.setattr(inverted_file, "EXACT_ITEMS", 1000)
     vectors, tastes = clustered(2, ITEMS, DIM, clusters=40)
     halves = vectors.astype(np.float16)
     return Cells(halves, 24), halves, tastes
@@ -27,7 +27,7 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> tuple[Cells, NDArray[np.float16],
 
 def test_pieces_make_the_same_cells(probed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     found, halves, tastes = probed
-    monkeypatch.setattr(cells, "BLOCK", 1700)  # three rounds and a remainder
+    monkeypatch.setattr(inverted_file, "BLOCK", 1700)  # three rounds and a remainder
     pieces, everything = Cells(halves, 24), np.arange(ITEMS)
     np.testing.assert_array_equal(pieces.vectors(everything), found.vectors(everything))
     for interests in tastes.values():

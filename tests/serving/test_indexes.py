@@ -10,8 +10,8 @@ from fastapi.testclient import TestClient
 
 from polytower.errors import UserError
 from polytower.postgres import connect
-from serving.app import create_app
-from serving.indexes import Indexes
+from serving.http.app import create_app
+from serving.memory.live_index import Indexes
 from serving.metrics import Metrics
 from tests.generation_factory import Synthetic, write_generation
 

@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polytower.cli import cli
+from polytower.commands.serve import _guarded
 from polytower.errors import UserError
-from polytower.key_commands import _guarded
 from polytower.postgres import connect
-from serving import guard, keys
-from serving.app import create_app
 from serving.database import Database
 from serving.errors import Problem
-from serving.guard import KeyRing, TokenBucket
-from serving.keys import Scope
+from serving.http import guard, keys
+from serving.http.app import create_app
+from serving.http.guard import KeyRing, TokenBucket
+from serving.http.keys import Scope
 from serving.metrics import Metrics
 from tests.conftest import as_server
 

@@ -15,9 +15,9 @@ import uvicorn
 from fastapi.testclient import TestClient
 
 from polytower.postgres import connect
-from serving import limits
-from serving.connections import Connection
-from serving.limits import Limits, address_of
+from serving.http import limits
+from serving.http.connections import Connection
+from serving.http.limits import Limits, address_of
 from serving.metrics import Metrics
 
 BACK = {"type": "http.response.start", "status": 200, "headers": []}
@@ -61,7 +61,7 @@ def test_a_failure_is_in_the_log_under_its_id(
     with caplog.at_level(logging.ERROR):
         answer = own_client.post(path, json=body)
     assert (answer.status_code, answer.json()["type"]) == (500, "/problems/internal-error")
-    (record,) = [record for record in caplog.records if record.name == "serving.respond"]
+    (record,) = [record for record in caplog.records if record.name == "serving.http.respond"]
     assert answer.json()["request_id"] in record.getMessage()
     assert record.exc_info is not None
     assert "does not exist" in str(record.exc_info[1])

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from pipelines import generations
+from pipelines.generation import lifecycle
 from polytower.postgres import connect
-from serving.app import create_app
+from serving.http.app import create_app
 from tests.generation_factory import Synthetic, unit, write_generation
 from tests.serving.conftest import PATIENT
 
@@ -31,14 +31,14 @@ def restless(own: str, data: dict[int, Synthetic]) -> Iterator[TestClient]:
     """A client of a server whose generations take turns without pause."""
     with connect(own) as connection:
         assert write_generation(connection, data[2], live=False) == 2
-        generations.promote(connection, 2)
+        lifecycle.promote(connection, 2)
     done = threading.Event()
 
     def promote() -> None:
         with connect(own) as connection:
             while not done.is_set():
                 for generation in data:
-                    generations.promote(connection, generation)
+                    lifecycle.promote(connection, generation)
 
     thread = threading.Thread(target=promote)
     thread.start()

@@ -13,11 +13,11 @@ from fastapi.testclient import TestClient
 from psycopg.types.json import Jsonb
 
 from encoders.catalogue import Catalogue
-from encoders.checkpoint import user_tower_bytes
 from encoders.config import TowersConfig
-from encoders.towers import Context, Towers, UserTower
+from encoders.towers.towers import Context, Towers, UserTower
+from encoders.training.checkpoint import user_tower_bytes
 from polytower.postgres import connect
-from serving.app import create_app
+from serving.http.app import create_app
 from tests.conftest import as_server
 from tests.generation_factory import Synthetic
 from tests.serving.conftest import PATIENT

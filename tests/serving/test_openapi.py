@@ -23,8 +23,9 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from polytower.postgres import connect
-from serving import keys, models
-from serving.app import create_app
+from serving import models
+from serving.http import keys
+from serving.http.app import create_app
 from tests.conftest import cloned
 from tests.generation_factory import write_generation
 from tests.serving.conftest import listening, small_data

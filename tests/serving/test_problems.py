@@ -13,8 +13,8 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from polytower.postgres import connect
-from serving.app import Caps, create_app
-from serving.limits import Limits
+from serving.http.app import Caps, create_app
+from serving.http.limits import Limits
 from serving.metrics import Metrics
 
 UNIT = [1, 0, 0, 0, 0, 0, 0, 0]

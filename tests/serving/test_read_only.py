@@ -7,8 +7,9 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from polytower.postgres import connect
-from serving import database, guard, keys
-from serving.app import create_app
+from serving import database
+from serving.http import guard, keys
+from serving.http.app import create_app
 from tests.serving.conftest import PATIENT
 
 

@@ -10,7 +10,7 @@ from serving import queries
 from serving.database import Database
 from serving.metrics import Metrics
 from serving.queries import retrieve
-from serving.shadow import Shadow
+from serving.retrieve.shadow import Shadow
 
 
 def _parameters(connection: psycopg.Connection[Any], k: int) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from pgvector import HalfVector
 
 from feature_repo.schema import SEQUENCE_LENGTH
 from polytower.postgres import connect
-from serving.app import create_app
+from serving.http.app import create_app
 from serving.models import RetrieveRequest
-from serving.similarity import BINS, Pair, cosine_histogram, interest_closeness, similarity_features
+from serving.rank.similarity import BINS, Pair, cosine_histogram, interest_closeness, similarity_features
 from tests.conftest import as_server, cloned
 from tests.generation_factory import AS_OF, Synthetic, write_generation
 from tests.serving.conftest import small_data
@@ -137,7 +137,7 @@ def test_content_that_was_recorded_later_can_be_left_out(reading: psycopg.Connec
 
 
 def test_rows_keep_their_order_over_many_chunks(reading: psycopg.Connection[Any], monkeypatch: Any) -> None:
-    import serving.similarity
+    import serving.rank.similarity
 
     random = np.random.default_rng(3)
     pairs = [
@@ -145,7 +145,7 @@ def test_rows_keep_their_order_over_many_chunks(reading: psycopg.Connection[Any]
         for n in random.integers(-2, 4, size=50)
     ]
     whole = similarity_features(reading, pairs)
-    monkeypatch.setattr(serving.similarity, "CHUNK", 7)
+    monkeypatch.setattr(serving.rank.similarity, "CHUNK", 7)
     assert similarity_features(reading, pairs).combine_chunks().equals(whole.combine_chunks())
     for n, pair in enumerate(pairs[:5]):
         assert similarity_features(reading, [pair]).to_pylist() == whole.slice(n, 1).to_pylist()

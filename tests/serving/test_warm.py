@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serving.loading import RETRY_AFTER
+from serving.loaded.loader import RETRY_AFTER
 from tests.serving.conftest import listening
 
 PATIENCE = 120  # seconds until the loads must be done, on however busy a machine
@@ -77,7 +77,7 @@ def test_a_warm_server_says_when_it_is_ready_and_then_answers_first_questions(do
 def test_a_failed_load_is_told_once_and_tried_again() -> None:
     import asyncio
 
-    from serving.loading import Loader
+    from serving.loaded.loader import Loader
 
     attempts: list[int] = []
 
@@ -100,7 +100,7 @@ def test_a_failed_load_is_told_once_and_tried_again() -> None:
 def test_each_generation_is_loaded_once() -> None:
     import asyncio
 
-    from serving.warm import Warmer
+    from serving.retrieve.warmer import Warmer
 
     seen = iter([None, 1, 1, None, 2, 2, 1])
     loads: list[int | None] = []

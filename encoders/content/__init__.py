@@ -1,0 +1,1 @@
+"""Content encoders: text, pictures and attributes become unit vectors."""

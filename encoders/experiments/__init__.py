@@ -1,0 +1,1 @@
+"""Experiments without a database: train, evaluate, compare."""

@@ -1,0 +1,1 @@
+"""The towers and what teaches them: item and user tower, interests, fusions, losses."""

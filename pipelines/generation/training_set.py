@@ -1,0 +1,163 @@
+"""What the towers learn from, read out of Postgres as arrays: the catalogue with its content, and all histories."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psycopg
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+
+from encoders.catalogue import Catalogue, Histories
+from encoders.content.attributes import user_vectors
+from feature_repo.schema import MODALITIES
+from polytower.errors import UserError
+
+# Users, and items with their embeddings, that are fetched at once.
+USERS_BATCH = 5_000
+ITEMS_BATCH = 5_000
+
+HISTORIES = """
+select string_agg(
+           '"' || replace(user_id, '"', '""') || '","' || replace(item_id, '"', '""') || '",'
+               || (extract(epoch from occurred_at) * 1000000)::bigint || E'\\n',
+           '' order by occurred_at, position)
+from interactions group by user_id collate "C" order by user_id collate "C"
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """A consistent snapshot (one transaction) of everything that training reads.
+
+    encoders: modality -> revision of the content embeddings in the catalogue. until: newest interaction's position.
+    """
+
+    catalogue: Catalogue
+    histories: Histories
+    encoders: Mapping[str, str]
+    until: int
+
+
+def read_training_set(connection: psycopg.Connection[Any], user_attributes: int = 0) -> TrainingSet:
+    """Reads the snapshot; commits what the caller left open. Raises UserError when there is nothing to learn from.
+
+    user_attributes: width that the users' attributes are hashed to, for towers that read them; 0 leaves them out.
+    """
+    connection.commit()  # the isolation level can only be set by a transaction's first statement
+    with connection.transaction():
+        connection.execute("set transaction isolation level repeatable read, read only")
+        catalogue, encoders = read_catalogue(connection)
+        histories = read_histories(connection, catalogue)
+        if user_attributes:
+            histories = with_attributes(connection, histories, user_attributes)
+        row = connection.execute("select coalesce(max(position), 0) from interactions").fetchone()
+    assert row is not None
+    if not len(histories.items):
+        raise UserError("there are no interactions to learn from: `polytower load DIR` brings them")
+    return TrainingSet(catalogue, histories, encoders, int(row[0]))
+
+
+def read_catalogue(connection: psycopg.Connection[Any]) -> tuple[Catalogue, dict[str, str]]:
+    """All items in byte order of their ids, with the content embeddings of the active encoder revisions.
+
+    Returns the catalogue and {modality: revision}. A modality that no item has is left out.
+    """
+    item_ids = [row[0] for row in connection.execute('select item_id from items order by item_id collate "C"')]
+    index = {item_id: row for row, item_id in enumerate(item_ids)}
+    content: dict[str, np.ndarray] = {}
+    present: dict[str, np.ndarray] = {}
+    revisions: dict[str, str] = {}
+    active = connection.execute("select modality, revision, dim from content_encoders where active").fetchall()
+    for modality, revision, dim in sorted(active, key=lambda row: MODALITIES.index(row[0])):
+        vectors, found = _read_content(connection, modality, revision, dim, index)
+        if found.any():
+            content[modality], present[modality], revisions[modality] = vectors, found, revision
+    return Catalogue(item_ids, content, present), revisions
+
+
+def _read_content(
+    connection: psycopg.Connection[Any], modality: str, revision: str, dim: int, index: Mapping[str, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    vectors = np.zeros((len(index), dim), np.float32)
+    found = np.zeros(len(index), bool)
+    with connection.cursor(name="read_content", binary=True) as cursor:
+        cursor.itersize = ITEMS_BATCH
+        cursor.execute(
+            "select item_id, embedding from content_embeddings where modality = %s and revision = %s",
+            [modality, revision],
+        )
+        for item_id, embedding in cursor:
+            row = index.get(item_id)
+            if row is not None:
+                vectors[row], found[row] = embedding.to_numpy(), True
+    return vectors, found
+
+
+def read_histories(connection: psycopg.Connection[Any], catalogue: Catalogue) -> Histories:
+    """Every user's events, oldest first by (occurred_at, position); users in byte order of their ids.
+
+    Each user's events come as lines of CSV in one value, and are read into dictionary-encoded columns: a few dozen
+    bytes an event in memory, and no Python object for each.
+    """
+    buffer = io.BytesIO()
+    with connection.cursor(name="read_histories", binary=True) as cursor:
+        cursor.execute(HISTORIES)
+        while users := cursor.fetchmany(USERS_BATCH):
+            buffer.write("".join(lines for (lines,) in users).encode())
+    if not buffer.tell():
+        empty = np.zeros(0, np.int64)
+        return Histories([], np.zeros(1, np.int64), empty, empty)
+    buffer.seek(0)
+    text = pa.dictionary(pa.int32(), pa.string())
+    table = pa_csv.read_csv(
+        buffer,
+        read_options=pa_csv.ReadOptions(column_names=["user", "item", "time"]),
+        parse_options=pa_csv.ParseOptions(newlines_in_values=True),
+        convert_options=pa_csv.ConvertOptions(
+            column_types={"user": text, "item": text, "time": pa.int64()}, strings_can_be_null=False
+        ),
+    ).unify_dictionaries()
+    return _histories(table, catalogue)
+
+
+def with_attributes(connection: psycopg.Connection[Any], histories: Histories, width: int) -> Histories:
+    """The histories with what is known of their users, hashed to `width` numbers.
+
+    After them come, without events, the users who are known by their attributes alone, in byte order of their ids.
+    """
+    names: list[str] = []
+    vectors = [np.zeros((0, width), np.float32)]
+    with connection.cursor(name="read_users", binary=True) as cursor:
+        cursor.execute(
+            """select user_id, attributes from users where attributes <> '{}' order by user_id collate "C" """
+        )
+        while rows := cursor.fetchmany(USERS_BATCH):
+            names += [user_id for user_id, _ in rows]
+            vectors.append(user_vectors([attributes for _, attributes in rows], width))
+    index = {user_id: row for row, user_id in enumerate(histories.user_ids)}
+    idle = [name for name in names if name not in index]
+    index |= {name: row for row, name in enumerate(idle, len(index))}
+    attributes = np.zeros((len(index), width), np.float32)
+    attributes[[index[name] for name in names]] = np.concatenate(vectors)
+    offsets = np.pad(histories.offsets, (0, len(idle)), mode="edge")
+    return Histories([*histories.user_ids, *idle], offsets, histories.items, histories.times, attributes)
+
+
+def _histories(table: pa.Table, catalogue: Catalogue) -> Histories:
+    users, items = (table[name].combine_chunks() for name in ("user", "item"))
+    rows = pc.index_in(items.dictionary, pa.array(catalogue.item_ids, pa.string())).to_numpy(zero_copy_only=False)
+    item_rows = rows[items.indices.to_numpy(zero_copy_only=False)]
+    user_rows = users.indices.to_numpy(zero_copy_only=False)
+    # Rows come sorted by user, so a change of code is the start of the next user's history.
+    starts = np.flatnonzero(np.concatenate([[True], user_rows[1:] != user_rows[:-1]]))
+    names = users.dictionary.to_pylist()
+    return Histories(
+        [names[code] for code in user_rows[starts]],
+        np.concatenate([starts, [len(user_rows)]]).astype(np.int64),
+        item_rows.astype(np.int64),
+        table["time"].to_numpy().astype(np.int64),
+    )

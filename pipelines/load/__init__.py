@@ -1,0 +1,1 @@
+"""From the files of the input contract to typed tables."""

@@ -1,0 +1,3 @@
+"""A typed client of the HTTP API."""
+
+from polytower.client.client import *  # noqa: F403

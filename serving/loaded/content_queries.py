@@ -1,0 +1,247 @@
+"""Text and pictures as questions: through the encoder that filled the generation, and its content tower.
+
+The content tower's output lies in the space of content embeddings, and so in that of cold items' item embeddings. torch
+and the encoders are loaded in the background from the first such question on.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg.rows import dict_row
+
+from encoders.content.encoder import ContentEncoder, item_text
+from encoders.content.registry import CONTENT_ENCODERS
+from feature_repo.schema import Modality
+from polytower.errors import UserError
+from polytower.settings import settings
+from serving import queries
+from serving.database import Database
+from serving.errors import (
+    ENCODER_MISMATCH,
+    INVALID,
+    NO_CONTENT,
+    NO_CONTENT_TOWER,
+    NO_ENCODER,
+    PROBLEMS,
+    TOO_MANY,
+    UNREADABLE_IMAGE,
+    Problem,
+)
+from serving.loaded.batching import Batcher
+from serving.loaded.loader import Loader
+from serving.metrics import Metrics
+from serving.models import RetrieveRequest
+
+if TYPE_CHECKING:
+    from encoders.content.image import ImageEncoder, PixelBatch
+    from encoders.towers.content_tower import Content
+
+KEPT = 2
+# Pictures are decoded in threads of their own, so that no text waits behind one: so many at once, so many in all, and
+# so many seconds of computing each.
+DECODING, PICTURES, PICTURE_SECONDS = 2, 8, 2
+WINDOW = 0.002
+BATCH = 16
+VARIABLE: dict[Modality, str] = {"text": "POLYTOWER_TEXT_ENCODER", "image": "POLYTOWER_IMAGE_ENCODER"}
+
+Rows = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class ContentVector:
+    """vector: float32 [D], unit length, in the content space of this generation."""
+
+    generation: int
+    vector: NDArray[np.float32]
+
+
+class Live(NamedTuple):
+    """The live generation, the revision of each modality's encoder that it was built from, and that encoder's name."""
+
+    generation: int
+    encoders: dict[str, str]
+    models: dict[str, str]
+
+
+class Projection(NamedTuple):
+    """One question for the content tower: its generation, and a row per modality that was asked with."""
+
+    generation: int
+    rows: Rows
+
+
+class ContentQueries:
+    """Encoders by modality, content towers of the newest generations, one thread for both; pictures decoded beside."""
+
+    def __init__(self, database: Database, metrics: Metrics, loader: Loader) -> None:
+        self._database = database
+        self._metrics = metrics
+        self._loader = loader
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="content")
+        self._decoding = ThreadPoolExecutor(max_workers=DECODING, thread_name_prefix="decode")
+        self._pictures = 0
+        self._encoders: dict[Modality, ContentEncoder[Any]] = {}
+        self._towers: OrderedDict[int, Content] = OrderedDict()
+        self._texts: Batcher[str, NDArray[np.float32]] = Batcher(
+            self._encode_texts, self._thread, window=WINDOW, size=BATCH,
+            observe=lambda size: metrics.batch("text", size),
+        )  # fmt: skip
+
+    async def embed(self, question: RetrieveRequest) -> ContentVector:
+        """The question's text and picture as one vector of the live generation's content space. Raises Problem.
+
+        Holds no connection while it encodes.
+        """
+        with self._metrics.stage("encode"):
+            live = await self._live()
+            for modality in VARIABLE:
+                if getattr(question, modality) is not None:
+                    _check_has(live, modality)
+                    self._loader.start(*_load_of(modality))
+            await self._load_tower(live.generation)
+            rows: Rows = {}
+            if question.text is not None:
+                rows["text"] = await self._text(live, question.text)
+            if question.image is not None:
+                rows["image"] = await self._image(live, question.image)
+            return ContentVector(live.generation, await self._project(Projection(live.generation, rows)))
+
+    async def warm(self) -> None:
+        """Loads what questions by content to the live generation need. Raises Problem, UserError."""
+        live = await self._live()
+        modalities = [modality for modality in VARIABLE if modality in live.encoders]
+        if modalities:
+            await self._loader.start_torch()
+            await self._load_tower(live.generation)
+        for modality in modalities:
+            await self._loader.start(*_load_of(modality))
+
+    def close(self) -> None:
+        """Ends the threads after what they are doing."""
+        self._decoding.shutdown(cancel_futures=True)
+        self._thread.shutdown(cancel_futures=True)
+
+    async def _live(self) -> Live:
+        async with self._database.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
+            row = await (await cursor.execute(queries.LIVE_ENCODERS)).fetchone()
+        if row is None:
+            raise Problem(PROBLEMS["PT001"], "no generation is live; build one and promote it")
+        return Live(row["generation"], row["encoders"], row["models"])
+
+    async def _text(self, live: Live, text: str) -> NDArray[np.float32]:
+        wanted = item_text(text, None)
+        if not wanted:
+            raise Problem(INVALID, "body.text: holds nothing but blanks")
+        await self._encoder(live, "text")
+        return await self._texts.ask(wanted)
+
+    async def _image(self, live: Live, image: bytes) -> NDArray[np.float32]:
+        encoder = cast("ImageEncoder", await self._encoder(live, "image"))
+        batch = await self._decode(encoder, image)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, _encode_picture, encoder, batch)
+
+    async def _decode(self, encoder: "ImageEncoder", image: bytes) -> "PixelBatch":
+        if self._pictures >= PICTURES:
+            raise Problem(TOO_MANY, f"{PICTURES} pictures are being decoded; try again")
+        self._pictures += 1
+        loop = asyncio.get_running_loop()
+        try:
+            (batch,) = await loop.run_in_executor(
+                self._decoding, partial(encoder.prepare, [image], seconds=PICTURE_SECONDS)
+            )
+        finally:
+            self._pictures -= 1
+        if batch.failures:
+            raise Problem(UNREADABLE_IMAGE, f"body.image: {batch.failures[0]}; send a whole JPEG, PNG or WebP file")
+        return batch
+
+    async def _encoder(self, live: Live, modality: Modality) -> ContentEncoder[Any]:
+        """The encoder that this server is set to, if it is the one that filled the generation. Raises Problem."""
+        try:
+            encoder = self._encoders[modality] = await self._loader.get(*_load_of(modality))
+        except UserError as error:
+            raise Problem(NO_ENCODER, str(error)) from error
+        if encoder.revision != live.encoders[modality]:
+            name = live.models.get(modality, "of another revision")
+            raise Problem(
+                ENCODER_MISMATCH,
+                f"generation {live.generation} was filled by the {modality} encoder {name}, revision"
+                f" {live.encoders[modality]}; this server runs {encoder.model}, revision {encoder.revision}: set"
+                f" {VARIABLE[modality]} and start it again, or build a generation with the encoder that is set",
+            )
+        return encoder
+
+    def _encode_texts(self, texts: Sequence[str]) -> Sequence[NDArray[np.float32]]:
+        return list(np.concatenate(list(self._encoders["text"].encode(texts))))
+
+    async def _load_tower(self, generation: int) -> None:
+        if generation in self._towers:
+            return
+        async with self._database.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
+            row = await (await cursor.execute(queries.CONTENT_TOWER, {"generation": generation})).fetchone()
+        if row is None:
+            detail = f"generation {generation} was built before content towers were kept; build and promote another"
+            raise Problem(NO_CONTENT_TOWER, detail)
+        await self._loader.torch()
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._thread, self._keep, generation, bytes(row["weights"]), row["config"])
+        except UserError as error:
+            raise Problem(NO_CONTENT_TOWER, f"the one of generation {generation} cannot be read") from error
+
+    def _keep(self, generation: int, weights: bytes, config: dict[str, Any]) -> None:
+        from encoders.training.checkpoint import load_content_tower
+
+        self._towers[generation] = load_content_tower(weights, config)
+        while len(self._towers) > KEPT:
+            self._towers.popitem(last=False)
+
+    async def _project(self, question: Projection) -> NDArray[np.float32]:
+        tower = self._towers.get(question.generation)
+        if tower is None:
+            raise Problem(PROBLEMS["PT013"], f"generation {question.generation} was replaced meanwhile; try again")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, _forward, tower, question.rows)
+
+
+def _check_has(live: Live, modality: Modality) -> None:
+    if modality not in live.encoders:
+        known = ", ".join(live.encoders) or "none"
+        raise Problem(NO_CONTENT, f"generation {live.generation} knows no {modality}; its content is: {known}")
+
+
+def _load_of(modality: Modality) -> tuple[str, Callable[[], ContentEncoder[Any]]]:
+    return f"the {modality} encoder", partial(_build, modality)
+
+
+def _build(modality: Modality) -> ContentEncoder[Any]:
+    config = settings()
+    model = config.text_encoder if modality == "text" else config.image_encoder
+    return CONTENT_ENCODERS[modality](model=model, device=config.device)
+
+
+def _encode_picture(encoder: "ImageEncoder", batch: "PixelBatch") -> NDArray[np.float32]:
+    vector: NDArray[np.float32] = encoder.forward(batch)[0].cpu().numpy()
+    return vector
+
+
+def _forward(tower: "Content", rows: Rows) -> NDArray[np.float32]:
+    """One question through the content tower; the modalities that it was not asked with are missing ones."""
+    import torch
+
+    with torch.inference_mode():
+        content = {
+            name: torch.from_numpy(rows[name])[None] if name in rows else torch.zeros(1, width)
+            for name, width in tower.widths.items()
+        }
+        present = {name: torch.tensor([name in rows]) for name in tower.widths}
+        vector: NDArray[np.float32] = tower(content, present)[0].numpy()
+    return vector

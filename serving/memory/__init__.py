@@ -1,0 +1,1 @@
+"""The live generation's item vectors in memory: filters, search, merges."""

@@ -1,0 +1,1 @@
+"""What rankers read of candidates: features and similarities."""

@@ -1,0 +1,1 @@
+"""One question, one answer: where the interests come from, and the search."""

@@ -1,0 +1,304 @@
+"""One question, one answer: where the interests come from, then one search.
+
+A user's stored interests serve as long as they know all events that arrived; else the user tower computes them now.
+The index in memory answers where it is of the very state that the question sees, else SQL does: same question, same
+answer. A question to a warm server is one statement.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pgvector import HalfVector
+from psycopg.rows import dict_row
+
+from feature_repo.schema import SEQUENCE_LENGTH
+from polytower.errors import UserError
+from serving import queries
+from serving.database import Session
+from serving.errors import LOADING, NO_TOWER, PROBLEMS, UNKNOWN_HISTORY, UNREADABLE, Problem
+from serving.loaded.content_queries import ContentVector
+from serving.loaded.user_towers import UserTowers
+from serving.memory.item_index import Asked, ItemIndex
+from serving.memory.live_index import Indexes
+from serving.metrics import Metrics
+from serving.models import RetrieveRequest
+from serving.queries import Candidates, Found, State
+from serving.retrieve.shadow import Shadow
+
+Source = Literal["stored", "online", "given", "content"]
+# Merges whose answer is a prefix by score: the others may rightly prefer a lower score.
+SHADOWED = ("max",)
+STALE = "interests are older than what arrived of the user's events: "
+UNKNOWN = "{} items of the user's newest events are unknown to generation {}: it was built before they came"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Candidates with what the caller must know about them. skipped: items of the history that were unknown."""
+
+    generation: int
+    interests: Source
+    candidates: Candidates
+    skipped: list[str] = field(default_factory=list)
+    degraded: str | None = None
+
+
+@dataclass(frozen=True)
+class Interests:
+    """What is searched for. vectors: K of D values that 16 bits hold; numbers: what candidates call them.
+
+    weights: None for equal. banned: items to leave out, beside those that the question names.
+    """
+
+    source: Source
+    vectors: Sequence[NDArray[np.float32]] | NDArray[np.float32]
+    weights: Sequence[float] | None
+    numbers: Sequence[int]
+    banned: Sequence[str] = ()
+    skipped: list[str] = field(default_factory=list)
+    degraded: str | None = None
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Answers questions over connections that the caller lends."""
+
+    towers: UserTowers
+    metrics: Metrics
+    indexes: Indexes
+    shadow: Shadow | None = None
+
+    async def answer(
+        self, connection: Session, question: RetrieveRequest, content: ContentVector | None = None
+    ) -> Answer:
+        """Raises Problem, or psycopg.Error with a SQLSTATE of errors.PROBLEMS.
+
+        content: what a question by text or picture was embedded as (ContentQueries.embed).
+        """
+        state = await self._state(connection, question)
+        # a text or picture was embedded before this snapshot was taken: it stays with the generation that embedded it
+        generation = state.generation if content is None else content.generation
+        index = self.indexes.current(generation, state.version)
+        if content is not None:
+            interests = Interests("content", [_half(content.vector)], None, [0])
+        elif question.vectors is not None:
+            interests = _given(question)
+        elif question.history is not None or question.attributes is not None:
+            interests = await self._of_history(connection, question, state, index)
+        else:
+            interests = await self._of_user(connection, question, state, index)
+        candidates = await self._search(connection, question, generation, index, interests)
+        self.metrics.candidates(interests.source, len(candidates))
+        return Answer(generation, interests.source, candidates, interests.skipped, interests.degraded)
+
+    async def _state(self, connection: Session, question: RetrieveRequest) -> State:
+        with self.metrics.stage("state"):
+            statement = queries.STATE if question.user_id is None else queries.USER_STATE
+            asked = {"user_id": question.user_id, "exclude_seen": question.exclude_seen, "length": SEQUENCE_LENGTH}
+            row = await connection.first(statement, asked)
+        if row is None:
+            raise Problem(PROBLEMS["PT001"], "no generation is live; build one and promote it")
+        return State(*row)
+
+    async def _of_history(
+        self, connection: Session, question: RetrieveRequest, state: State, index: ItemIndex | None
+    ) -> Interests:
+        history = question.history or []
+        known = await self._vectors(connection, state.generation, index, history)
+        if not known and not await self._reads(connection, state.generation, question.attributes):
+            raise Problem(
+                UNKNOWN_HISTORY,
+                f"generation {state.generation} knows none of the {len(history)} items of the history"
+                + ("" if question.attributes is None else ", and reads no attributes"),
+            )
+        vectors = [known[item_id] for item_id in history if item_id in known][-SEQUENCE_LENGTH:]
+        interests = await self._computed(connection, state.generation, vectors, None, question.attributes)
+        skipped = [item_id for item_id in dict.fromkeys(history) if item_id not in known]
+        return replace(interests, banned=history if question.exclude_seen else (), skipped=skipped)
+
+    async def _of_user(
+        self, connection: Session, question: RetrieveRequest, state: State, index: ItemIndex | None
+    ) -> Interests:
+        if not state.stale:
+            return await self._stored(connection, question, state)
+        history, unknown = state.history or [], state.unknown or []
+        reads = history or await self._reads(connection, state.generation, state.attributes)
+        if not history and (state.vectors is not None or not reads):
+            # no events, or of items that came after the generation, and nothing else
+            reason = STALE + "the generation knows none of the items" if unknown else None
+            return await self._stored(connection, question, state, reason)
+        known = await self._vectors(connection, state.generation, index, history)
+        try:
+            vectors = [known[item_id] for item_id in history]
+            found = await self._computed(connection, state.generation, vectors, state.microseconds, state.attributes)
+        except Problem as problem:
+            if problem.kind not in (NO_TOWER, LOADING) or state.vectors is None:
+                raise
+            return await self._stored(connection, question, state, STALE + problem.detail)
+        reason = UNKNOWN.format(len(unknown), state.generation) if unknown else None
+        return replace(found, banned=state.seen or (), skipped=unknown, degraded=reason)
+
+    async def _stored(
+        self, connection: Session, question: RetrieveRequest, state: State, degraded: str | None = None
+    ) -> Interests:
+        if state.vectors is None or state.numbers is None:
+            parameters = {"user_id": question.user_id, "generation": state.generation}
+            await _fetch(connection, queries.UNKNOWN_USER, parameters)
+            raise AssertionError("the statement says what is wrong with the user")
+        vectors_KD = np.frombuffer(state.vectors, ">f2").reshape(-1, state.dim).astype(np.float32)
+        return Interests("stored", vectors_KD, state.weights, state.numbers, state.seen or (), degraded=degraded)
+
+    async def _vectors(
+        self, connection: Session, generation: int, index: ItemIndex | None, item_ids: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        """The embeddings of those items that the generation knows."""
+        wanted = sorted({*item_ids})
+        with self.metrics.stage("history"):
+            if index is not None:
+                found = zip(wanted, index.vectors(wanted), strict=True)
+                return {item_id: vector for item_id, vector in found if vector is not None}
+            parameters = {"generation": generation, "item_ids": wanted}
+            rows = await _fetch(connection, queries.ITEM_VECTORS, parameters)
+        return {row["item_id"]: row["embedding"].to_numpy() for row in rows}
+
+    async def _computed(
+        self,
+        connection: Session,
+        generation: int,
+        history: Sequence[NDArray[Any]],
+        microseconds: Sequence[int] | None,
+        attributes: Mapping[str, Any] | None,
+    ) -> Interests:
+        with self.metrics.stage("tower"):
+            await self.load_tower(connection, generation)
+            found = await self.towers.interests(generation, history, microseconds, attributes)
+        return Interests("online", _half(found.vectors), found.weights, range(len(found.vectors)))
+
+    async def _reads(self, connection: Session, generation: int, attributes: Mapping[str, Any] | None) -> bool:
+        """Whether attributes alone make interests: they are there, and the generation's tower reads them."""
+        return bool(attributes) and bool(await _fetch(connection, queries.READS_ATTRIBUTES, {"generation": generation}))
+
+    async def load_tower(self, connection: Session, generation: int) -> None:
+        """Gets the generation's user tower ready. Raises Problem."""
+        if generation in self.towers:
+            return
+        rows = await _fetch(connection, queries.USER_TOWER, {"generation": generation})
+        if not rows:
+            raise Problem(NO_TOWER, f"generation {generation} brings no user tower")
+        try:
+            await self.towers.load(generation, bytes(rows[0]["weights"]), rows[0]["config"])
+        except UserError as error:
+            raise Problem(NO_TOWER, f"the user tower of generation {generation} cannot be read") from error
+
+    async def _search(
+        self,
+        connection: Session,
+        question: RetrieveRequest,
+        generation: int,
+        index: ItemIndex | None,
+        interests: Interests,
+    ) -> Candidates:
+        with self.metrics.stage("search"):
+            found = None if index is None else await self._in_memory(index, question, interests)
+            by = "sql" if found is None else "memory"
+            if found is None:
+                found = await _by_sql(
+                    connection, question, _parameters(question, generation, interests), interests.numbers
+                )
+        self.metrics.searched(by)
+        if self.shadow is not None and question.merge in SHADOWED and self.shadow.due:
+            self.shadow.sample(by, _parameters(question, generation, interests), found.scores)
+        return found
+
+    async def _in_memory(self, index: ItemIndex, question: RetrieveRequest, interests: Interests) -> Candidates | None:
+        vectors = interests.vectors
+        if question.searched_space != "item" or len({len(vector) for vector in vectors}) > 1:
+            return None
+        asked = Asked(
+            vectors if isinstance(vectors, np.ndarray) else np.stack(vectors),
+            interests.numbers,
+            interests.weights,
+            question.k,
+            question.filter,
+            [*question.exclude, *interests.banned],
+            question.merge,
+            question.allow,
+            None if question.diversity is None else question.diversity.model_dump(),
+            "title" in question.fields,
+            question.found_by,
+        )
+        return await self.indexes.answer(index, asked)
+
+
+def _given(question: RetrieveRequest) -> Interests:
+    vectors = [_half(vector) for vector in question.vectors or []]
+    return Interests("given", vectors, question.weights, range(len(vectors)))
+
+
+def _parameters(question: RetrieveRequest, generation: int, interests: Interests) -> dict[str, Any]:
+    parameters = queries.candidate_parameters(
+        k=question.k,
+        filter=question.filter,
+        exclude=[*question.exclude, *interests.banned],
+        merge=question.merge,
+        allow=question.allow,
+        diversity=None if question.diversity is None else question.diversity.model_dump(),
+    )
+    weights = None if interests.weights is None else list(interests.weights)
+    searched = {
+        "interests": [HalfVector(vector) for vector in interests.vectors],
+        "weights": weights,
+        "generation": generation,
+    }
+    return parameters | searched | {"space": question.searched_space}
+
+
+async def _by_sql(
+    connection: Session, question: RetrieveRequest, parameters: Mapping[str, Any], numbers: Sequence[int]
+) -> Candidates:
+    async with connection.cursor(binary=True) as cursor:
+        await cursor.execute(queries.CANDIDATES_BY_VECTORS, parameters)
+        rows = await cursor.fetchall()
+    item_ids, scores, _, interests, ranks, _, *found = (
+        map(list, zip(*rows, strict=True)) if rows else ([] for _ in range(9))
+    )
+    titles = None
+    if "title" in question.fields:
+        known = await _fetch(connection, queries.TITLES, {"item_ids": item_ids})
+        by_id = {row["item_id"]: row["title"] for row in known}
+        titles = [by_id.get(item_id) for item_id in item_ids]
+    called = np.asarray(numbers)
+    return Candidates(
+        parameters["generation"],
+        item_ids,
+        np.array(scores, np.float32),
+        called[np.array(interests, int)],
+        np.array(ranks, int),
+        _found(found, called) if question.found_by else None,
+        titles,
+    )
+
+
+def _found(columns: Sequence[list[list[Any]]], called: NDArray[Any]) -> Found:
+    """From arrays by item: interests, ranks and scores. called: the number of each interest."""
+    interests, ranks, scores = (list(chain.from_iterable(column)) for column in columns)
+    ends = np.cumsum([len(each) for each in columns[0]], dtype=int)
+    return Found(called[np.array(interests, int)], np.array(ranks, int), np.array(scores, np.float32), ends)
+
+
+def _half(vector: Sequence[float] | NDArray[Any]) -> NDArray[np.float32]:
+    """The vector in the precision that embeddings are stored in."""
+    values: NDArray[Any] = np.asarray(vector)
+    if np.abs(values).max() > np.finfo(np.float16).max:
+        raise Problem(UNREADABLE, "a vector's value is beyond half precision; embeddings have unit length")
+    return values.astype(np.float16).astype(np.float32)
+
+
+async def _fetch(connection: Session, statement: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    async with connection.cursor(binary=True, row_factory=dict_row) as cursor:
+        await cursor.execute(statement, parameters)
+        return await cursor.fetchall()
