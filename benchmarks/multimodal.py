@@ -55,7 +55,11 @@ IMAGES = {
 }
 WORDS, ALL = ("text", "attributes"), ("text", "attributes", "image")
 # a catalogue of single buyers: an ID learned from one event says nothing, so it weighs by events, and is often left out
-SPARSE = ("towers.content_dim=192", "towers.shrinkage=5.0", "towers.id_dropout=0.5", "epochs=12", "batch_rows=16")
+SPARSE = (
+    "towers.dim=576", "towers.content_dim=512", 'towers.cold="content"', "towers.shrinkage=5.0",
+    "towers.id_dropout=0.5", "towers.content_dropout=0.5", "learning_rate=0.0002", "epochs=3", "validate_every=1",
+    "batch_rows=16",
+)  # fmt: skip
 ROWS = (
     Row("hm-fashion", "short"),
     *(Row("hm-fashion", "multimodal", content) for content in (("text",), ("attributes",), ("image",))),
