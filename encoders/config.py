@@ -101,7 +101,7 @@ class TrainConfig:
     at which an item's start weighs as much as what its content predicts of it; 0 for no such smoothing. ridge: strength
     of the regressions on content, as a multiple of the mean weight of an item.
     cold_loss: share of Recall@50 of warm validation items that cold ones may cost: what κ is tuned to; kappa: κ itself,
-    None to tune it.
+    None to tune it (.8 where nobody can be asked).
     epochs, batch_rows: passes, and packed rows per step. negatives: shared negatives per step, 0 = softmax over the
     whole catalogue; sampling: "uniform", "popularity" (drawn as often as they occur), "in_batch" (the step's own next
     items) or "mixed" (half in-batch, half uniform); logq: subtract the log of the sampling probability. temperature: τ

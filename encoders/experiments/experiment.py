@@ -218,7 +218,8 @@ def _trained(
 ) -> TrainResult:
     if cut.name == "refit":
         strict = train(catalogue, histories, config, directory=directory / "strict", progress=progress, world=world)
-        config = replace(config, epochs=max(1, strict.best_epoch))
+        kappa = strict.metrics.get("kappa", config.kappa)
+        config = replace(config, epochs=max(1, strict.best_epoch), kappa=kappa)
     return train(catalogue, histories, config, directory=directory, progress=progress, split=cut, world=world)
 
 

@@ -24,6 +24,7 @@ KAPPAS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.0)
 HIDDEN = 0.05  # share of the warm items that are made cold to find κ
 QUESTIONS = 2000  # validation questions asked for each κ
 DEPTH = 50
+UNTUNED = 0.8  # κ where no question is left to tune it on
 
 
 def settle(towers: Towers, validation: Questions, config: TrainConfig) -> dict[str, float]:
@@ -39,7 +40,9 @@ def settle(towers: Towers, validation: Questions, config: TrainConfig) -> dict[s
     features_VC = features_of(towers)
     warm = (tower.counts > 0).numpy() & (features_VC != 0).any(axis=1)
     kappa, found = config.kappa, dict[str, float]()
-    if kappa is None:
+    if kappa is None and not len(validation):
+        kappa = UNTUNED
+    elif kappa is None:
         found = _tuned(towers, features_VC, warm, validation, config)
         kappa = found["kappa"]
     _fit(towers, features_VC, warm, config.ridge)

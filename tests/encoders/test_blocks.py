@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from encoders.catalogue import Catalogue
 from encoders.closed_form import ridge, whitening
 from encoders.config import TowersConfig, TrainConfig, changed
+from encoders.evaluation.splits import production
 from encoders.experiments.experiment import make_split
 from encoders.towers.fusion import FUSIONS
 from encoders.towers.towers import Towers, over
 from encoders.training import checkpoint
+from encoders.training.cold import UNTUNED
 from encoders.training.start import initial_towers
 from encoders.training.train import train
 from polytower.errors import UserError
@@ -158,6 +160,16 @@ def test_kappa_costs_warm_items_no_more_than_was_allowed(tmp_path: Path) -> None
     assert strict.metrics["kappa"] <= generous.metrics["kappa"]
     assert strict.metrics["cold_recall@50"] <= generous.metrics["cold_recall@50"]
     assert generous.metrics["cold_recall@50"] > 0.5
+
+
+def test_refitted_towers_keep_the_kappa_of_the_strict_ones(tmp_path: Path) -> None:
+    catalogue, histories = tiny_catalogue(), tiny_histories()
+    config = replace(CONFIG, refit=True, cold_loss=1.0, epochs=4)
+    result = train(catalogue, histories, config, directory=tmp_path / "one")
+    assert float(result.towers.item_tower.kappa) == pytest.approx(result.metrics["kappa"])
+    assert not torch.equal(result.towers.item_tower.ridge, result.evaluated.item_tower.ridge)
+    alone = train(catalogue, histories, CONFIG, directory=tmp_path / "two", split=production(histories))
+    assert alone.metrics == {"kappa": UNTUNED}
 
 
 def test_towers_of_content_refuse_a_catalogue_without_any(tmp_path: Path) -> None:
