@@ -165,7 +165,7 @@ class Flow:
         if code:
             raise SystemExit(f"polytower {' '.join(arguments)} ended with status {code}")
         spans = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-        outer = {"step": f"{name}: imports etc.", "begun": begun, "ended": time.time()}
+        outer = {"step": f"{name}: rest", "begun": begun, "ended": time.time()}
         own = own_seconds([*spans, outer])
         for step, seconds in own.items():
             self.steps.setdefault(step, Step()).seconds += seconds

@@ -82,7 +82,7 @@ def test_a_decoder_that_does_not_answer_is_given_up(decoder: Decoder, monkeypatc
 def test_a_hungry_picture_is_refused() -> None:
     """In a process of its own, whose limit is lower than the product's."""
     code = (
-        "import io, sys; from PIL import Image; from encoders import decoders\n"
+        "import io, sys; from PIL import Image; from encoders.content import decoders\n"
         "file = io.BytesIO(); Image.new('1', (7000, 7000)).save(file, 'PNG')\n"
         "decoders.limit_memory(100 << 20)\n"
         "print(decoders._answer(b'b', file.getvalue(), 3500, 0)[:60].decode())"

@@ -37,8 +37,8 @@ def test_every_format_is_read_in_pieces(
 def test_more_rejected_rows_than_are_kept_are_counted(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("rejections", "load_entities", "load_interactions"):
-        monkeypatch.setattr(f"pipelines.{module}.KEPT_PER_FILE", 3)
+    for module in ("rejections", "entities", "interactions"):
+        monkeypatch.setattr(f"pipelines.load.{module}.KEPT_PER_FILE", 3)
     items = tiny_items(40)
     again = [{**row, "title": f"another {row['title']}"} for row in items[:10]]
     write_rows(tmp_path / "items.jsonl", [*items, *again])

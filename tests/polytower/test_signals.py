@@ -29,17 +29,20 @@ child.wait()
 """
 COMMAND = """
 import sys
-from polytower import cli, tool_commands
+from polytower.cli import cli, main
+from polytower.commands import tools
 
-@cli.cli.command()
+@cli.command()
 def tool():
-    tool_commands._run([sys.executable, "-c", sys.stdin.read()], {})
+    tools._run([sys.executable, "-c", sys.stdin.read()], {})
 
-cli.main()
+main()
 """
 
 
 def started(*arguments: str, **options: Any) -> "subprocess.Popen[str]":
+    # A job in a shell's background ignores Ctrl-C, and so would its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )
