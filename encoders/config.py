@@ -21,9 +21,16 @@ class TowersConfig:
     log-spaced bucket: "none", "position" (T5), "time" (between two events) or "both" (HSTU).
     recency: adds Σ λ^(events since) · item to the last state, λ learned: a straight way for the newest items.
     interests: K. extractor: a name of `interests.EXTRACTORS`. adaptive: K_u = clip(log2 |history|, 1, K) (MIND).
-    fusion: a name of `fusion.FUSIONS`; content_width: hidden width of the content path; content_dropout: on its input.
-    shrinkage: start of the learned number n0 of events at which an item's own ID weighs as much as its content:
-    item = normalise(ID + n0/(n + n0)·content); 0 leaves content out of warm items. tail_buckets: rows of the ID table
+    fusion: a name of `fusion.FUSIONS`, or "none"; fusion_queries, fusion_layers: of the Q-Former; content_width: hidden
+    width of the fused path; content_dropout: on its features. linear: adds a linear map of the features, which starts
+    as a ridge regression of the start of the ID embeddings. whiten: rank to which each modality's PCA is cut and
+    whitened; 0 takes content as it was encoded.
+    content_dim: width of a block for content alone inside dim: item = [√a·ID ; √(1−a)·content]; 0: one space for both.
+    id_share: a, learned from there on with learn_id_share. shrinkage: start of the learned number n0 of events at which
+    an item's own ID weighs as much as its content: item = normalise(ID + n0/(n + n0)·content), or in blocks
+    a·n/(n + n0) for a; 0 leaves content out of warm items, and a as it is. id_dropout: share of the items of a step
+    that are taken for cold. cold: what stands for the ID of an item without events: "content" (nothing does), or
+    "ridge" (the regression of the trained IDs on the features, `cold.py`). tail_buckets: rows of the ID table
     that items with fewer than tail_below training events share, two hashed ones each; 0 gives every item its own row;
     own_rows: how many have their own then, filled in from the counts. modalities: (name, width) of each,
     by name; filled in from the catalogue.
@@ -45,15 +52,39 @@ class TowersConfig:
     extractor: str = "heads"
     adaptive: bool = False
     fusion: str = "gated_sum"
+    fusion_queries: int = 2
+    fusion_layers: int = 1
     content_width: int = 128
     content_dropout: float = 0.2
+    linear: bool = False
+    whiten: int = 0
+    content_dim: int = 0
+    id_share: float = 0.5
+    learn_id_share: bool = False
     shrinkage: float = 0.0
+    id_dropout: float = 0.0
+    cold: Literal["content", "ridge"] = "content"
     tail_buckets: int = 0
     tail_below: int = 5
     own_rows: int = 0
     modalities: tuple[tuple[str, int], ...] = ()
     user_attributes: int = 0
     silent_users: float = 0.2
+
+    @property
+    def doubt(self) -> int:
+        """Coordinates behind ID and content: where a cold item keeps the length that it does not dare to score by."""
+        return 1 if self.cold == "ridge" and self.modalities else 0
+
+    @property
+    def id_dim(self) -> int:
+        """Width of the ID embedding."""
+        return self.dim - (self.content_dim if self.modalities else 0) - self.doubt
+
+    @property
+    def features(self) -> tuple[tuple[str, int], ...]:
+        """(name, width) of each modality as the content path reads it."""
+        return tuple((name, min(self.whiten or size, size)) for name, size in self.modalities)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -67,12 +98,17 @@ class TrainConfig:
     """How the towers are trained.
 
     initial: "svd" (PPMI of co-occurrence, randomised SVD) or "normal" ID embeddings. smooth_initial: number of events
-    at which an item's start weighs as much as what its content predicts of it; 0 for no such smoothing.
+    at which an item's start weighs as much as what its content predicts of it; 0 for no such smoothing. ridge: strength
+    of the regressions on content, as a multiple of the mean weight of an item.
+    cold_loss: share of Recall@50 of warm validation items that cold ones may cost: what κ is tuned to; kappa: κ itself,
+    None to tune it (.8 where nobody can be asked).
     epochs, batch_rows: passes, and packed rows per step. negatives: shared negatives per step, 0 = softmax over the
     whole catalogue; sampling: "uniform", "popularity" (drawn as often as they occur), "in_batch" (the step's own next
     items) or "mixed" (half in-batch, half uniform); logq: subtract the log of the sampling probability. temperature: τ
     of the scores, at least .02.
-    objective: a name of `losses.OBJECTIVES`; repel: of `losses.REPELS`, weighed by repel_weight, from repel_margin on.
+    windows: what a position is asked for: the next event (empty), or window_targets events, each drawn from the user's
+    next w for a w of these. objective: a name of `losses.OBJECTIVES`; repel: of `losses.REPELS`, weighed by
+    repel_weight, from repel_margin on.
     routing_weight: of REMI's regulariser, for extractors with attention (comirec_sa, query_tokens; REMI takes 100).
     weight_loss: weight of the cross-entropy that calibrates the interest weights. content_weight, content_temperature:
     of the contrast that teaches the content embeddings; content_ranking: weight of the ranking loss beside it, in which
@@ -89,12 +125,17 @@ class TrainConfig:
     towers: TowersConfig = field(default_factory=TowersConfig)
     initial: Literal["svd", "normal"] = "svd"
     smooth_initial: float = 0.0
+    ridge: float = 30.0
+    cold_loss: float = 0.02
+    kappa: float | None = None
     epochs: int = 24
     batch_rows: int = 64
     negatives: int = 2048
     sampling: Literal["uniform", "popularity", "in_batch", "mixed"] = "uniform"
     logq: bool = False
     temperature: float = 0.07
+    windows: tuple[int, ...] = ()
+    window_targets: int = 4
     objective: str = "consistent"
     repel: str = "none"
     repel_weight: float = 0.0
@@ -124,6 +165,8 @@ class TrainConfig:
             "epochs": self.epochs < 1,
             "batch_rows": self.batch_rows < 1,
             "negatives": self.negatives < 0,
+            "windows": any(window < 1 for window in self.windows),
+            "window_targets": self.window_targets < 1,
             "ema": not 0 <= self.ema < 1,
             "towers.interests": shape.interests < 1,
             "towers.tail_buckets (0, or at least 2)": shape.tail_buckets < 0 or shape.tail_buckets == 1,
@@ -132,6 +175,16 @@ class TrainConfig:
             "towers.dim (a head has an even width with rotary positions)": (
                 shape.positions == "rotary" and shape.dim // shape.heads % 2 != 0
             ),
+            "towers.fusion_queries": shape.fusion_queries < 1,
+            "towers.fusion_layers": shape.fusion_layers < 1,
+            "towers.content_width (a multiple of 4 for the Q-Former)": (
+                shape.content_width < 1 or (shape.fusion == "qformer" and shape.content_width % 4 != 0)
+            ),
+            "towers.content_dim (less than towers.dim)": not 0 <= shape.content_dim < shape.dim - 1,
+            "towers.whiten": shape.whiten < 0,
+            "towers.id_share": not 0 < shape.id_share < 1,
+            "towers.id_dropout": not 0 <= shape.id_dropout < 1,
+            "towers.fusion (none needs towers.linear)": shape.fusion == "none" and not shape.linear,
             "towers.dropout": not 0 <= shape.dropout < 1,
             "towers.user_attributes (a multiple of 4)": shape.user_attributes < 0 or shape.user_attributes % 4 != 0,
             "towers.silent_users": not 0 <= shape.silent_users <= 1,
@@ -154,7 +207,7 @@ def config_from_json(document: Mapping[str, Any]) -> TrainConfig:
     """The inverse of `TrainConfig.as_json`. Raises UserError for a name or a type that this version does not know."""
     inner = towers_from_json(document.get("towers", {}))
     _known(TrainConfig, document)
-    return TrainConfig(**{**document, "towers": inner})
+    return TrainConfig(**{**document, "towers": inner, "windows": tuple(document.get("windows", ()))})
 
 
 def changed(config: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:

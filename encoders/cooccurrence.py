@@ -7,6 +7,7 @@ import numpy as np
 import scipy.sparse as sparse
 
 from encoders.catalogue import FloatArray, Histories, IntArray
+from encoders.closed_form import ridge
 
 
 def following(histories: Histories, items: int, window: int) -> sparse.csr_matrix:
@@ -66,7 +67,7 @@ def _randomised_svd(
 
 
 def smoothed(
-    vectors: FloatArray, counts: IntArray, content: FloatArray, events: float, ridge: float = 10.0
+    vectors: FloatArray, counts: IntArray, content: FloatArray, events: float, strength: float = 10.0
 ) -> FloatArray:
     """Vectors of rare items drawn towards what their content predicts: (n·v + n0·v̂) / (n + n0), n0 = `events`.
 
@@ -74,9 +75,7 @@ def smoothed(
     weighing log(1 + n), scaled to the vectors' mean norm. Items never seen become v̂.
     """
     has = np.abs(content).sum(axis=1) > 0
-    weights = np.log1p(counts)[:, None] * has[:, None]
-    gram = (content * weights).T @ content + ridge * np.eye(content.shape[1])
-    predicted = content @ np.linalg.solve(gram, content.T @ (vectors * weights))
+    predicted = content @ ridge(content, vectors, np.log1p(counts) * has, strength)
     norms = [float(np.linalg.norm(rows[has & (counts > 0)], axis=1).mean()) for rows in (vectors, predicted)]
     predicted *= norms[0] / max(norms[1], 1e-12)
     own = (counts / (counts + events))[:, None]

@@ -1,6 +1,6 @@
 """Named configurations. docs/models.md says what each is for and what it was measured at, docs/LOG.md keeps the runs.
 
-The first three are to be used. The peers are 64 wide, as in their papers, on one backbone and recipe, to compare with.
+The first four are to be used. The peers are 64 wide, as in their papers, on one backbone and recipe, to compare with.
 """
 
 from dataclasses import replace
@@ -43,6 +43,13 @@ PRESETS: dict[str, TrainConfig] = {
     "short": _SHORT,
     # histories of hundreds (movielens-1m): deeper, little dropout, and many small steps
     "long": _LONG,
+    # items that are described: half of the width is a block for content, and new items are placed by a ridge
+    "multimodal": replace(
+        _SHORT,
+        preset="multimodal",
+        towers=replace(_SHORT.towers, content_dim=128, linear=True, fusion="none", whiten=256, cold="ridge"),
+        content_weight=0.0,
+    ),
     # a few seconds on a few hundred users: tests and first looks
     "tiny": TrainConfig(
         preset="tiny",

@@ -272,7 +272,9 @@ def demo(images: Path | None, preset: str, as_json: bool) -> None:
     "--split",
     default="leave_one_out",
     show_default=True,
-    type=click.Choice(["leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items", "cold_users"]),
+    type=click.Choice(
+        ["leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items", "cold_users", "future"]
+    ),
     help="How the test items are held out.",
 )
 @click.option(
@@ -295,6 +297,18 @@ def demo(images: Path | None, preset: str, as_json: bool) -> None:
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for checkpoints, resumed from when run again [default: below $POLYTOWER_HOME].",
 )
+@click.option(
+    "--control",
+    "controls",
+    multiple=True,
+    type=click.Choice(["equal_width", "permuted"]),
+    help="Also train IDs alone of equal width, or with content shuffled over the items, and compare (repeatable).",
+)
+@click.option(
+    "--against",
+    type=FOLDER,
+    help="Compare with another run, question by question: the folder that it was written --into.",
+)
 @AS_JSON
 def experiment(
     folder: Path,
@@ -306,6 +320,8 @@ def experiment(
     options: tuple[str, ...],
     distributed: bool,
     into: Path | None,
+    controls: tuple[str, ...],
+    against: Path | None,
     as_json: bool,
 ) -> None:
     """Train and evaluate a preset straight from FOLDER, without a database, beside the baselines."""
@@ -324,7 +340,8 @@ def experiment(
         report = run_experiment(
             data, preset, range(seeds), directory=into or config.home / "experiments" / name,
             modalities=content, split=split, options=_options(options), device=config.device, progress=world.first,
-            images=images, world=world,
+            images=images, world=world, controls=controls, against=against,
+            cache=config.home / "experiments" / "content",
         )  # fmt: skip
     if world.first:
         answer(report, as_json=as_json, text=experiment_table(report))

@@ -3,7 +3,8 @@
 Legend: Q questions of a chunk, V items, D width, K interests, L list length.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from encoders.evaluation.splits import Questions
 from encoders.towers.towers import Context, Interests, Towers
 
 Metrics = dict[str, float]
+TRACKS = ("masked", "unmasked")
 DEPTHS = (5, 10, 20, 50, 100, 500)
 # Questions that are asked at most: each ranks the whole catalogue, so that all of them would cost users times items.
 # The standard error of a share is at most .0022 then.
@@ -37,15 +39,16 @@ class TowersScorer:
     """max over a user's interests of the inner product with the item embedding: what the index answers, exactly.
 
     softness: of the maximum, see `best_scores`; `TrainConfig.softness` makes it what the towers were trained with.
+    candidates_VD: what is ranked, the items unless it is set; histories are always read as items.
     """
 
     def __init__(self, towers: Towers, *, softness: float = 0.0) -> None:
         self.towers, self.softness = towers, softness
-        self.items_VD = towers.item_embeddings().item
+        self.items_VD = self.candidates_VD = towers.item_embeddings().item
 
     def __call__(self, histories: Histories) -> Tensor:
         found = self.interests(histories)
-        return best_scores(found, self.items_VD, self.softness)
+        return best_scores(found, self.candidates_VD, self.softness)
 
     def interests(self, histories: Histories) -> Interests:
         """Interests [Q, K, D] and weights [Q, K] of these users."""
@@ -74,6 +77,19 @@ def best_scores(interests: Interests, items_VD: Tensor, softness: float = 0.0) -
     return best * softness if softness else best
 
 
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """What a scorer answered, by track ("masked": without the items of the question's own history, "unmasked").
+
+    ranks: int64 [N], of the targets, ties against the model; lists: int64 [Q, L], the first 10 items; sets: int64 [N],
+    the question of each target, None for one each.
+    """
+
+    ranks: Mapping[str, Tensor]
+    lists: Mapping[str, Tensor]
+    sets: Tensor | None
+
+
 def evaluate(
     scorer: Scorer,
     questions: Questions,
@@ -90,32 +106,56 @@ def evaluate(
     them it is left out. Ties count against the model. `items`: size of the catalogue. Of more than MOST_QUESTIONS
     questions, those of `asked` are asked.
     """
-    size, length = min(len(questions), MOST_QUESTIONS), min(_LIST, items)
-    ranks = {name: torch.empty(size, dtype=torch.int64) for name in ("masked", "unmasked")}
-    lists = {name: torch.empty(size, length, dtype=torch.int64) for name in ranks}
-    chunks = list(_chunks(questions, chunk or _chunk(items)))
-    for place, part, targets_Q in tqdm(chunks, desc="evaluate", disable=None if progress else True):
-        scores_QV = scorer(part)
-        hidden_QV = seen(part, items).to(scores_QV.device)
-        targets_Q = targets_Q.to(scores_QV.device)
-        ranks["unmasked"][place] = metrics.ranks(scores_QV, targets_Q).cpu()
-        ranks["masked"][place] = metrics.ranks(scores_QV, targets_Q, hidden_QV).cpu()
-        lists["unmasked"][place] = scores_QV.topk(length, dim=1).indices.cpu()
-        shown_QV = scores_QV.masked_fill(hidden_QV, float("-inf"))
-        lists["masked"][place] = shown_QV.topk(length, dim=1).indices.cpu()
-    return {name: _summary(ranks[name], lists[name], items, depths, vectors_VD) for name in ranks}
+    ranked = rank(scorer, questions, items, chunk=chunk, progress=progress)
+    return summary(ranked, items, depths=depths, vectors_VD=vectors_VD)
+
+
+def rank(
+    scorer: Scorer, questions: Questions, items: int, *, chunk: int | None = None, progress: bool = False
+) -> Ranked:
+    """Full ranking of every question that is `asked`, in their order.
+
+    What is kept of a chunk goes to its place in one tensor. Kept as small tensors of their own, results took room among
+    the freed scores, and each chunk's scores then found none: 6 GB for 50,000 questions over 20,000 items.
+    """
+    questions = asked(questions)
+    size, length = len(questions), min(_LIST, items)
+    ranks = {name: torch.zeros(len(questions.targets), dtype=torch.int64) for name in TRACKS}
+    lists = {name: torch.zeros(size, length, dtype=torch.int64) for name in TRACKS}
+    chunks = list(_chunks(questions, items, chunk))
+    for chosen, places, part in tqdm(chunks, desc="evaluate", disable=None if progress else True):
+        scores_QV = scorer(part.histories)
+        hidden_QV = seen(part.histories, items).to(scores_QV.device)
+        ranks["unmasked"][places] = _ranks(scores_QV, part, None)
+        ranks["masked"][places] = _ranks(scores_QV, part, hidden_QV)
+        lists["unmasked"][chosen] = scores_QV.topk(length, dim=1).indices.cpu()
+        lists["masked"][chosen] = scores_QV.masked_fill(hidden_QV, float("-inf")).topk(length, dim=1).indices.cpu()
+    return Ranked(ranks, lists, _sets(questions))
+
+
+def summary(
+    ranked: Ranked, items: int, *, depths: Sequence[int] = DEPTHS, vectors_VD: Tensor | None = None
+) -> dict[str, Metrics]:
+    """The metrics of `evaluate`, by track."""
+    return {name: _summary(ranked, name, items, depths, vectors_VD) for name in TRACKS}
 
 
 def validation_ndcg(
     scorer: Scorer, questions: Questions, items: int, *, chunk: int | None = None
 ) -> tuple[float, float]:
     """(NDCG@10, Recall@50), seen items masked: the cheap part of `evaluate`, of the same questions."""
-    ranks_Q = torch.empty(min(len(questions), MOST_QUESTIONS), dtype=torch.int64)
-    for place, part, targets_Q in _chunks(questions, chunk or _chunk(items)):
-        scores_QV = scorer(part)
-        hidden_QV = seen(part, items).to(scores_QV.device)
-        ranks_Q[place] = metrics.ranks(scores_QV, targets_Q.to(scores_QV.device), hidden_QV).cpu()
-    return metrics.ndcg(ranks_Q, 10), metrics.recall(ranks_Q, 50)
+    questions = asked(questions)
+    ranks_N, sets_N = ranks_of(scorer, questions, items, chunk=chunk), _sets(questions)
+    return metrics.ndcg(ranks_N, 10, sets_N), metrics.recall(ranks_N, 50, sets_N)
+
+
+def ranks_of(scorer: Scorer, questions: Questions, items: int, *, chunk: int | None = None) -> Tensor:
+    """The rank of each target, seen items masked: int64 [N], in the order of the questions."""
+    found = torch.zeros(len(questions.targets), dtype=torch.int64)
+    for _, places, part in _chunks(questions, items, chunk):
+        scores_QV = scorer(part.histories)
+        found[places] = _ranks(scores_QV, part, seen(part.histories, items).to(scores_QV.device))
+    return found
 
 
 def interests_report(
@@ -128,20 +168,24 @@ def interests_report(
     differences, 0 to 1). cosine: mean cosine between two interests of a user, 1 for interests that do not differ.
     """
     interests, items = scorer.towers.config.interests, len(scorer.items_VD)
-    size, length = min(len(questions), MOST_QUESTIONS), min(_LIST, items)
+    questions = asked(questions)
+    size, length = len(questions), min(_LIST, items)
     if not size:
         return {}
-    owners, own = torch.empty(size, length, dtype=torch.int64), torch.empty(size, 1, dtype=torch.int64)
+    owners = torch.empty(size, length, dtype=torch.int64)
+    own = torch.empty(len(questions.targets), 1, dtype=torch.int64)
     weights, cosines = torch.empty(size, interests), torch.empty(size)
-    for place, part, targets_Q in _chunks(questions, chunk or _CHUNK):
-        found = scorer.interests(part)
+    for chosen, places, part in _chunks(questions, items, chunk):
+        found = scorer.interests(part.histories)
         scores_QV = best_scores(found, scorer.items_VD, scorer.softness)
-        shown_QV = scores_QV.masked_fill(seen(part, items).to(scores_QV.device), float("-inf"))
+        shown_QV = scores_QV.masked_fill(seen(part.histories, items).to(scores_QV.device), float("-inf"))
         lists_QL = shown_QV.topk(length, dim=1).indices
-        owners[place] = owners_of(found, scorer.items_VD[lists_QL]).cpu()
-        own[place] = owners_of(found, scorer.items_VD[targets_Q][:, None]).cpu()
-        weights[place] = found.weights.cpu()
-        cosines[place] = _pair_cosines(found.vectors).cpu()
+        owners[chosen] = owners_of(found, scorer.items_VD[lists_QL]).cpu()
+        rows_N = torch.from_numpy(np.arange(len(part)) if part.sets is None else part.sets)
+        wanted = Interests(found.vectors[rows_N], found.weights[rows_N])
+        own[places] = owners_of(wanted, scorer.items_VD[torch.from_numpy(part.targets)][:, None]).cpu()
+        weights[chosen] = found.weights.cpu()
+        cosines[chosen] = _pair_cosines(found.vectors).cpu()
     shares = metrics.interest_shares(own, interests)
     mean = weights.mean(dim=0).tolist()
     return {
@@ -212,30 +256,36 @@ def asked(questions: Questions) -> Questions:
     """The questions themselves, or MOST_QUESTIONS of them, drawn alike every time."""
     if len(questions) <= MOST_QUESTIONS:
         return questions
-    chosen = np.sort(np.random.default_rng(0).choice(len(questions), MOST_QUESTIONS, replace=False))
-    return Questions(questions.histories.select(chosen), questions.targets[chosen])
+    return questions.select(np.sort(np.random.default_rng(0).choice(len(questions), MOST_QUESTIONS, replace=False)))[0]
 
 
-def _chunks(questions: Questions, size: int) -> Iterator[tuple[slice, Histories, Tensor]]:
-    """The questions asked, those of similar history length together, so that little is padded; and their place.
-
-    What is kept of a chunk goes to its place in one tensor. Kept as small tensors of their own, results took room among
-    the freed scores, and each chunk's scores then found none: 6 GB for 50,000 questions over 20,000 items.
-    """
-    questions = asked(questions)
+def _chunks(questions: Questions, items: int, size: int | None = None) -> Iterator[tuple[Tensor, Tensor, Questions]]:
+    """(which questions, the places of their targets, both): those of similar length together: little is padded."""
+    size = size or max(1, _chunk(items) * len(questions) // max(len(questions.targets), 1))
     order = np.argsort(questions.histories.lengths, kind="stable")
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
-        place = slice(start, start + len(chosen))
-        yield place, questions.histories.select(chosen), torch.from_numpy(questions.targets[chosen])
+        part, places = questions.select(chosen)
+        yield torch.from_numpy(chosen), torch.from_numpy(places), part
 
 
-def _summary(
-    ranks_Q: Tensor, lists_QL: Tensor, items: int, depths: Sequence[int], vectors_VD: Tensor | None
-) -> Metrics:
-    found = {f"recall@{depth}": metrics.recall(ranks_Q, depth) for depth in depths}
-    found |= {f"ndcg@{depth}": metrics.ndcg(ranks_Q, depth) for depth in depths}
-    found |= {"mrr": metrics.mrr(ranks_Q), f"coverage@{_LIST}": metrics.coverage(lists_QL, items)}
+def _ranks(scores_QV: Tensor, questions: Questions, hidden_QV: Tensor | None) -> Tensor:
+    targets_N = torch.from_numpy(questions.targets).to(scores_QV.device)
+    if questions.sets is not None:
+        rows_N = torch.from_numpy(questions.sets).to(scores_QV.device)
+        scores_QV, hidden_QV = scores_QV[rows_N], None if hidden_QV is None else hidden_QV[rows_N]
+    return metrics.ranks(scores_QV, targets_N, hidden_QV).cpu()
+
+
+def _sets(questions: Questions) -> Tensor | None:
+    return None if questions.sets is None else torch.from_numpy(questions.sets)
+
+
+def _summary(ranked: Ranked, track: str, items: int, depths: Sequence[int], vectors_VD: Tensor | None) -> Metrics:
+    ranks_N, lists_QL, sets_N = ranked.ranks[track], ranked.lists[track], ranked.sets
+    found = {f"recall@{depth}": metrics.recall(ranks_N, depth, sets_N) for depth in depths}
+    found |= {f"ndcg@{depth}": metrics.ndcg(ranks_N, depth, sets_N) for depth in depths}
+    found |= {"mrr": metrics.mrr(ranks_N, sets_N), f"coverage@{_LIST}": metrics.coverage(lists_QL, items)}
     if vectors_VD is not None:
-        found[f"diversity@{_LIST}"] = metrics.intra_list_diversity(lists_QL, vectors_VD)
+        found[f"diversity@{_LIST}"] = metrics.intra_list_diversity(lists_QL, vectors_VD.cpu())
     return found

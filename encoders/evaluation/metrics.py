@@ -1,6 +1,7 @@
 """Retrieval metrics as pure functions of ranks and lists.
 
-Legend: Q questions, V items, L list length, K interests. Ranks are 1 for the best; a miss is any rank beyond L.
+Legend: Q questions, N targets, V items, L list length, K interests. Ranks are 1 for the best; a miss is any rank
+beyond L. A question has one target, unless `sets_N` says which question each target belongs to.
 """
 
 import torch
@@ -28,19 +29,39 @@ def ranks(scores_QV: Tensor, targets_Q: Tensor, hidden_QV: Tensor | None = None)
     return torch.where(lost_Q, scores_QV.shape[1], ahead_QV.sum(dim=1))
 
 
-def recall(ranks_Q: Tensor, k: int) -> float:
-    """Share of questions whose one target is among the first k (= hit rate); 0 for no questions."""
-    return _mean((ranks_Q <= k).double())
+def recall(ranks_N: Tensor, k: int, sets_N: Tensor | None = None) -> float:
+    """Mean of `hits`; for one target a question the share of those found (= hit rate). 0 for no questions."""
+    return _mean(hits(ranks_N, k, sets_N))
 
 
-def ndcg(ranks_Q: Tensor, k: int) -> float:
-    """Mean of 1/log2(1 + rank) for targets among the first k, else 0; the ideal is 1, as there is one target."""
-    return _mean(torch.where(ranks_Q <= k, 1.0 / torch.log2(1.0 + ranks_Q.double()), 0.0))
+def ndcg(ranks_N: Tensor, k: int, sets_N: Tensor | None = None) -> float:
+    """Mean of `gains`; 0 for no questions."""
+    return _mean(gains(ranks_N, k, sets_N))
 
 
-def mrr(ranks_Q: Tensor) -> float:
-    """Mean reciprocal rank over the whole ranking."""
-    return _mean(1.0 / ranks_Q.double())
+def hits(ranks_N: Tensor, k: int, sets_N: Tensor | None = None) -> Tensor:
+    """Targets among the first k, divided by as many as could be there, min(k, size of the set): [Q]."""
+    found_N = (ranks_N <= k).double()
+    if sets_N is None:
+        return found_N
+    return _summed(found_N, sets_N) / sets_N.bincount().clamp(max=k)
+
+
+def gains(ranks_N: Tensor, k: int, sets_N: Tensor | None = None) -> Tensor:
+    """Sum of 1/log2(1 + rank) of the targets among the first k, divided by its ideal: [Q]."""
+    found_N = torch.where(ranks_N <= k, 1.0 / torch.log2(1.0 + ranks_N.double()), 0.0)
+    if sets_N is None:
+        return found_N
+    ideal = (1.0 / torch.log2(torch.arange(2, k + 2).double())).cumsum(dim=0)
+    return _summed(found_N, sets_N) / ideal[sets_N.bincount().clamp(max=k) - 1]
+
+
+def mrr(ranks_N: Tensor, sets_N: Tensor | None = None) -> float:
+    """Mean reciprocal rank of a question's best target, over the whole ranking."""
+    if sets_N is not None and len(ranks_N):
+        best = torch.full((int(sets_N.max()) + 1,), torch.iinfo(torch.int64).max)
+        ranks_N = best.scatter_reduce(0, sets_N, ranks_N, "amin")
+    return _mean(1.0 / ranks_N.double())
 
 
 def coverage(lists_QL: Tensor, items: int) -> float:
@@ -65,6 +86,11 @@ def interest_shares(owners_QL: Tensor, interests: int) -> list[float]:
     """Share of all candidates that each interest brought, K numbers of sum 1 (zeros for no candidates)."""
     counts = torch.bincount(owners_QL.flatten(), minlength=interests).double()
     return [float(share) for share in counts / counts.sum().clamp(min=1)]
+
+
+def _summed(values_N: Tensor, sets_N: Tensor) -> Tensor:
+    size = int(sets_N.max()) + 1 if len(sets_N) else 0
+    return torch.zeros(size, dtype=values_N.dtype).index_add(0, sets_N, values_N)
 
 
 def _mean(values: Tensor) -> float:

@@ -13,13 +13,29 @@ from encoders.catalogue import BoolArray, Histories, IntArray
 
 @dataclass(frozen=True, eq=False)
 class Questions:
-    """One question per row: histories (Q of them, the input) and targets int64 [Q], the catalogue index asked for."""
+    """One question per row: histories (Q of them, the input) and targets int64 [N], the catalogue indices asked for.
+
+    A question has one target, in the same row (N = Q), unless sets (int64 [N], ascending) says which question each
+    target belongs to; every question has at least one.
+    """
 
     histories: Histories
     targets: IntArray
+    sets: IntArray | None = None
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return len(self.histories)
+
+    def select(self, rows: IntArray) -> tuple["Questions", IntArray]:
+        """These questions in this order, and the places that their targets have among all."""
+        chosen = self.histories.select(rows)
+        if self.sets is None:
+            return Questions(chosen, self.targets[rows]), rows
+        first = np.searchsorted(self.sets, rows)
+        sizes = np.searchsorted(self.sets, rows, side="right") - first
+        sets = np.repeat(np.arange(len(rows)), sizes)
+        places = np.repeat(first - (np.cumsum(sizes) - sizes), sizes) + np.arange(len(sets))
+        return Questions(chosen, self.targets[places], sets), places
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +139,46 @@ def cold_users(histories: Histories, *, share: float = 0.2, seed: int = 0) -> Sp
     asked = histories.select(cold)
     nothing = asked.keep(np.zeros(len(asked.items), dtype=np.bool_))
     return Split("cold_users", strict.train, strict.validation, Questions(nothing, asked.items[asked.offsets[:-1]]))
+
+
+def future(
+    histories: Histories, *, test: float = 0.2, validation: float = 0.1, strangers: float = 0.1, seed: int = 0
+) -> Split:
+    """What a user takes up in time, not next: the last fifth of the events is the set to find, the tenth before it
+    validates, and the history ends before either.
+
+    A set holds distinct items that the history does not. Users with less than one event in each part are trained on
+    whole. strangers: share of the users who are kept from training, asked to the test like the others.
+    """
+    lengths = histories.lengths
+    head = np.floor(lengths * (1 - test - validation) + 1e-9).astype(np.int64)
+    known = np.floor(lengths * (1 - test) + 1e-9).astype(np.int64)
+    asked = (head >= 1) & (known > head) & (lengths > known)
+    drawn = np.random.default_rng(seed).permutation(len(histories))
+    strange = np.zeros(len(histories), dtype=np.bool_)
+    strange[drawn[: int(len(drawn) * strangers)]] = True
+    cut = histories.keep(_heads(histories, np.where(asked, head, lengths)))
+    return Split(
+        "future",
+        cut.select(np.flatnonzero(~strange)),
+        _sets(histories, np.flatnonzero(asked & ~strange), head, known),
+        _sets(histories, np.flatnonzero(asked), known, lengths),
+    )
+
+
+def _sets(histories: Histories, users: IntArray, begin: IntArray, end: IntArray) -> Questions:
+    """For each user the distinct new items of the events [begin, end), after the history up to begin."""
+    found = [
+        np.setdiff1d(histories.of(user)[begin[user] : end[user]], histories.of(user)[: begin[user]])
+        for user in users.tolist()
+    ]
+    asks = np.array([len(items) > 0 for items in found], dtype=np.bool_)
+    found = [items for items in found if len(items)]
+    chosen = histories.select(users[asks])
+    sizes = np.array([len(items) for items in found], dtype=np.int64)
+    targets = np.concatenate([np.zeros(0, np.int64), *found])
+    heads = chosen.keep(_heads(chosen, begin[users[asks]]))
+    return Questions(heads, targets, np.repeat(np.arange(len(found)), sizes))
 
 
 def no_questions() -> Questions:

@@ -7,31 +7,37 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
+import torch
 
-from encoders.catalogue import BoolArray, Catalogue, FloatArray, Histories
+from encoders.catalogue import BoolArray, Catalogue, FloatArray, Histories, digest
 from encoders.config import TrainConfig, changed
 from encoders.content.attributes import user_vectors
 from encoders.content.encoder import item_text, says_something
 from encoders.content.registry import CONTENT_ENCODERS
-from encoders.evaluation.baselines import baselines
-from encoders.evaluation.evaluate import Metrics, TowersScorer, asked, evaluate, interests_report
+from encoders.evaluation.baselines import baselines, item_tokens
+from encoders.evaluation.comparison import differences, segments
+from encoders.evaluation.evaluate import TRACKS, Metrics, Ranked, TowersScorer, asked, interests_report, rank, summary
 from encoders.evaluation.splits import (
+    Questions,
     Split,
     cold_items,
     cold_users,
+    future,
     leave_one_out,
     refit,
     strong_generalisation,
     temporal,
 )
 from encoders.presets import preset
+from encoders.training import checkpoint
 from encoders.training.distributed import ALONE, World
 from encoders.training.train import TrainResult, train
 from feature_repo.schema import Modality
 from polytower.errors import UserError
 
-SPLITS = ("leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items", "cold_users")
+SPLITS = ("leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items", "cold_users", "future")
 _CHUNK = 512  # contents encoded at a time
+_RANKS = "ranks.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,34 +68,49 @@ def run_experiment(
     progress: bool = False,
     images: Path | None = None,
     world: World = ALONE,
+    controls: Sequence[str] = (),
+    against: Path | None = None,
+    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Trains the preset once per seed, evaluates on the split's test questions beside the baselines; JSON-able.
 
     directory: receives a checkpoint per seed (seed-N) and is resumed from. modalities: content to encode and use, none
     by default; images: the folder that the items' `image` names files in. options: see `config.changed`. world: see
-    `train`.
+    `train`. controls: names of CONTROLS, trained in the same way for a paired comparison; against: the directory of
+    another run over the same questions, compared likewise. cache: where encoded content is kept for the next run.
     "refit" takes its number of epochs from a strict run of the same seed, so that nothing is selected on test items.
     "interests" in the report is of the first seed.
     """
     config = changed(replace(preset(preset_name), device=device), options or {})
-    catalogue = encoded_catalogue(data, modalities, device=device, images=images)
+    catalogue = encoded_catalogue(data, modalities, device=device, images=images, cache=cache)
     histories = with_users(data, config.towers.user_attributes)
     cut = make_split(split, histories, len(catalogue))
     if not len(cut.test):
         raise UserError(f"{data.name}: the split {split} leaves no question to test on")
-    results: list[TrainResult] = []
-    for seed in seeds:
-        seeded = replace(config, seed=seed)
-        place = directory / f"seed-{seed}"
-        results.append(_trained(catalogue, histories, seeded, cut, place, progress=progress, world=world))
-    scorers = [TowersScorer(result.evaluated, softness=config.softness) for result in results]
-    measured = [evaluate(scorer, cut.test, len(catalogue), vectors_VD=scorer.items_VD) for scorer in scorers]
+    others = {name: _control(name, catalogue, config) for name in controls}
+    test, items = asked(cut.test), len(catalogue)
+    fitted = baselines(cut.train, items, _documents(data) if modalities else (), cut.validation, catalogue)
+    simple = {name: rank(scorer, test, items) for name, scorer in fitted.items()}
+    found = _run(catalogue, histories, config, cut, seeds, directory, progress=progress, world=world)
+    results, scorers, ranked = found.results, found.scorers, found.ranked
+    measured = [summary(one, items, vectors_VD=scorer.items_VD) for one, scorer in zip(ranked, scorers, strict=True)]
     points = [point for result in results for point in result.curves]
+    ours = torch.stack([one.ranks["masked"] for one in ranked])
+    apart = {name: one.ranks["masked"][None] for name, one in simple.items()}
+    controlled = {}
+    for name, (other, changed_config) in others.items():
+        run = _run(other, histories, changed_config, cut, seeds, directory / name, progress=progress, world=world)
+        apart[name] = torch.stack([one.ranks["masked"] for one in run.ranked])
+        controlled[name] = _spread([summary(one, items)["masked"] for one in run.ranked])
+    if against is not None:
+        apart[str(against)] = _kept_ranks(against, test)
+    if world.first:
+        _keep_ranks(directory, test, ours)
     return {
         "data": data.name,
         "preset": preset_name,
         "split": split,
-        "questions": len(asked(cut.test)),
+        "questions": len(test),
         "users": len(cut.test),
         "seeds": list(seeds),
         "modalities": list(modalities),
@@ -98,27 +119,33 @@ def run_experiment(
         "epochs": [len(result.curves) for result in results],
         "best_epochs": [result.best_epoch for result in results],
         "seconds": [round(result.seconds, 1) for result in results],
-        "metrics": {track: _spread([one[track] for one in measured]) for track in ("masked", "unmasked")},
-        "interests": interests_report(scorers[0], cut.test),
-        "baselines": {
-            name: evaluate(scorer, cut.test, len(catalogue))
-            for name, scorer in baselines(cut.train, len(catalogue)).items()
-        },
+        "validation": [result.metrics for result in results],
+        "metrics": {track: _spread([one[track] for one in measured]) for track in TRACKS},
+        "segments": segments(ours, test, cut.train, items),
+        "interests": interests_report(scorers[0], test),
+        "baselines": {name: summary(one, items) for name, one in simple.items()},
+        "controls": controlled,
+        "differences": {name: differences(ours, theirs, ranked[0].sets) for name, theirs in apart.items()},
     }
 
 
 def encoded_catalogue(
-    data: Dataset, modalities: Sequence[Modality] = (), *, device: str = "auto", images: Path | None = None
+    data: Dataset,
+    modalities: Sequence[Modality] = (),
+    *,
+    device: str = "auto",
+    images: Path | None = None,
+    cache: Path | None = None,
 ) -> Catalogue:
     """The catalogue with the content of these modalities.
 
     images: where the files lie that the items name; a picture that is absent or unreadable counts as none. Raises
-    UserError for the modality image without it.
+    UserError for the modality image without it. cache: folder in which encoded content is kept, and found again.
     """
     content: dict[str, FloatArray] = {}
     present: dict[str, BoolArray] = {}
     for modality in modalities:
-        content[modality], present[modality] = _encoded(modality, data, device, images)
+        content[modality], present[modality] = _encoded(modality, data, device, images, cache)
     return Catalogue(data.item_ids, content, present)
 
 
@@ -141,10 +168,42 @@ def make_split(name: str, histories: Histories, items: int) -> Split:
         "temporal": temporal,
         "strong_generalisation": strong_generalisation,
         "cold_users": cold_users,
+        "future": future,
     }
     if name not in rules:
         raise UserError(f"no split {name!r}; there are {', '.join(SPLITS)}")
     return rules[name](histories)
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """One configuration over all seeds: what was trained, its scorer, and how it ranks the test questions."""
+
+    results: list[TrainResult]
+    scorers: list[TowersScorer]
+    ranked: list[Ranked]
+
+
+def _run(
+    catalogue: Catalogue,
+    histories: Histories,
+    config: TrainConfig,
+    cut: Split,
+    seeds: Sequence[int],
+    directory: Path,
+    *,
+    progress: bool,
+    world: World,
+) -> Trained:
+    results = [
+        _trained(
+            catalogue, histories, replace(config, seed=seed), cut, directory / f"seed-{seed}",
+            progress=progress, world=world,
+        )
+        for seed in seeds
+    ]  # fmt: skip
+    scorers = [TowersScorer(result.evaluated, softness=config.softness) for result in results]
+    return Trained(results, scorers, [rank(scorer, cut.test, len(catalogue)) for scorer in scorers])
 
 
 def _trained(
@@ -159,8 +218,56 @@ def _trained(
 ) -> TrainResult:
     if cut.name == "refit":
         strict = train(catalogue, histories, config, directory=directory / "strict", progress=progress, world=world)
-        config = replace(config, epochs=max(1, strict.best_epoch))
+        kappa = strict.metrics.get("kappa", config.kappa)
+        config = replace(config, epochs=max(1, strict.best_epoch), kappa=kappa)
     return train(catalogue, histories, config, directory=directory, progress=progress, split=cut, world=world)
+
+
+def _control(name: str, catalogue: Catalogue, config: TrainConfig) -> tuple[Catalogue, TrainConfig]:
+    if name not in CONTROLS:
+        raise UserError(f"no control {name!r}; there are {', '.join(CONTROLS)}")
+    if not catalogue.modalities:
+        raise UserError(f"the control {name} compares with a run that has content; name it with --content")
+    return CONTROLS[name](catalogue, config)
+
+
+def equal_width(catalogue: Catalogue, config: TrainConfig) -> tuple[Catalogue, TrainConfig]:
+    """IDs alone, in as many dimensions: what width gives by itself."""
+    towers = replace(config.towers, content_dim=0, cold="content", id_dropout=0.0, shrinkage=0.0)
+    return Catalogue(catalogue.item_ids), replace(config, towers=towers)
+
+
+def permuted(catalogue: Catalogue, config: TrainConfig) -> tuple[Catalogue, TrainConfig]:
+    """Every item has the content of another one: what content gives that says nothing."""
+    order = np.random.default_rng(0).permutation(len(catalogue))
+    content = {name: rows[order] for name, rows in catalogue.content.items()}
+    present = {name: found[order] for name, found in catalogue.present.items()}
+    return Catalogue(catalogue.item_ids, content, present), config
+
+
+CONTROLS = {"equal_width": equal_width, "permuted": permuted}
+
+
+def _documents(data: Dataset) -> list[list[str]]:
+    found = [item_tokens(row["title"], row["description"], row["attributes"]) for row in data.items]
+    return found + [[] for _ in range(len(data.item_ids) - len(found))]
+
+
+def _keep_ranks(directory: Path, test: Questions, ranks_SQ: torch.Tensor) -> None:
+    wanted = {"targets": torch.from_numpy(test.targets), "lengths": torch.from_numpy(test.histories.lengths)}
+    checkpoint.write_tensors(directory / _RANKS, {"ranks": ranks_SQ, **wanted})
+
+
+def _kept_ranks(directory: Path, test: Questions) -> torch.Tensor:
+    """Ranks [S, Q] of another run. Raises UserError where its questions were others."""
+    if not (directory / _RANKS).is_file():
+        raise UserError(f"{directory}: no {_RANKS}; name the folder that another experiment was written into (--into)")
+    kept = checkpoint.read_tensors(directory / _RANKS)
+    if not torch.equal(kept["targets"], torch.from_numpy(test.targets)) or not torch.equal(
+        kept["lengths"], torch.from_numpy(test.histories.lengths)
+    ):
+        raise UserError(f"{directory}: answers other questions (data, split or order of items differ)")
+    return kept["ranks"]
 
 
 def _spread(runs: list[Metrics]) -> dict[str, dict[str, float]]:
@@ -174,7 +281,9 @@ def _spread(runs: list[Metrics]) -> dict[str, dict[str, float]]:
     }
 
 
-def _encoded(modality: Modality, data: Dataset, device: str, images: Path | None) -> tuple[FloatArray, BoolArray]:
+def _encoded(
+    modality: Modality, data: Dataset, device: str, images: Path | None, cache: Path | None = None
+) -> tuple[FloatArray, BoolArray]:
     """(rows [V, dim], present [V]) of one modality; items without it, or without a description, have zero rows."""
     contents: list[Any]
     if modality == "image":
@@ -187,8 +296,11 @@ def _encoded(modality: Modality, data: Dataset, device: str, images: Path | None
         contents = [row["attributes"] for row in data.items]
         has = [says_something(attributes) for attributes in contents]
     encoder = CONTENT_ENCODERS[modality](device=device)
-    there = np.flatnonzero(has)
-    size = len(data.item_ids)
+    there, size = np.flatnonzero(has), len(data.item_ids)
+    kept = cache / f"{modality}-{_cache_key(encoder.revision, contents, size)}.safetensors" if cache else None
+    if kept is not None and kept.is_file():
+        found_before = checkpoint.read_tensors(kept)
+        return found_before["embeddings"].numpy(), found_before["present"].numpy()
     embeddings, present = np.zeros((size, encoder.dim), dtype=np.float32), np.zeros(size, dtype=np.bool_)
     chunks = [there[start : start + _CHUNK] for start in range(0, len(there), _CHUNK)]
     encoded = encoder.encode_chunks([contents[row] for row in chunk] for chunk in chunks)
@@ -196,7 +308,22 @@ def _encoded(modality: Modality, data: Dataset, device: str, images: Path | None
         embeddings[chunk] = found.embeddings
         present[chunk] = True
         present[chunk[list(found.failures)]] = False
+    if kept is not None:
+        checkpoint.write_tensors(
+            kept, {"embeddings": torch.from_numpy(embeddings), "present": torch.from_numpy(present)}
+        )
     return embeddings, present
+
+
+def _cache_key(revision: str, contents: Sequence[Any], size: int) -> str:
+    """Names encoded content by encoder and contents; a picture counts by its path, size and time of change."""
+    told = [
+        f"{content}:{content.stat().st_size}:{content.stat().st_mtime_ns}"
+        if isinstance(content, Path)
+        else str(content)
+        for content in contents
+    ]
+    return digest([revision, str(size), *told])
 
 
 def _picture(images: Path | None, name: str | None) -> Path | None:

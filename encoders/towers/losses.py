@@ -2,7 +2,8 @@
 
 Legend: P training positions, K interests, N negatives shared by all positions of a step, D width.
 An objective is `(interests_PKD, used_PK, positives_PD, negatives, τ) -> scalar`, the mean over positions. used_PK
-(bool): interests in use. All are pure functions of tensors.
+(bool): interests in use. Those of SEVERAL_TARGETS take positives [P, S, D] too, S targets a position. All are pure
+functions of tensors.
 """
 
 from collections.abc import Callable
@@ -41,16 +42,16 @@ def consistent(
 
     ComiRec and REMI score every negative by the positive's interest; serving never does.
     """
-    positive_P = _scores_of_positive(interests_PKD, used_PK, positives_PD).amax(dim=1)
-    return max_softmax(interests_PKD, used_PK, positive_P, negatives, tau)
+    positive = _scores_of_positive(interests_PKD, used_PK, positives_PD).amax(dim=1)
+    return max_softmax(interests_PKD, used_PK, positive, negatives, tau)
 
 
 def soft_consistent(
     interests_PKD: Tensor, used_PK: Tensor, positives_PD: Tensor, negatives: Negatives, tau: float
 ) -> Tensor:
     """`consistent` with τ·logsumexp_k(v_k·e/τ) in place of the maximum: every interest gets a gradient."""
-    positive_P = tau * (_scores_of_positive(interests_PKD, used_PK, positives_PD) / tau).logsumexp(dim=1)
-    return max_softmax(interests_PKD, used_PK, positive_P, negatives, tau, soft=True)
+    positive = tau * (_scores_of_positive(interests_PKD, used_PK, positives_PD) / tau).logsumexp(dim=1)
+    return max_softmax(interests_PKD, used_PK, positive, negatives, tau, soft=True)
 
 
 def comirec(interests_PKD: Tensor, used_PK: Tensor, positives_PD: Tensor, negatives: Negatives, tau: float) -> Tensor:
@@ -105,6 +106,8 @@ def max_softmax(
 ) -> Tensor:
     """Mean of −log(e^{s⁺/τ} / (e^{s⁺/τ} + Σ_j e^{max_k v_k·n_j/τ + b_j})); positive_P are the scores s⁺. Scalar.
 
+    positive_P may be [P, S], several targets: log(Σ_s e^{s⁺_s/τ} + Σ_j …) − mean_s s⁺_s/τ, one pass over the negatives.
+
     soft: Σ_k e^{v_k·n_j/τ} stands for e^{max_k …}; s⁺ may then exceed 1, by τ·log K at most.
 
     Fused: loss and gradients of a few positions at a time, in a buffer [K, chunk, N] that stays in the cache. The plain
@@ -137,8 +140,8 @@ class _MaxSoftmax(torch.autograd.Function):
         closed_PK1 = (~used_PK).to(interests_PKD.dtype).mul(_UNUSED).unsqueeze(2)
         users_KPX = torch.cat([interests_PKD / tau, torch.ones_like(closed_PK1), closed_PK1], dim=2).transpose(0, 1)
         biased_XN = torch.cat([vectors_ND, (bias_N - 1 / tau)[:, None], torch.ones_like(bias_N)[:, None]], dim=1).T
-        own_P = positive_P / tau - 1 / tau
-        total_P = own_P.exp()
+        own_PS = positive_P.view(positions, -1) / tau - 1 / tau
+        total_P = own_PS.exp().sum(dim=1)
         to_interests_PKD, to_vectors_ND = torch.empty_like(interests_PKD), torch.zeros_like(vectors_ND)
         buffer = vectors_ND.new_empty(interests * min(size, positions) * len(vectors_ND))
         starts = list(range(0, positions, size))
@@ -155,9 +158,9 @@ class _MaxSoftmax(torch.autograd.Function):
             scale_C1 = (total_P[part] * (tau * positions)).reciprocal().unsqueeze(1)
             to_interests_PKD[part] = (energy_XN @ vectors_ND).view(interests, count, -1).mul_(scale_C1).transpose(0, 1)
             to_vectors_ND.addmm_(energy_XN.T, (interests_PKD[part].transpose(0, 1) * scale_C1).flatten(0, 1))
-        to_positive_P = (own_P.exp() / total_P - 1) / (tau * positions)
-        ctx.save_for_backward(to_interests_PKD, to_positive_P, to_vectors_ND)
-        loss: Tensor = (total_P.log() - own_P).mean()
+        to_positive_PS = (own_PS.exp() / total_P[:, None] - 1 / own_PS.shape[1]) / (tau * positions)
+        ctx.save_for_backward(to_interests_PKD, to_positive_PS.view_as(positive_P), to_vectors_ND)
+        loss: Tensor = (total_P.log() - own_PS.mean(dim=1)).mean()
         return loss
 
     @staticmethod
@@ -253,6 +256,9 @@ OBJECTIVES: dict[str, Objective] = {
     "label_aware": label_aware,
 }
 
+# the objectives that do not choose an interest by the one target
+SEVERAL_TARGETS = ("consistent", "soft_consistent")
+
 REPELS: dict[str, Repel] = {
     "none": repel_none,
     "cosine": repel_cosine,
@@ -263,6 +269,10 @@ REPELS: dict[str, Repel] = {
 
 
 def _scores_of_positive(interests_PKD: Tensor, used_PK: Tensor, positives_PD: Tensor) -> Tensor:
+    """[P, K], or for positives [P, S, D] [P, K, S]."""
+    if positives_PD.dim() == 3:
+        scores_PKS = torch.einsum("pkd,psd->pks", interests_PKD, positives_PD)
+        return scores_PKS.masked_fill(~used_PK[..., None], _UNUSED)
     scores_PK = torch.einsum("pkd,pd->pk", interests_PKD, positives_PD)
     return scores_PK.masked_fill(~used_PK, _UNUSED)
 

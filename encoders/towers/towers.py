@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from encoders.catalogue import Catalogue
 from encoders.config import TowersConfig
-from encoders.towers.backbone import Backbone, Backbones, Dropout, rows_at
-from encoders.towers.fusion import FUSIONS
+from encoders.towers.backbone import Backbone, Backbones, rows_at
+from encoders.towers.content_tower import Content
 from encoders.towers.interests import EXTRACTORS, READ_QUERY_ONLY, Attentive
 
 _CHUNK = 8192  # items or users embedded at once outside training
@@ -68,31 +68,15 @@ class Context(NamedTuple):
 ITEMS_ALONE = Context()
 
 
-class Content(nn.Module):
-    """Modalities -> fused -> D. One projection per modality, the fusion of the registry, one hidden layer."""
-
-    def __init__(self, config: TowersConfig) -> None:
-        super().__init__()
-        width = config.content_width
-        self.projections = nn.ModuleDict({name: nn.Linear(size, width) for name, size in config.modalities})
-        self.dropout = Dropout(config.content_dropout)
-        self.fusion = FUSIONS[config.fusion](config)
-        self.out = nn.Sequential(nn.GELU(), nn.Linear(width, config.dim))
-
-    def forward(self, content: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
-        """content[m]: [N, dim_m]; present[m]: bool [N]. Unit rows [N, D]; the same for absent as for masked content."""
-        parts, masks = [], []
-        for name, project in self.projections.items():
-            clean = torch.where(present[name][:, None], content[name], 0.0)
-            parts.append(project(self.dropout(clean * content[name].shape[1] ** 0.5)))
-            masks.append(present[name])
-        fused: Tensor = self.fusion(torch.stack(parts, dim=1), torch.stack(masks, dim=1))
-        return F.normalize(self.out(fused), dim=-1)
-
-
 class ItemTower(nn.Module):
-    """item = normalise(ID + n0/(n + n0)·content): an item with few events leans on what it is, one with many on what
-    behaviour taught; with no event content is all there is. n0 is learned, per tower, from `shrinkage` on.
+    """ID and content, in one space or in two blocks of it (`content_dim`).
+
+    One space: item = normalise(ID + s·content). Blocks: item = [√a·ID ; √(1−a)·content], both unit, so that a score is
+    a sum of what behaviour and what content say. s and a follow from the item's training events (`share`,
+    `id_share`): one with few leans on what it is. With no event an item has content alone; or, where a ridge from
+    content to the trained IDs was fitted (`cold.py`), the ID that it foretells, at κ of its length. The rest of the
+    length is *doubt*: the last coordinate, zero in interests and in items that were trained on, so that the vector
+    stays a unit one and its score by ID is κ times what it would be.
 
     With `tail_buckets` the ID of a rare item is the sum of two rows that it shares with others (`hashing.py`), and
     `places` says which. sparse: the table's gradient holds only the rows that were looked up.
@@ -100,29 +84,76 @@ class ItemTower(nn.Module):
 
     counts: Tensor
     places: Tensor
+    ridge: Tensor
+    kappa: Tensor
 
     def __init__(self, config: TowersConfig, items: int) -> None:
         super().__init__()
         self.config, self.sparse = config, False
         rows = config.own_rows + config.tail_buckets if config.tail_buckets else items
-        self.table = nn.Parameter(torch.randn(rows, config.dim).mul_(0.02))
+        self.table = nn.Parameter(torch.randn(rows, config.id_dim).mul_(0.02))
         self.register_buffer("counts", torch.ones(items))
         if config.tail_buckets:
             self.register_buffer("places", torch.zeros(items, 2, dtype=torch.int32))
         self.content = Content(config) if config.modalities else None
-        mixes = self.content is not None and config.shrinkage > 0
-        self.log_shrinkage = nn.Parameter(torch.tensor(config.shrinkage).log()) if mixes else None
+        shrinks = self.content is not None and config.shrinkage > 0
+        self.log_shrinkage = nn.Parameter(torch.tensor(config.shrinkage).log()) if shrinks else None
+        learns = self.content is not None and config.content_dim > 0 and config.learn_id_share
+        self.id_logit = nn.Parameter(torch.tensor(config.id_share).logit()) if learns else None
+        if self.content is not None and config.doubt:
+            self.register_buffer("ridge", torch.zeros(sum(size for _, size in config.features), config.id_dim))
+            self.register_buffer("kappa", torch.zeros(()))
 
     def forward(self, items_N: Tensor, content: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> ItemEmbeddings:
         """items_N: int64 catalogue indices; content[m] [N, dim_m] and present[m] bool [N] are theirs."""
         has_id = self.counts[items_N] > 0
-        id_ND = F.normalize(self.rows(items_N), dim=-1) * has_id[:, None]
+        id_ND = self.by_id(items_N) * has_id[:, None]
         if self.content is None:
             return ItemEmbeddings(torch.zeros_like(id_ND), id_ND, id_ND, torch.zeros_like(has_id), has_id)
+        content_ND = self.content(content, present)
         has_content = torch.stack([present[name] for name, _ in self.config.modalities]).any(dim=0)
-        content_ND = self.content(content, present) * has_content[:, None]
-        item_ND = F.normalize(id_ND + self.share(items_N)[:, None] * content_ND, dim=-1)
+        has_content = has_content & (content_ND != 0).any(dim=1)
+        content_ND = content_ND * has_content[:, None]
+        told_ND, told = id_ND, has_id
+        if self.training and self.config.id_dropout > 0:  # as if nobody had met the item yet
+            told = has_id & (torch.rand(len(items_N), device=has_id.device) >= self.config.id_dropout)
+        elif self.config.doubt and not self.training:
+            told_ND = torch.where(has_id[:, None], id_ND, self.foretold(content, present))
+            told = has_id | has_content
+        id_weight_N, content_weight_N = self.weights(items_N, told)
+        item_ND = F.normalize(id_weight_N[:, None] * told_ND + content_weight_N[:, None] * content_ND, dim=-1)
         return ItemEmbeddings(content_ND, id_ND, item_ND, has_content, has_id)
+
+    def foretold(self, content: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
+        """What the IDs of items with this content would be, as far as content tells; [N, D], unit rows by doubt."""
+        assert self.content is not None
+        id_NI = F.normalize(self.content.features(content, present) @ self.ridge, dim=-1)
+        doubt_N1 = (1 - self.kappa.square()).sqrt().expand(len(id_NI), 1)
+        return torch.cat([self._padded(self.kappa * id_NI)[:, :-1], doubt_N1], dim=1)
+
+    def weights(self, items_N: Tensor, told_N: Tensor) -> tuple[Tensor, Tensor]:
+        """([N], [N]): how much of the ID and of the content is in an item; told_N: whether an ID is there."""
+        warm_N = self.counts[items_N] > 0
+        share_N = self.share(items_N) * warm_N  # a foretold ID stands for one of many events
+        if not self.config.content_dim:
+            return told_N.float(), torch.where(told_N, share_N, 1.0)
+        most = self.config.id_share if self.id_logit is None else self.id_logit.sigmoid()
+        id_N = most * (1 - share_N)
+        # the root has no slope at zero: it is taken before the mask
+        return id_N.clamp(min=1e-9).sqrt() * told_N, torch.where(told_N, 1 - id_N, 1.0).clamp(min=1e-9).sqrt()
+
+    @property
+    def mixes(self) -> bool:
+        """Whether content is part of items that were trained on."""
+        reads = self.config.content_dim > 0 or self.config.id_dropout > 0 or self.log_shrinkage is not None
+        return self.content is not None and reads
+
+    def by_id(self, items_N: Tensor) -> Tensor:
+        """ID embeddings [N, D] of items that were trained on."""
+        return self._padded(F.normalize(self.rows(items_N), dim=-1))
+
+    def _padded(self, id_NI: Tensor) -> Tensor:
+        return F.pad(id_NI, (0, self.config.dim - self.config.id_dim))
 
     def rows(self, items_N: Tensor) -> Tensor:
         """The items' rows of the table, [N, D], not normalised; of rare items the sum of the two that they share."""
@@ -136,7 +167,7 @@ class ItemTower(nn.Module):
         return summed
 
     def share(self, items_N: Tensor) -> Tensor:
-        """Weight of the content beside the ID, in [0, 1]; 1 where there is no ID."""
+        """Weight of the content beside the ID by the item's events, in [0, 1]; 1 where there is none."""
         counts = self.counts[items_N]
         if self.log_shrinkage is None:
             return (counts == 0).to(counts.dtype)
@@ -172,6 +203,8 @@ class UserTower(nn.Module):
         context: Context = ITEMS_ALONE,
     ) -> Interests:
         """Interests at the query positions [B, Q, K, D] and weights [B, Q, K]; queries int64 [B, Q], default all T."""
+        if self.config.doubt:
+            items_BTD = F.pad(items_BTD[..., :-1], (0, 1))
         at_queries = queries if self.config.extractor in READ_QUERY_ONLY else None
         states_BTD = self.backbone(items_BTD, positions_BT, allowed_BTT, at_queries, context.times)
         if self.attributes is not None and context.attributes is not None:
@@ -189,6 +222,8 @@ class UserTower(nn.Module):
             drawn_BQKD = self.extractor.read(attention_BQKT, query_BQD, states_BTD)
         else:
             drawn_BQKD = self.extractor(query_BQD, states_BTD, allowed_BQT)
+        if self.config.doubt:  # the last coordinate is no taste
+            drawn_BQKD = F.pad(drawn_BQKD[..., :-1], (0, 1))
         vectors = F.normalize(drawn_BQKD, dim=-1)
         # detached: the weights are a calibrated report on the interests, not a force on them
         logits = self.weigh(query_BQD.detach())
@@ -244,8 +279,8 @@ class Towers(nn.Module):
 
     def embed_warm(self, items_N: Tensor) -> Tensor:
         """Item embeddings alone [N, D] of items that were trained on: content is only computed where it is mixed in."""
-        if self.item_tower.log_shrinkage is None:
-            return F.normalize(self.item_tower.rows(items_N), dim=-1)
+        if not self.item_tower.mixes:
+            return self.item_tower.by_id(items_N)
         return self.embed(items_N).item
 
     def item_embeddings(self) -> ItemEmbeddings:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from encoders.catalogue import Catalogue
 from encoders.config import TowersConfig, TrainConfig, config_from_json, towers_from_json
-from encoders.towers.towers import Content, ItemTower, Towers, UserTower
+from encoders.towers.content_tower import Content
+from encoders.towers.towers import ItemTower, Towers, UserTower
 from polytower.errors import UserError
 
 FORMAT = 1

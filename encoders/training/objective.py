@@ -20,20 +20,22 @@ def batch_loss(
 ) -> tuple[Tensor, Tensor]:
     """(ranking loss, detached; total loss) of one step. warm: indices of the trained items; frequency: their shares."""
     drawn, bias = draw_negatives(config, warm, frequency, batch.targets)
-    used, place = torch.unique(torch.cat([batch.inputs.flatten(), batch.targets, drawn]), return_inverse=True)
+    wanted = batch.targets if batch.drawn is None else batch.drawn  # [P], or [P, S]
+    parts = [batch.inputs.flatten(), batch.targets, wanted.flatten(), drawn]
+    used, place = torch.unique(torch.cat(parts), return_inverse=True)
     item_UD = towers.embed_warm(used)
-    inputs, targets, others = place.split([batch.inputs.numel(), len(batch.targets), len(drawn)])
+    inputs, targets, asked_for, others = place.split([len(part) for part in parts])
     history_BTD = item_UD[inputs].view(*batch.inputs.shape, -1).masked_fill(~batch.events[..., None], 0.0)
     found = towers.user_tower(history_BTD, batch.positions, batch.allowed, context=batch.context)
     interests_PKD, weights_PK = found.vectors[batch.valid], found.weights[batch.valid]
     column_U = torch.full((len(used),), -1, device=used.device)
     column_U[others] = torch.arange(len(drawn), device=used.device)
-    columns = column_U[targets]
-    rows = torch.nonzero(columns >= 0).squeeze(1)
-    negatives = losses.Negatives(item_UD[others], bias, rows, columns[rows])
+    columns = column_U[asked_for]
+    hits = torch.nonzero(columns >= 0).squeeze(1)
+    negatives = losses.Negatives(item_UD[others], bias, hits // wanted[0].numel(), columns[hits])
     positives_PD = item_UD[targets]
     ranking = losses.OBJECTIVES[config.objective](
-        interests_PKD, weights_PK > 0, positives_PD, negatives, config.temperature
+        interests_PKD, weights_PK > 0, item_UD[asked_for].view(*wanted.shape, -1), negatives, config.temperature
     )
     total = ranking
     if config.towers.interests > 1:

@@ -2,10 +2,10 @@
 
 The median history of the Amazon sets has 6 events: padded to 50 tokens, nine tenths of the work would be padding.
 
-Legend: R rows, T tokens of a row, B rows of a step.
+Legend: R rows, T tokens of a row, B rows of a step, S drawn targets a position.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,8 @@ from encoders.towers.towers import Context
 @dataclass(frozen=True, eq=False)
 class Rows:
     """Packed rows, all int64 [R, T]: inputs and targets (catalogue indices; input -1: no event yet), segment
-    (0 = padding), position, time, and the owner whose attributes are read.
+    (0 = padding), position, time, and the owner whose attributes are read. drawn: [R, T, S], targets from the windows
+    ahead, None without windows.
 
     attributes: float32 [U + 1, A], by owner; the last row, that of owner -1, is zero. None: there are none.
     users[r]: the users (indices) packed into row r, for messages.
@@ -27,6 +28,7 @@ class Rows:
 
     inputs: IntArray
     targets: IntArray
+    drawn: IntArray | None
     segments: IntArray
     positions: IntArray
     times: IntArray
@@ -41,7 +43,8 @@ class Rows:
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Rows of one step as tensors: inputs, positions int64 [B, T]; events bool [B, T], False where the input is no
-    item; allowed bool [B, T, T]; valid bool [B, T]; targets int64 [P], those of the valid tokens in row order.
+    item; allowed bool [B, T, T]; valid bool [B, T]; targets int64 [P], those of the valid tokens in row order; drawn
+    int64 [P, S], theirs from the windows ahead.
     """
 
     inputs: Tensor
@@ -51,16 +54,26 @@ class Batch:
     allowed: Tensor
     valid: Tensor
     targets: Tensor
+    drawn: Tensor | None
     users: list[int]
 
 
 def pack(
-    histories: Histories, width: int, rng: np.random.Generator, *, starts: bool = False, silent: float = 0.0
+    histories: Histories,
+    width: int,
+    rng: np.random.Generator,
+    *,
+    starts: bool = False,
+    silent: float = 0.0,
+    windows: Sequence[int] = (),
+    drawn: int = 1,
 ) -> Rows:
     """One epoch's rows: every event but a window's first is a target once.
 
-    starts: a user's first event is a target too, that of an empty history, in a window of its own. silent: share of the
-    windows that do without their user's attributes, drawn from rng.
+    windows: beside the next event, `drawn` more targets a position, each one of the next w events of the user's history
+    for a w of these (with equal chances, and repeats). starts: a user's first event is a target too, that of an empty
+    history, in a window of its own. silent: share of the windows that do without their user's attributes, drawn from
+    rng.
 
     Histories longer than `width` + 1 events are cut into windows at a random offset, so that every event is seen with
     ever other context. Best fit, longest first; the order of users and rows is drawn from rng.
@@ -83,6 +96,12 @@ def pack(
     source = np.repeat(first, lengths) + step
     targets[place] = histories.items[source + 1]
     inputs[place] = np.where(source < histories.offsets[np.repeat(owners, lengths)], -1, histories.items[source])
+    later = None
+    if windows:
+        later = np.zeros((total, width, drawn), dtype=np.int64)
+        ahead = histories.offsets[np.repeat(owners, lengths) + 1] - 1 - source  # events after the input
+        reach = np.minimum(rng.choice(np.array(windows), (len(source), drawn)), ahead[:, None])
+        later[place] = histories.items[source[:, None] + 1 + (rng.random(reach.shape) * reach).astype(np.int64)]
     segments[place], positions[place], times[place] = np.repeat(counts, lengths) + 1, step, histories.times[source]
     attributes = None
     if histories.attributes is not None:
@@ -91,7 +110,7 @@ def pack(
     users: list[list[int]] = [[] for _ in range(total)]
     for row, owner in zip(rows.tolist(), owners.tolist(), strict=True):
         users[row].append(owner)
-    return Rows(inputs, targets, segments, positions, times, read, attributes, users)
+    return Rows(inputs, targets, later, segments, positions, times, read, attributes, users)
 
 
 def batches(rows: Rows, size: int, device: torch.device, *, share: int = 0, shares: int = 1) -> Iterator[Batch]:
@@ -110,6 +129,7 @@ def batches(rows: Rows, size: int, device: torch.device, *, share: int = 0, shar
             allowed=causal & (segments[:, :, None] == segments[:, None, :]),
             valid=valid,
             targets=torch.from_numpy(rows.targets[part]).to(device)[valid],
+            drawn=None if rows.drawn is None else torch.from_numpy(rows.drawn[part]).to(device)[valid],
             users=sorted({user for row in rows.users[part] for user in row}),
         )
 

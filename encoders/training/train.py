@@ -6,7 +6,7 @@ epoch). So resuming needs the weights, the optimiser and the epoch number, and n
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,26 +19,22 @@ from tqdm import tqdm
 
 from encoders.catalogue import Catalogue, Histories
 from encoders.config import TrainConfig, config_from_json
-from encoders.cooccurrence import ppmi_vectors, smoothed
 from encoders.device import autocast, resolve_device
 from encoders.evaluation.evaluate import TowersScorer, validation_ndcg
 from encoders.evaluation.splits import Split, leave_one_out, production
 from encoders.towers import losses
 from encoders.towers.fusion import FUSIONS
 from encoders.towers.interests import EXTRACTORS
-from encoders.towers.towers import Towers, over
-from encoders.training import checkpoint, hashed_rows
+from encoders.towers.towers import Towers
+from encoders.training import checkpoint, cold
 from encoders.training.distributed import ALONE, World
 from encoders.training.objective import batch_loss
 from encoders.training.optimise import Optimiser
 from encoders.training.packing import Batch, batches, pack
+from encoders.training.start import Start, go_on_from, initial_towers
 from polytower.errors import UserError
 
 _SMALL = 20_000_000  # interactions x width below which a second thread costs more than it brings
-
-
-# towers to go on from, and the item ids of their catalogue in order
-Start = tuple[Towers, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -96,17 +92,20 @@ def train(
     split = split or leave_one_out(histories)
     check_names(config)
     check_attributes(config, split.train)
+    check_content(config, catalogue)
     if not len(split.train) or split.train.lengths.max() < 2:
         raise UserError("training needs at least one user with two interactions (four, if the last two are held out)")
     with _quiet_threads(config, split.train), torch.random.fork_rng():
         run = Run(catalogue, split, config, directory, start, world)
         run.train(progress=progress, resume=resume, on_epoch=on_epoch)
         evaluated = towers = run.finish()
+        run.metrics |= cold.settle(evaluated, split.validation, config)
         if config.refit:
             everything = replace(config, epochs=max(run.best_epoch, 1), refit=False)
             last = Run(catalogue, production(histories), everything, directory / "refit", start, world)
             last.train(progress=progress, resume=resume, on_epoch=None)
             towers = last.finish()
+            cold.settle(towers, last.split.validation, replace(config, kappa=run.metrics.get("kappa")))
             last.forget()
     if world.first:
         checkpoint.save(directory, towers, config, catalogue, metrics=run.metrics)
@@ -119,10 +118,15 @@ def check_names(config: TrainConfig) -> None:
     """Raises UserError for a name that is in none of the registries, with the names that are."""
     given: list[tuple[str, str, Collection[str]]] = [
         ("extractor", config.towers.extractor, EXTRACTORS),
-        ("fusion", config.towers.fusion, FUSIONS),
+        ("fusion", config.towers.fusion, ("none", *FUSIONS)),
         ("objective", config.objective, losses.OBJECTIVES),
         ("repel", config.repel, losses.REPELS),
     ]
+    if config.windows and config.objective not in losses.SEVERAL_TARGETS:
+        several = " and ".join(losses.SEVERAL_TARGETS)
+        raise UserError(
+            f"configuration: objective {config.objective!r} takes one target, windows draw several; {several} do"
+        )
     for option, name, registry in given:
         if name not in registry:
             raise UserError(f"configuration: no {option} {name!r}; there are {', '.join(registry)}")
@@ -134,6 +138,15 @@ def check_attributes(config: TrainConfig, histories: Histories) -> None:
     if read and (found is None or found.shape[1] != read):
         brought = "none" if found is None else f"{found.shape[1]} numbers"
         raise UserError(f"training: towers.user_attributes={read}, but the users' attributes bring {brought}")
+
+
+def check_content(config: TrainConfig, catalogue: Catalogue) -> None:
+    """Raises UserError where content is what the towers are made of and the catalogue has none."""
+    if not catalogue.modalities and (config.towers.content_dim or config.towers.cold == "ridge"):
+        raise UserError(
+            f"training: the preset {config.preset} is built on the items' content, and no item has any embedded; "
+            "encode text, pictures or attributes, or take a preset without content, such as short"
+        )
 
 
 class Run:
@@ -213,7 +226,10 @@ class Run:
         with seeded(self.config.seed, epoch) as rng:
             shape = self.config.towers
             starts = "attributes" in shape.reads  # else nothing is known of a user without events
-            rows = pack(self.split.train, shape.history, rng, starts=starts, silent=shape.silent_users)
+            rows = pack(
+                self.split.train, shape.history, rng, starts=starts, silent=shape.silent_users,
+                windows=self.config.windows, drawn=self.config.window_targets,
+            )  # fmt: skip
             total = -(-len(rows) // self.config.batch_rows)
             summed, positions = 0.0, 0
             self.towers.train()
@@ -330,44 +346,6 @@ class Run:
         self.optimiser.restore(part["optimiser"], part["average"])
         self.best_epoch, self.steps, self.metrics = document["best_epoch"], document["steps"], document["metrics"]
         self.curves = [Epoch(**point) for point in document["curves"]]
-
-
-def initial_towers(catalogue: Catalogue, train: Histories, config: TrainConfig) -> Towers:
-    """Towers with PPMI-SVD ID embeddings (or normal ones) and the training counts of each item."""
-    counts, shape = train.counts(len(catalogue)), config.towers
-    taken = None
-    if shape.tail_buckets:
-        taken = hashed_rows.places(counts, shape.tail_buckets, shape.tail_below)
-        shape = replace(shape, own_rows=int((counts >= shape.tail_below).sum()))
-    towers = Towers(shape, catalogue)
-    towers.item_tower.counts.copy_(torch.from_numpy(counts))
-    if taken is not None:
-        towers.item_tower.places.copy_(torch.from_numpy(taken))
-    if config.initial == "svd":
-        vectors = ppmi_vectors(train, len(catalogue), shape.dim, config.seed)
-        if config.smooth_initial > 0 and catalogue.content:
-            content = np.concatenate([catalogue.content[name] for name, _ in catalogue.modalities], axis=1)
-            vectors = smoothed(vectors, counts, content, config.smooth_initial)
-        if taken is not None:
-            vectors = hashed_rows.gathered(vectors, taken, len(towers.item_tower.table))
-        towers.item_tower.table.data.copy_(torch.from_numpy(vectors))
-    return towers
-
-
-def go_on_from(towers: Towers, start: Start, catalogue: Catalogue) -> None:
-    """Takes over the weights of `start`, in place; items that it never trained on keep their present ID row.
-
-    Raises UserError if the towers have another shape.
-    """
-    earlier, item_ids = start
-    if earlier.config.tail_buckets:
-        raise UserError("training cannot go on from towers whose rare items share rows (tail_buckets); start anew")
-    if earlier.config != towers.config:
-        raise UserError("training cannot go on from towers of another configuration or other modalities; start anew")
-    moved = over(earlier, item_ids, catalogue).state_dict()
-    known = moved.pop("item_tower.counts") > 0
-    moved["item_tower.table"] = torch.where(known[:, None], moved["item_tower.table"], towers.item_tower.table.detach())
-    towers.load_state_dict(moved, strict=False)
 
 
 @contextmanager

@@ -66,11 +66,21 @@ def experiment_table(report: dict[str, Any]) -> str:
         rows += [
             (who, *(f"{found[masking][name]:.4f}" for name in names)) for who, found in report["baselines"].items()
         ]
+        if masking == "masked":
+            rows += [
+                (who, *(f"{found[name]['mean']:.4f} ± {found[name]['std']:.4f}" for name in names))
+                for who, found in report["controls"].items()
+            ]
         asked = (
             f"{report['questions']} of {report['users']}" if report["questions"] < report["users"] else report["users"]
         )
         title = f"{report['data']}, {report['split']}, {asked} questions, seeds {report['seeds']}"
         parts.append(table(rows, [f"seen {masking}", *names], title=title))
+    apart = [
+        (who, *(f"{found[name]['mean']:+.4f} ± {found[name]['error']:.4f}" for name in names))
+        for who, found in report["differences"].items()
+    ]
+    parts.append(table(apart, ["ahead of, seen masked", *names], title="paired differences and their standard errors"))
     return "\n\n".join(parts)
 
 

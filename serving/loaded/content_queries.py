@@ -41,7 +41,7 @@ from serving.models import RetrieveRequest
 
 if TYPE_CHECKING:
     from encoders.content.image import ImageEncoder, PixelBatch
-    from encoders.towers.towers import Content
+    from encoders.towers.content_tower import Content
 
 KEPT = 2
 # Pictures are decoded in threads of their own, so that no text waits behind one: so many at once, so many in all, and
@@ -237,15 +237,11 @@ def _forward(tower: "Content", rows: Rows) -> NDArray[np.float32]:
     """One question through the content tower; the modalities that it was not asked with are missing ones."""
     import torch
 
-    widths = {}
-    for name, project in tower.projections.items():
-        assert isinstance(project, torch.nn.Linear)
-        widths[name] = project.in_features
     with torch.inference_mode():
         content = {
             name: torch.from_numpy(rows[name])[None] if name in rows else torch.zeros(1, width)
-            for name, width in widths.items()
+            for name, width in tower.widths.items()
         }
-        present = {name: torch.tensor([name in rows]) for name in widths}
+        present = {name: torch.tensor([name in rows]) for name in tower.widths}
         vector: NDArray[np.float32] = tower(content, present)[0].numpy()
     return vector

@@ -13,7 +13,8 @@ from torch import Tensor
 from encoders.catalogue import Histories, histories_of
 from encoders.config import TowersConfig
 from encoders.cooccurrence import following, ppmi_vectors
-from encoders.evaluation.baselines import BASELINES, ItemKnn, Popularity, baselines
+from encoders.evaluation import metrics
+from encoders.evaluation.baselines import Frozen, ItemKnn, Popularity, TfIdf, baselines, item_tokens
 from encoders.evaluation.evaluate import (
     TowersScorer,
     asked,
@@ -22,10 +23,11 @@ from encoders.evaluation.evaluate import (
     interests_report,
     owners_of,
     padded,
+    ranks_of,
     seen,
     validation_ndcg,
 )
-from encoders.evaluation.splits import Questions, leave_one_out, no_questions
+from encoders.evaluation.splits import Questions, future, leave_one_out, no_questions
 from encoders.towers.towers import Interests, Towers
 from tests.encoders.data import ITEMS, tiny_catalogue, tiny_histories
 
@@ -159,13 +161,56 @@ def test_item_knn_equals_its_definition() -> None:
         np.testing.assert_allclose(found[user].numpy(), expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", ["popularity", "item_knn", "tf_idf", "knn_tf_idf", "frozen"])
 @pytest.mark.parametrize("sequences", [{}, {"a": [1]}])
 def test_baselines_bear_little_data(name: str, sequences: dict[str, list[int]]) -> None:
     histories = histories_of(sequences)
-    scores = baselines(histories, ITEMS)[name](histories)
+    documents = [[f"word{item % 3}"] if item else [] for item in range(ITEMS)]
+    asked = leave_one_out(tiny_histories()).validation
+    scores = baselines(histories, ITEMS, documents, asked, tiny_catalogue())[name](histories)
     assert scores.shape == (len(sequences), ITEMS)
     assert torch.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 3])
+def test_a_set_is_ranked_as_its_targets_one_by_one(chunk: int | None) -> None:
+    split = future(tiny_histories(60, longest=25))
+    scorer = Popularity(split.train, ITEMS)
+    found = ranks_of(scorer, split.test, ITEMS, chunk=chunk)
+    assert split.test.sets is not None
+    alone = Questions(split.test.histories.select(split.test.sets), split.test.targets)
+    torch.testing.assert_close(found, ranks_of(scorer, alone, ITEMS))
+    order = np.random.default_rng(0).permutation(len(split.test))
+    moved, places = split.test.select(order)
+    torch.testing.assert_close(ranks_of(scorer, moved, ITEMS), found[torch.from_numpy(places)])
+    report = evaluate(scorer, split.test, ITEMS)["masked"]
+    one = int(np.flatnonzero(np.bincount(split.test.sets) > 1)[0])
+    mine = found[torch.from_numpy(split.test.sets == one)]
+    by_set = metrics.hits(found, 5, torch.from_numpy(split.test.sets))
+    assert by_set[one] == pytest.approx(int((mine <= 5).sum()) / min(5, len(mine)))
+    assert report["recall@5"] == pytest.approx(float(by_set.mean()))
+
+
+def test_tf_idf_by_hand() -> None:
+    documents = [["red", "dress"], ["red", "shoe"], ["blue", "shoe"], []]
+    weights = {name: np.log(5 / (1 + seen)) + 1 for name, seen in (("red", 2), ("dress", 1), ("shoe", 2), ("blue", 1))}
+    vectors = np.array([[weights[name] * (name in tokens) for name in weights] for tokens in documents])
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    found = TfIdf(documents)(histories_of({"a": [0, 2], "b": [3]}))
+    np.testing.assert_allclose(found[0].numpy(), (0.8 * vectors[0] + vectors[2]) @ vectors.T, rtol=1e-5, atol=1e-7)
+    assert not found[1].any()
+    tokens = item_tokens("A Red dress", None, {"colour": "Red", "sizes": ["S", None], "year": 1999, "none": ""})
+    assert tokens == ["a", "red", "dress", "colour=red", "sizes=s", "year=1999"]
+
+
+def test_frozen_content_finds_the_taste_and_nothing_by_an_item_without_any() -> None:
+    catalogue = tiny_catalogue()
+    there = catalogue.present["text"] & catalogue.present["attributes"]
+    item = int(np.flatnonzero(there)[4])
+    scores = Frozen(catalogue, rank=2)(histories_of({"a": [item], "b": [ITEMS - 1]}))
+    best = [other for other in scores[0].argsort(descending=True).tolist() if there[other]][:4]
+    assert {other % 3 for other in best} == {item % 3}
+    assert not scores[1].any()
 
 
 def test_following_by_hand() -> None:

@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from encoders.config import changed
-from encoders.experiments.experiment import SPLITS, encoded_catalogue, run_experiment
+from encoders.evaluation.comparison import differences
+from encoders.experiments.experiment import CONTROLS, SPLITS, encoded_catalogue, run_experiment
 from encoders.presets import PRESETS, preset
 from pipelines.load.dataset import read_folder
 from polytower.errors import UserError
@@ -24,9 +27,57 @@ def test_an_experiment_reports_mean_and_spread_beside_the_baselines(tmp_path: Pa
     assert json.loads(json.dumps(report)) == report
     assert {"data", "preset", "seeds", "parameters", "seconds_per_epoch", "epochs"} <= set(report)
     assert set(report["metrics"]["masked"]["ndcg@10"]) == {"mean", "std"}
-    assert set(report["baselines"]) == {"popularity", "item_knn"}
+    assert set(report["baselines"]) == {"popularity", "item_knn", "tf_idf", "knn_tf_idf", "frozen"}
     assert report["seeds"] == [0, 1]
     assert report["epochs"] == [2, 2]
+
+
+def test_controls_and_other_runs_are_compared_question_by_question(tmp_path: Path) -> None:
+    data, _ = read_folder(tiny_folder(tmp_path / "data"))
+
+    def experiment(name: str, **options: object) -> dict[str, Any]:
+        return run_experiment(data, "tiny", [0], directory=tmp_path / name, options=OPTIONS, device="cpu", **options)  # type: ignore[arg-type]
+
+    one = experiment("one", modalities=["attributes"], controls=list(CONTROLS))
+    assert set(one["controls"]) == {"equal_width", "permuted"}
+    assert set(one["differences"]) == {*one["baselines"], *one["controls"]}
+    for name, other in one["controls"].items():
+        apart = one["differences"][name]["recall@10"]
+        expected = one["metrics"]["masked"]["recall@10"]["mean"] - other["recall@10"]["mean"]
+        assert apart["mean"] == pytest.approx(expected)
+    assert sum(part["targets"] for part in one["segments"]["target_events"].values()) == one["questions"]
+    again = experiment("two", modalities=["attributes"], against=tmp_path / "one")
+    assert again["differences"][str(tmp_path / "one")]["ndcg@10"] == {"mean": 0, "error": 0}
+    with pytest.raises(UserError, match="name the folder"):
+        experiment("three", against=tmp_path)
+    with pytest.raises(UserError, match="answers other questions"):
+        experiment("four", against=tmp_path / "one", split="strong_generalisation")
+    with pytest.raises(UserError, match="no control 'nosuch'; there are"):
+        experiment("five", controls=["nosuch"])
+    with pytest.raises(UserError, match="name it with --content"):
+        experiment("five", controls=["permuted"])
+
+
+def test_differences_by_hand() -> None:
+    ours, theirs = torch.tensor([[1, 60, 20], [1, 20, 20]]), torch.tensor([[20, 20, 20]])
+    found = differences(ours, theirs)
+    assert found["recall@10"]["mean"] == pytest.approx(1 / 3)
+    assert found["recall@10"]["error"] == pytest.approx(np.std([1, 0, 0], ddof=1) / 3**0.5)
+    assert found["recall@50"]["mean"] == pytest.approx(-0.5 / 3)
+    assert found["ndcg@10"]["mean"] == pytest.approx(1 / 3)
+
+
+def test_content_is_encoded_once_and_again_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    data, _ = read_folder(tiny_folder(tmp_path / "data"))
+    first = encoded_catalogue(data, ["attributes"], cache=cache)
+    with monkeypatch.context() as patch:
+        patch.setattr("encoders.content.attributes.AttributesEncoder.encode_chunks", None)
+        second = encoded_catalogue(data, ["attributes"], cache=cache)
+    np.testing.assert_array_equal(first.content["attributes"], second.content["attributes"])
+    np.testing.assert_array_equal(first.present["attributes"], second.present["attributes"])
+    other, _ = read_folder(tiny_folder(tmp_path / "other", items=20))
+    assert len(encoded_catalogue(other, ["attributes"], cache=cache).content["attributes"]) == 20
 
 
 def test_pictures_are_read_from_their_folder_and_bad_ones_count_as_none(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Objectives against plain expressions, repels by hand; every registered one is differentiable and finite."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -37,6 +39,39 @@ def test_consistent_scores_everything_by_the_best_interest(interests: int) -> No
     own = torch.einsum("pkd,pd->pk", vectors, positives).masked_fill(~used, -9).amax(dim=1)
     expected = softmax_reference(own, scores, negatives)
     torch.testing.assert_close(losses.consistent(vectors, used, positives, negatives, TAU), expected)
+
+
+@pytest.mark.parametrize("name", losses.SEVERAL_TARGETS)
+@pytest.mark.parametrize("interests", [1, 3])
+def test_several_targets_share_one_pass_over_the_negatives(name: str, interests: int) -> None:
+    """log(Z + Σ_s e^{o_s}) − mean_s o_s, its gradients, and one target said in both ways."""
+    vectors, used, positives, negatives = case(interests)
+    objective = losses.OBJECTIVES[name]
+    torch.testing.assert_close(
+        objective(vectors, used, positives[:, None], negatives, TAU),
+        objective(vectors, used, positives, negatives, TAU),
+    )
+    several = torch.stack([positives, positives.roll(1, dims=0), positives.roll(2, dims=0)], dim=1)
+
+    def soft(scores: Tensor) -> Tensor:
+        return scores.amax(dim=1) if name == "consistent" else TAU * (scores / TAU).logsumexp(dim=1)
+
+    def plain(vectors: Tensor, several: Tensor, others: Tensor) -> Tensor:
+        own = soft(torch.einsum("pkd,psd->pks", vectors, several).masked_fill(~used[..., None], -9))
+        energy = soft((vectors @ others.T).masked_fill(~used[..., None], -9)) / TAU + negatives.bias
+        energy = energy.index_put((negatives.rows, negatives.columns), energy.new_tensor(float("-inf")))
+        return (torch.cat([energy, own / TAU], dim=1).logsumexp(dim=1) - own.mean(dim=1) / TAU).mean()
+
+    def fused(vectors: Tensor, several: Tensor, others: Tensor) -> Tensor:
+        return objective(vectors, used, several, replace(negatives, vectors=others), TAU)
+
+    found = []
+    for loss in (plain, fused):
+        leaves = [one.clone().requires_grad_() for one in (vectors, several, negatives.vectors)]
+        value = loss(*leaves)
+        found.append([value, *torch.autograd.grad(value, leaves)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_comirec_scores_negatives_by_the_interest_of_the_positive() -> None:

@@ -86,3 +86,25 @@ def test_diversity_is_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_interest_shares_by_hand() -> None:
     assert metrics.interest_shares(torch.tensor([[0, 0], [2, 0]]), 3) == pytest.approx([0.75, 0.0, 0.25])
+
+
+def test_sets_of_targets_by_hand() -> None:
+    """Question 0 finds ranks 1 and 3 of its three targets among the first 3, question 1 nothing."""
+    ranks, sets = torch.tensor([3, 9, 1, 12]), torch.tensor([0, 0, 0, 1])
+    assert metrics.hits(ranks, 3, sets).tolist() == pytest.approx([2 / 3, 0])
+    assert metrics.hits(ranks, 1, sets).tolist() == pytest.approx([1, 0])  # one place, and it is a hit
+    ideal = 1 + 1 / math.log2(3) + 1 / math.log2(4)
+    assert metrics.gains(ranks, 3, sets).tolist() == pytest.approx([(1 + 1 / math.log2(4)) / ideal, 0])
+    assert metrics.recall(ranks, 3, sets) == pytest.approx(1 / 3)
+    assert metrics.mrr(ranks, sets) == pytest.approx((1 + 1 / 12) / 2)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.integers(1, 20))
+def test_sets_of_one_target_are_questions_of_one(ranks: list[int], k: int) -> None:
+    drawn, alone = torch.tensor(ranks), torch.arange(len(ranks))
+    for metric in (metrics.recall, metrics.ndcg):
+        assert metric(drawn, k, alone) == pytest.approx(metric(drawn, k))
+    assert metrics.mrr(drawn, alone) == pytest.approx(metrics.mrr(drawn))
+    empty = torch.zeros(0, dtype=torch.int64)
+    assert metrics.recall(empty, k, empty) == metrics.mrr(empty, empty) == 0

@@ -62,3 +62,22 @@ def test_windows_of_a_long_history_move_from_epoch_to_epoch() -> None:
         for seed in range(5)
     }
     assert len(starts) > 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), width=st.integers(1, 9), windows=st.lists(st.integers(1, 8), min_size=1, max_size=3))
+def test_drawn_targets_lie_within_the_windows_ahead(seed: int, width: int, windows: list[int]) -> None:
+    """Items are their places in the one history: what is drawn comes after the input, at most the widest window on."""
+    histories = histories_of({"a": list(range(100, 125)), "b": list(range(3))})
+    rows = pack(histories, width, np.random.default_rng(seed), windows=windows, drawn=4)
+    assert rows.drawn is not None
+    valid = rows.segments > 0
+    ahead = rows.drawn[valid] - rows.inputs[valid][:, None]
+    last = np.where(rows.inputs[valid] >= 100, 124, 2)
+    assert (ahead >= 1).all()
+    assert (ahead <= np.minimum(max(windows), last - rows.inputs[valid])[:, None]).all()
+    (batch,) = batches(rows, len(rows), torch.device("cpu"))
+    assert batch.drawn is not None
+    assert batch.drawn.shape == (len(batch.targets), 4)
+    if max(windows) == 1:
+        assert (batch.drawn == batch.targets[:, None]).all()

@@ -8,6 +8,7 @@ from encoders.evaluation.splits import (
     Split,
     cold_items,
     cold_users,
+    future,
     leave_one_out,
     production,
     refit,
@@ -125,7 +126,30 @@ def test_shuffling_everything_after_the_cut_changes_no_input() -> None:
     assert inputs_of(temporal(shuffled)) == inputs_of(temporal(before))
 
 
-@pytest.mark.parametrize("split", [leave_one_out, refit, production, temporal, strong_generalisation, cold_users])
+def test_the_future_is_the_set_of_new_items_by_hand() -> None:
+    histories = histories_of({"a": [0, 1, 2, 3, 4, 5, 6, 9, 0, 8], "b": [1, 2], "c": [3, 3, 3, 3, 3, 3, 3, 3, 3, 3]})
+    split = future(histories, strangers=0)
+    assert as_lists(split.train) == {"a": [0, 1, 2, 3, 4, 5, 6], "b": [1, 2], "c": [3] * 7}
+    assert as_lists(split.validation.histories) == {"a": [0, 1, 2, 3, 4, 5, 6]}
+    assert split.validation.targets.tolist() == [9]
+    assert as_lists(split.test.histories) == {"a": [0, 1, 2, 3, 4, 5, 6, 9]}  # c meets nothing new
+    assert split.test.targets.tolist() == [8]
+    assert split.test.sets is not None
+    assert split.test.sets.tolist() == [0]
+
+
+def test_strangers_are_asked_and_never_trained_on() -> None:
+    histories = tiny_histories(50, longest=30)
+    split = future(histories, strangers=0.2)
+    strangers = set(histories.user_ids) - set(split.train.user_ids)
+    assert len(strangers) == 10
+    assert not strangers & set(split.validation.histories.user_ids)
+    assert strangers & set(split.test.histories.user_ids)
+
+
+@pytest.mark.parametrize(
+    "split", [leave_one_out, refit, production, temporal, strong_generalisation, cold_users, future]
+)
 def test_no_users_give_no_questions(split: object) -> None:
     assert callable(split)
     assert len(split(histories_of({})).test) == 0

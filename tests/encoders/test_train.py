@@ -155,7 +155,9 @@ def test_gradients_reach_every_trainable_part(extractor: str, objective: str) ->
         {"smooth_initial": 5.0},
         {"towers": replace(SHAPE, interests=1, shrinkage=0.0)},
         {"towers": replace(SHAPE, adaptive=True, interests=4)},
-        {"towers": replace(SHAPE, blocks=2, fusion="attention")},
+        {"towers": replace(SHAPE, blocks=2, fusion="qformer")},
+        {"windows": (1, 4), "window_targets": 3},
+        {"windows": (3,), "objective": "soft_consistent", "negatives": 8},
     ],
     ids=str,
 )
@@ -281,6 +283,12 @@ def test_values_out_of_range_are_refused(changes: dict[str, object]) -> None:
 def test_unknown_parts_are_refused_with_the_known_ones(tmp_path: Path, option: str) -> None:
     config = replace(CONFIG, towers=replace(SHAPE, **{option: "nosuch"}))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=f"no {option} 'nosuch'; there are"):
+        train(tiny_catalogue(), tiny_histories(), config, directory=tmp_path)
+
+
+def test_windows_need_an_objective_of_several_targets(tmp_path: Path) -> None:
+    config = replace(CONFIG, windows=(5,), objective="comirec")
+    with pytest.raises(UserError, match="takes one target, windows draw several; consistent and soft_consistent do"):
         train(tiny_catalogue(), tiny_histories(), config, directory=tmp_path)
 
 
