@@ -106,6 +106,6 @@ def test_run_time_partitions_are_left_to_the_data(name: str, kept: bool) -> None
 def test_every_table_name_of_the_schema_exists(connection: psycopg.Connection) -> None:
     from feature_repo import schema
 
-    names = [schema.INTERACTIONS, schema.ITEMS, schema.USERS, schema.GENERATIONS, schema.ITEM_EMBEDDINGS, schema.TOWERS]
+    names = [schema.INTERACTIONS, schema.ITEMS, schema.USERS, schema.CONTENT_ENCODERS, schema.GENERATIONS]
     for name in names:
         connection.execute(sql.SQL("select 1 from {} limit 0").format(sql.Identifier(schema.SCHEMA, name)))
