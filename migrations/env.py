@@ -3,7 +3,7 @@
 from alembic import context
 from sqlalchemy import NullPool, create_engine, text
 
-from migrations import head, privileges
+from migrations import comments, head, privileges
 from migrations.env_names import include_name
 from migrations.tables import metadata
 from polytower.locks import MIGRATE, held
@@ -36,6 +36,7 @@ def run() -> None:
                 context.run_migrations()
             if context.get_context().get_current_revision() == head():
                 privileges.grant(connection)
+                comments.write(connection)
             connection.commit()
 
 

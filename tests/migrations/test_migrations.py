@@ -49,6 +49,17 @@ def test_two_processes_that_start_at_once_migrate_one_after_the_other(database: 
     command.check(migrations.config(database))
 
 
+def test_every_table_tells_what_it_is_for(connection: psycopg.Connection) -> None:
+    silent = connection.execute(
+        """select relname from pg_class where relnamespace = 'polytower'::regnamespace and relkind in ('r', 'p')
+           and relname <> 'alembic_version' and obj_description(oid, 'pg_class') is null"""
+    ).fetchall()
+    assert not silent
+    told = connection.execute("select col_description('items'::regclass, attnum) from pg_attribute"
+                              " where attrelid = 'items'::regclass and attname = 'available'").fetchone()  # fmt: skip
+    assert told == ("Items that are not available are not recommended.",)
+
+
 def test_only_one_generation_is_live(connection: psycopg.Connection) -> None:
     connection.execute("insert into generations (dim, interests, state) values (4, 1, 'live')")
     with pytest.raises(psycopg.errors.UniqueViolation):
