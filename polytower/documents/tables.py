@@ -2,6 +2,7 @@
 
 from sqlalchemy import Column, Dialect, Table, make_url
 
+from migrations.comments import VIEWS
 from migrations.tables import metadata
 from polytower.documents.markdown import bullets, paragraph
 
@@ -15,7 +16,8 @@ Schema `polytower`. In psql, `\\d+ polytower.items` shows the same words.
 
 def page() -> str:
     """The page, from `migrations/tables.py`."""
-    return HEAD + "".join(_section(table) for table in metadata.tables.values())
+    views = bullets((f"`{name}`", words) for name, words in VIEWS.items())
+    return HEAD + "".join(_section(table) for table in metadata.tables.values()) + f"\n## Views\n\n{views}\n"
 
 
 def _section(table: Table) -> str:

@@ -10,6 +10,7 @@ from psycopg import sql
 
 import migrations
 from migrations.env_names import include_name
+from migrations.install import newest
 from polytower.postgres import connect
 
 
@@ -33,7 +34,7 @@ def test_upgrading_a_filled_database_loses_nothing(database: str) -> None:
         )
         connection.execute("insert into items (item_id, title) values ('i', 'ü')")
         connection.execute("insert into interactions (user_id, item_id, occurred_at) values ('u', 'i', '2020-05-05Z')")
-    migrations.downgrade("0001", database)
+    migrations.downgrade("0060", database)
     migrations.upgrade(database)
     with connect(database) as connection:
         assert connection.execute("select title from items").fetchall() == [("ü",)]
@@ -58,6 +59,16 @@ def test_every_table_tells_what_it_is_for(connection: psycopg.Connection) -> Non
     told = connection.execute("select col_description('items'::regclass, attnum) from pg_attribute"
                               " where attrelid = 'items'::regclass and attname = 'available'").fetchone()  # fmt: skip
     assert told == ("Items that are not available are not recommended.",)
+
+
+def test_every_function_tells_what_it_does_and_only_roles_of_ours_may_call_it(connection: psycopg.Connection) -> None:
+    found = connection.execute(
+        """select proname, obj_description(oid, 'pg_proc'), has_function_privilege('public', oid, 'execute'),
+                  has_function_privilege('polytower_server', oid, 'execute')
+           from pg_proc where pronamespace = 'polytower'::regnamespace"""
+    ).fetchall()
+    assert {row[0] for row in found} == newest().keys()
+    assert not [row for row in found if not row[1] or row[2] or not row[3]]
 
 
 def test_only_one_generation_is_live(connection: psycopg.Connection) -> None:
