@@ -108,19 +108,6 @@ class Histories:
         return digest(self.user_ids, self.offsets, self.items, *(array for array in beside if array is not None))
 
 
-def histories_of(sequences: Mapping[str, Sequence[int]], times: Mapping[str, Sequence[int]] | None = None) -> Histories:
-    """Histories from {user id: item indices, oldest first}; times default to the position within the history."""
-    lengths = np.array([len(items) for items in sequences.values()], dtype=np.int64)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    clock = [list(times[user]) if times else list(range(len(items))) for user, items in sequences.items()]
-    return Histories(
-        list(sequences),
-        offsets,
-        np.array([item for items in sequences.values() for item in items], dtype=np.int64),
-        np.array([moment for moments in clock for moment in moments], dtype=np.int64),
-    )
-
-
 def digest(*parts: Sequence[str] | NDArray[np.generic]) -> str:
     """SHA-256 (hex, 16 characters) over lists of strings and arrays."""
     state = hashlib.sha256()

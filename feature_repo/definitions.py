@@ -32,7 +32,7 @@ item = Entity(name=ITEM, join_keys=[ITEM_ID], value_type=ValueType.STRING, descr
 
 
 def _source(view: str) -> PostgreSQLSource:
-    """The SQL view of the same name in Feast's schema (migrations/versions/0003_feature_views.py)."""
+    """The SQL view of the same name in Feast's schema (migrations/versions/0062_views.py)."""
     return PostgreSQLSource(name=view, table=f"{FEAST_SCHEMA}.{view}", timestamp_field="as_of")
 
 

@@ -10,19 +10,8 @@ SERVER_ROLE = "polytower_server"
 INTERACTIONS = "interactions"
 ITEMS = "items"
 USERS = "users"
-USER_SEQUENCES = "user_sequences"
-USER_STATS = "user_stats"
-ITEM_STATS = "item_stats"
 CONTENT_ENCODERS = "content_encoders"
-CONTENT_EMBEDDINGS = "content_embeddings"
-CODEBOOKS = "codebooks"
-CONTENT_CODES = "content_codes"
 GENERATIONS = "generations"
-PROMOTIONS = "promotions"
-TOWERS = "towers"
-ITEM_EMBEDDINGS = "item_embeddings"
-USER_INTERESTS = "user_interests"
-API_KEYS = "api_keys"
 
 # Entities and Feast views
 USER = "user"
@@ -37,7 +26,6 @@ Modality = Literal["text", "image", "attributes"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
 GenerationState = Literal["building", "ready", "live", "retired", "failed"]
-GENERATION_STATES: tuple[GenerationState, ...] = get_args(GenerationState)
 
 # A similarity space and the column of item_embeddings that holds it
 SPACES = {"item": "embedding", "content": "content_embedding", "id": "id_embedding"}
@@ -60,7 +48,6 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SEQUENCE_LENGTH = 200
 
 # Feast: its registry and the views behind its sources share one schema of the same database
-FEAST_PROJECT = "polytower"
 FEAST_SCHEMA = "feast"
 USER_SEQUENCE_VIEW = "user_sequence"
 USER_INTERESTS_VIEW = "user_interests"

@@ -6,6 +6,7 @@ import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError
 
 from feature_repo.schema import READER_ROLE, SERVER_ROLE
@@ -36,6 +37,11 @@ def upgrade(url: str | None = None, revision: str = "head") -> None:
                 f"the database cannot be upgraded: {first}; docs/postgres.md lists what is needed"
             ) from error
         raise
+    except CommandError as error:
+        raise UserError(
+            f"the database cannot be upgraded: {error}. Another version of polytower made it: use a newer one of this"
+            " program, or load your data into a new database"
+        ) from error
 
 
 def _complete(url: str | None) -> bool:

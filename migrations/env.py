@@ -1,9 +1,9 @@
-"""Runs the migrations: one at a time per database, with budgets, in the platform's schema."""
+"""Runs the migrations: one process at a time per database, with budgets, in the platform's schema, all or nothing."""
 
 from alembic import context
 from sqlalchemy import NullPool, create_engine, text
 
-from migrations import head, privileges
+from migrations import bridge, comments, head, privileges
 from migrations.env_names import include_name
 from migrations.tables import metadata
 from polytower.locks import MIGRATE, held
@@ -30,13 +30,13 @@ def run() -> None:
                 connection=connection,
                 target_metadata=metadata,
                 include_name=include_name,
-                transaction_per_migration=True,
             )
             with context.begin_transaction():
+                bridge.cross(context.get_context())
                 context.run_migrations()
-            if context.get_context().get_current_revision() == head():
-                privileges.grant(connection)
-            connection.commit()
+                if context.get_context().get_current_revision() == head():
+                    privileges.grant(connection)
+                    comments.write(connection)
 
 
 run()

@@ -5,7 +5,6 @@ works but granting to them; without the rest, UserError says which statement an 
 """
 
 import logging
-import re
 from typing import Any
 
 from psycopg import errors
@@ -17,11 +16,6 @@ from polytower.errors import UserError
 
 LOG = logging.getLogger(__name__)
 ROLES = (READER_ROLE, SERVER_ROLE)
-# A statement of a revision that grants to one of our roles, or revokes from it.
-_GRANT = re.compile(
-    rf"^[ \t]*(?:grant|revoke|alter default privileges)\b[^;]*\b(?:{'|'.join(ROLES)})\b[^;]*(?:;|\Z)",
-    re.MULTILINE | re.IGNORECASE,
-)
 _PINNED = f"search_path = {SCHEMA}, public"
 
 # Run after every upgrade, by the owner of the schemas; nothing is lost by running it twice.
@@ -46,7 +40,7 @@ grant update (last_used_at) on api_keys to polytower_server;
 
 
 def prepare(connection: Connection) -> None:
-    """Sees to the extension, the schemas and the roles, and to what revisions say where one of them is elsewhere."""
+    """Sees to the extension, the schemas and the roles, and to where functions look names up."""
     _ensure_extension(connection)
     for schema in (SCHEMA, FEAST_SCHEMA):
         _ensure_schema(connection, schema)
@@ -63,7 +57,7 @@ def prepare(connection: Connection) -> None:
     )
     path = f"{SCHEMA}, public" if extension == "public" else f"{SCHEMA}, public, {extension}"
     connection.execute(text(f"set search_path = {path}"))
-    event.listen(connection, "before_cursor_execute", _rewriter(missing, path), retval=True)
+    event.listen(connection, "before_cursor_execute", _pinned_to(path), retval=True)
     connection.commit()
 
 
@@ -74,19 +68,11 @@ def grant(connection: Connection) -> None:
             connection.execute(text(statements))
 
 
-def _rewriter(missing: list[str], path: str) -> Any:
-    """Revisions pin the path of names, and grant to roles: here as this database has them."""
-
-    def kept(grant: re.Match[str]) -> str:
-        return "" if any(role in grant[0] for role in missing) else grant[0]
+def _pinned_to(path: str) -> Any:
+    """Functions pin the path of names: here as this database has its schemas."""
 
     def rewrite(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
-        statement = statement.replace(_PINNED, f"search_path = {path}")
-        if missing:
-            statement = _GRANT.sub(
-                lambda found: "" if any(role in found[0] for role in missing) else found[0], statement
-            )
-        return statement if statement.strip() else "select", parameters
+        return statement.replace(_PINNED, f"search_path = {path}"), parameters
 
     return rewrite
 

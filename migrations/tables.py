@@ -1,6 +1,7 @@
 """The tables as SQLAlchemy sees them: what autogenerate compares the database with.
 
-The DDL that runs is in versions/. A test holds the two equal.
+The DDL that runs is in versions/; a test holds the two equal. Comments live here alone: comments.py writes them into
+the database, and docs/reference/tables.md shows them.
 """
 
 from typing import Any
@@ -43,8 +44,8 @@ def _text(name: str, **options: Any) -> Column[str]:
     return Column(name, Text, nullable=False, **options)
 
 
-def _json(name: str) -> Column[Any]:
-    return Column(name, JSONB, nullable=False, server_default=EMPTY)
+def _json(name: str, **options: Any) -> Column[Any]:
+    return Column(name, JSONB, nullable=False, server_default=EMPTY, **options)
 
 
 def _time(name: str, **options: Any) -> Column[Any]:
@@ -58,27 +59,35 @@ def _identity(name: str) -> Column[int]:
 Table(
     "items",
     metadata,
-    Column("item_id", Text, primary_key=True),
+    Column("item_id", Text, primary_key=True, comment="The source's id, as text."),
     Column("title", Text),
     Column("description", Text),
-    Column("image", Text),
-    Column("image_path", Text),
-    Column("image_sha256", Text),
-    Column("available", Boolean, nullable=False, server_default=text("true")),
-    _json("attributes"),
-    _time("updated_at", server_default=NOW),
+    Column("image", Text, comment="Name of the picture's file, as the source has it."),
+    Column("image_path", Text, comment="Where the load found the picture."),
+    Column("image_sha256", Text, comment="Hash of the picture's bytes: another one is encoded again."),
+    Column(
+        "available",
+        Boolean,
+        nullable=False,
+        server_default=text("true"),
+        comment="Items that are not available are not recommended.",
+    ),
+    _json("attributes", comment="Text, numbers, true/false or lists of these; filtered by, and encoded as content."),
+    _time("updated_at", server_default=NOW, comment="When a load last changed the row."),
     Index(
         "items_attributes_idx", "attributes", postgresql_using="gin", postgresql_ops={"attributes": "jsonb_path_ops"}
     ),
     Index("items_unavailable_idx", "item_id", postgresql_where=text("not available")),
+    comment="What can be recommended. `attributes` holds every further column of the source.",
 )
 
 Table(
     "users",
     metadata,
-    Column("user_id", Text, primary_key=True),
+    Column("user_id", Text, primary_key=True, comment="The source's id, as text."),
     _json("attributes"),
-    _time("updated_at", server_default=NOW),
+    _time("updated_at", server_default=NOW, comment="When a load last changed the row."),
+    comment="Attributes of users, where the source brings any.",
 )
 
 interaction_position = Sequence("interaction_position", metadata=metadata)
@@ -87,36 +96,53 @@ Table(
     metadata,
     _text("user_id"),
     _text("item_id"),
-    _time("occurred_at"),
-    _text("kind", server_default=text("'interaction'")),
-    _text("event_id", server_default=text("''")),
-    Column("value", Double),
-    Column("query", Text),
-    Column("position", BigInteger, nullable=False, server_default=interaction_position.next_value()),
+    _time("occurred_at", comment="When it happened, to the microsecond."),
+    _text("kind", server_default=text("'interaction'"), comment="Free text, such as view or purchase."),
+    _text(
+        "event_id",
+        server_default=text("''"),
+        comment="The source's id of the event, or a hash of the query: makes a replay safe.",
+    ),
+    Column("value", Double, comment="A number of the source's, such as a rating or a price."),
+    Column("query", Text, comment="What was searched for."),
+    Column(
+        "position",
+        BigInteger,
+        nullable=False,
+        server_default=interaction_position.next_value(),
+        comment="The source's order of events at the same instant.",
+    ),
     PrimaryKeyConstraint("user_id", "occurred_at", "item_id", "kind", "event_id", name="interactions_pkey"),
     Index("interactions_position_idx", "position"),
     Index("interactions_item_idx", "item_id"),
     Index("interactions_event_idx", "event_id", postgresql_where=text("event_id <> ''")),
     postgresql_partition_by="range (occurred_at)",
+    comment="One event a row, partitioned by year. A user's order is (occurred_at, position).",
 )
 
-Table("changed_days", metadata, Column("day", Date, nullable=False))
+Table(
+    "changed_days",
+    metadata,
+    Column("day", Date, nullable=False),
+    comment="Journal of days whose interactions changed since sequences and statistics were refreshed.",
+)
 
 Table(
     "user_sequences",
     metadata,
     _text("user_id"),
     Column("day", Date, nullable=False),
-    _time("as_of"),
-    Column("item_ids", ARRAY(Text), nullable=False),
-    Column("occurred_ats", ARRAY(TIME), nullable=False),
-    Column("kinds", ARRAY(Text), nullable=False),
+    _time("as_of", comment="Time of the last event of the day: from then on the row is true."),
+    Column("item_ids", ARRAY(Text), nullable=False, comment="Items of the newest events, oldest first."),
+    Column("occurred_ats", ARRAY(TIME), nullable=False, comment="Their times."),
+    Column("kinds", ARRAY(Text), nullable=False, comment="Their kinds."),
     PrimaryKeyConstraint("user_id", "day"),
     Index("user_sequences_as_of_idx", "user_id", text("as_of desc")),
     Index("user_sequences_day_idx", "day"),
+    comment="A user's newest events at the end of each active day; the newest row is the online feature.",
 )
 
-for entity, distinct in (("user", "distinct_items"), ("item", "distinct_users")):
+for article, entity, distinct in (("A", "user", "distinct_items"), ("An", "item", "distinct_users")):
     Table(
         f"{entity}_stats",
         metadata,
@@ -130,20 +156,28 @@ for entity, distinct in (("user", "distinct_items"), ("item", "distinct_users"))
         PrimaryKeyConstraint(f"{entity}_id", "day"),
         Index(f"{entity}_stats_as_of_idx", f"{entity}_id", text("as_of desc")),
         Index(f"{entity}_stats_day_idx", "day"),
+        comment=f"{article} {entity}'s running totals at the end of each active day.",
     )
 
 Table(
     "content_encoders",
     metadata,
     _text("modality"),
-    _text("revision"),
-    _text("model"),
-    Column("dim", Integer, CheckConstraint("dim > 0"), nullable=False),
+    _text("revision", comment="Stands for model and configuration: another one means other vectors."),
+    _text("model", comment="Name of the model."),
+    Column("dim", Integer, CheckConstraint("dim > 0"), nullable=False, comment="Width of its vectors."),
     _json("config"),
-    Column("active", Boolean, nullable=False, server_default=text("false")),
+    Column(
+        "active",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="Whether it is the one in force for its modality.",
+    ),
     _time("created_at", server_default=NOW),
     PrimaryKeyConstraint("modality", "revision"),
     Index("content_encoders_active_idx", "modality", unique=True, postgresql_where=text("active")),
+    comment="Encoder revisions; at most one per modality is active.",
 )
 
 ENCODER = ["content_encoders.modality", "content_encoders.revision"]
@@ -154,11 +188,12 @@ Table(
     _text("item_id"),
     _text("modality"),
     _text("revision"),
-    _text("content_hash"),
-    Column("embedding", HALFVEC, nullable=False),
+    _text("content_hash", comment="Hash of what was encoded: a changed item is encoded again."),
+    Column("embedding", HALFVEC, nullable=False, comment="Unit vector of 16-bit floats."),
     _time("encoded_at", server_default=NOW),
     PrimaryKeyConstraint("item_id", "modality", "revision"),
     ForeignKeyConstraint(["modality", "revision"], ENCODER),
+    comment="What an item is: one unit vector per item, modality and encoder revision.",
 )
 
 Table(
@@ -167,10 +202,16 @@ Table(
     _identity("codebook_id"),
     _text("modality"),
     _text("revision"),
-    Column("subspaces", Integer, CheckConstraint("subspaces > 0"), nullable=False),
+    Column(
+        "subspaces",
+        Integer,
+        CheckConstraint("subspaces > 0"),
+        nullable=False,
+    ),
     Column("centroids", ARRAY(REAL), nullable=False),
     _time("created_at", server_default=NOW),
     ForeignKeyConstraint(["modality", "revision"], ENCODER),
+    comment="Product-quantisation centroids of one encoder revision.",
 )
 
 Table(
@@ -180,25 +221,33 @@ Table(
     _text("item_id"),
     Column("codes", LargeBinary, nullable=False),
     PrimaryKeyConstraint("codebook_id", "item_id"),
+    comment="Content embeddings as codes of a codebook.",
 )
 
 Table(
     "generations",
     metadata,
     _identity("generation"),
-    _text("state", server_default=text("'building'")),
-    Column("dim", Integer, CheckConstraint("dim between 1 and 4000"), nullable=False),
-    Column("interests", Integer, CheckConstraint("interests > 0"), nullable=False),
-    _json("config"),
-    _json("metrics"),
-    _json("quality"),
-    Column("checkpoint_path", Text),
+    _text(
+        "state",
+        server_default=text("'building'"),
+        comment="building, ready, live, retired or failed; at most one is live.",
+    ),
+    Column("dim", Integer, CheckConstraint("dim between 1 and 4000"), nullable=False, comment="Width of its vectors."),
+    Column(
+        "interests", Integer, CheckConstraint("interests > 0"), nullable=False, comment="Interests of a user, at most."
+    ),
+    _json("config", comment="Preset and options of the training behind it."),
+    _json("metrics", comment="What the offline evaluation measured."),
+    _json("quality", comment="Report of the gates that promotion looks at, and the tuned search depth."),
+    Column("checkpoint_path", Text, comment="Folder of the checkpoint that it was built from."),
     Column("checkpoint_sha256", Text),
     _time("created_at", server_default=NOW),
     Column("ready_at", TIME),
     Column("live_at", TIME),
     Column("retired_at", TIME),
     Index("generations_live_idx", "state", unique=True, postgresql_where=text("state = 'live'")),
+    comment="Immutable bundles of embeddings and towers: building, ready, live, retired or failed.",
 )
 
 Table(
@@ -206,21 +255,23 @@ Table(
     metadata,
     _identity("promotion"),
     Column("generation", BigInteger, ForeignKey("generations.generation"), nullable=False),
-    _time("live_from", server_default=text("clock_timestamp()")),
-    Column("live_until", TIME),
+    _time("live_from", server_default=text("clock_timestamp()"), comment="From when on."),
+    Column("live_until", TIME, comment="Until when; null while it is live."),
     ExcludeConstraint(
         (func.tstzrange(text("live_from"), text("live_until")), "&&"), name="promotions_no_overlap", using="gist"
     ),
+    comment="When each generation was live; intervals never overlap.",
 )
 
 Table(
     "towers",
     metadata,
     Column("generation", BigInteger, ForeignKey("generations.generation", ondelete="CASCADE"), nullable=False),
-    _text("part"),
-    Column("weights", LargeBinary, nullable=False),
+    _text("part", comment="user_tower or content."),
+    Column("weights", LargeBinary, nullable=False, comment="The tower as safetensors."),
     Column("config", JSONB, nullable=False),
     PrimaryKeyConstraint("generation", "part"),
+    comment="Exported towers (safetensors) that belong to a generation.",
 )
 
 Table(
@@ -228,12 +279,18 @@ Table(
     metadata,
     Column("generation", BigInteger, nullable=False),
     _text("item_id"),
-    Column("embedding", HALFVEC, nullable=False),
-    Column("content_embedding", HALFVEC),
-    Column("id_embedding", HALFVEC),
+    Column(
+        "embedding",
+        HALFVEC,
+        nullable=False,
+        comment="What users' interests are matched with: content and behaviour fused.",
+    ),
+    Column("content_embedding", HALFVEC, comment="What the item is: works for an item that nobody has touched."),
+    Column("id_embedding", HALFVEC, comment="What behaviour taught about it; null for an item without interactions."),
     PrimaryKeyConstraint("generation", "item_id", name="item_embeddings_pkey"),
     Index("item_embeddings_item_idx", "item_id", postgresql_using="hash"),
     postgresql_partition_by="list (generation)",
+    comment="Item, content and ID embedding of every item, partitioned by generation.",
 )
 
 Table(
@@ -241,24 +298,26 @@ Table(
     metadata,
     Column("generation", BigInteger, nullable=False),
     _text("user_id"),
-    Column("interest", SmallInteger, nullable=False),
-    Column("embedding", HALFVEC, nullable=False),
-    Column("weight", REAL, nullable=False),
-    _time("as_of"),
-    Column("events", BigInteger),
+    Column("interest", SmallInteger, nullable=False, comment="Number of the interest, from 0."),
+    Column("embedding", HALFVEC, nullable=False, comment="Unit vector in the space of items."),
+    Column("weight", REAL, nullable=False, comment="Its share of the user's taste."),
+    _time("as_of", comment="Time of the newest event that it knows; 1970 for a user known by attributes alone."),
+    Column("events", BigInteger, comment="How many of the user's events it knows; whatever is beyond these is news."),
     PrimaryKeyConstraint("generation", "user_id", "interest", name="user_interests_pkey"),
     postgresql_partition_by="list (generation)",
+    comment="K interests of every user with their weights, partitioned by generation.",
 )
 
 Table(
     "loads",
     metadata,
     _identity("load_id"),
-    _text("source"),
-    _text("state", server_default=text("'running'")),
-    _json("counts"),
+    _text("source", comment="Folder that was loaded."),
+    _text("state", server_default=text("'running'"), comment="running, done or failed."),
+    _json("counts", comment="Rows by table and by what became of them."),
     _time("started_at", server_default=NOW),
     Column("finished_at", TIME),
+    comment="Every load: its source, its counts, how it ended.",
 )
 
 Table(
@@ -266,11 +325,12 @@ Table(
     metadata,
     Column("load_id", BigInteger, ForeignKey("loads.load_id", ondelete="CASCADE"), nullable=False),
     _text("file"),
-    Column("row_number", BigInteger, nullable=False),
-    Column("column_name", Text),
-    _text("reason"),
-    Column("value", Text),
+    Column("row_number", BigInteger, nullable=False, comment="Number of the row within the file, from 1."),
+    Column("column_name", Text, comment="The column at fault, where it is one."),
+    _text("reason", comment="What is wrong with it."),
+    Column("value", Text, comment="The value at fault, cut."),
     Index("rejected_rows_load_idx", "load_id"),
+    comment="Rows that a load put aside, with file, row number, column and reason.",
 )
 
 Table(
@@ -278,19 +338,23 @@ Table(
     metadata,
     Column("only_row", Boolean, CheckConstraint("only_row"), primary_key=True, server_default=text("true")),
     Column("version", BigInteger, nullable=False),
+    comment="One row, counted up by every change of items: tells an index in memory that it is old.",
 )
 
 Table(
     "api_keys",
     metadata,
-    Column("key_id", Text, primary_key=True),
+    Column("key_id", Text, primary_key=True, comment="Public part of the key."),
     _text("name"),
-    Column("hash", LargeBinary, nullable=False),
-    Column("scopes", ARRAY(Text), nullable=False),
-    Column("rate", Double),
-    Column("burst", Integer, nullable=False),
+    Column("hash", LargeBinary, nullable=False, comment="SHA-256 of the key."),
+    Column(
+        "scopes", ARRAY(Text), nullable=False, comment="What it is good for: read, write or admin, which includes both."
+    ),
+    Column("rate", Double, comment="Requests a second; null without a limit."),
+    Column("burst", Integer, nullable=False, comment="Requests at once."),
     _time("created_at", server_default=NOW),
     Column("last_used_at", TIME),
     Column("revoked_at", TIME),
     Index("api_keys_hash_idx", "hash", unique=True),
+    comment="Who may ask the HTTP API: hashes of keys, never a key. Analysts cannot read it.",
 )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from encoders.catalogue import Catalogue
 from encoders.config import TowersConfig, TrainConfig, config_from_json, towers_from_json
 from encoders.towers.content_tower import Content
-from encoders.towers.towers import ItemTower, Towers, UserTower
+from encoders.towers.towers import Towers, UserTower
 from polytower.errors import UserError
 
 FORMAT = 1
@@ -87,20 +87,6 @@ def load_user_tower(weights: bytes, config: Mapping[str, Any]) -> UserTower:
     """The inverse of `user_tower_bytes`, in evaluation mode on the CPU. Raises UserError if the two do not fit."""
     tower = UserTower(towers_from_json(config))
     _fill(tower, _parse(weights, "user tower"), "user tower")
-    return tower.eval()
-
-
-def item_tower_bytes(towers: Towers) -> tuple[bytes, dict[str, Any]]:
-    """The item tower alone, ID table included: (safetensors bytes, JSON-able configuration with `items`)."""
-    document = _plain(towers.config) | {"items": len(towers.item_tower.counts)}
-    return safetensors.torch.save(_contiguous(towers.item_tower.state_dict())), document
-
-
-def load_item_tower(weights: bytes, config: Mapping[str, Any]) -> ItemTower:
-    """The inverse of `item_tower_bytes`, in evaluation mode on the CPU. Raises UserError if the two do not fit."""
-    shape = {name: value for name, value in config.items() if name != "items"}
-    tower = ItemTower(towers_from_json(shape), int(config["items"]))
-    _fill(tower, _parse(weights, "item tower"), "item tower")
     return tower.eval()
 
 

@@ -1,5 +1,5 @@
 -- Refuses interests that do not fit the generation. halfvec itself holds no NaN and no infinity.
-create function check_vectors(interests halfvec[], weights real[], dim int) returns void
+create or replace function check_vectors(interests halfvec[], weights real[], dim int) returns void
 language plpgsql immutable parallel safe
 set search_path = polytower, public
 as $$

@@ -1,7 +1,7 @@
 -- Picks up to k of a pool, one by one: next is the item with the largest score + weight × (how many picked ones share no
 -- value of the attribute with it), which is ComiRec's greedy inference (KDD 2020, section 3.4) for items of any number
 -- of values. pool: best first. Answers positions in the pool, in the order of picking; of equals the earlier.
-create function diverse_picks(item_ids text[], scores real[], k int, diversity jsonb) returns setof int
+create or replace function diverse_picks(item_ids text[], scores real[], k int, diversity jsonb) returns setof int
 language plpgsql stable parallel safe
 set search_path = polytower, public
 as $$

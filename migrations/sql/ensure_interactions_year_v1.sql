@@ -1,17 +1,26 @@
--- Interactions are partitioned by year (UTC), on demand. A table is made and then attached, since `create table ...
--- partition of` would lock readers out until the end of the load.
-create function ensure_interactions_year(year integer) returns void language plpgsql
+-- Makes the partitions of these years of interactions (UTC), with the rights of their owner.
+--
+-- A table is made and then attached, since `create table ... partition of` would lock readers out until the end of the load.
+-- Asked for in one call, several years cannot deadlock with another caller: all their locks come first, in ascending
+-- order, then that of the parent. After the wait for a lock, whether a year is there is asked of pg_class under a new
+-- snapshot: to_regclass would answer from this session's cache, which an advisory lock does not bring up to date.
+create or replace function ensure_interactions_year(variadic years integer[]) returns void
+language plpgsql security definer
 set search_path = polytower, public as $$
 declare
-    partition_name text := format('interactions_y%s', year);
+    missing integer;
+    wanted integer[] := array(
+        select distinct y from unnest(years) y where to_regclass(format('interactions_y%s', y)) is null order by y);
 begin
-    if to_regclass(partition_name) is not null then
-        return;
-    end if;
-    perform pg_advisory_xact_lock(hashtextextended(partition_name, 0));
-    if to_regclass(partition_name) is null then
-        execute format('create table %I (like interactions including defaults)', partition_name);
-        execute format('alter table interactions attach partition %I for values from (%L) to (%L)', partition_name,
-                       make_timestamptz(year, 1, 1, 0, 0, 0, 'UTC'), make_timestamptz(year + 1, 1, 1, 0, 0, 0, 'UTC'));
-    end if;
+    foreach missing in array wanted loop
+        perform pg_advisory_xact_lock(hashtextextended(format('interactions_y%s', missing), 0));
+    end loop;
+    for missing in
+        select y from unnest(wanted) y where not exists (
+            select from pg_class where relnamespace = 'polytower'::regnamespace and relname = format('interactions_y%s', y))
+    loop
+        execute format('create table interactions_y%s (like interactions including defaults)', missing);
+        execute format('alter table interactions attach partition interactions_y%s for values from (%L) to (%L)', missing,
+                       make_timestamptz(missing, 1, 1, 0, 0, 0, 'UTC'), make_timestamptz(missing + 1, 1, 1, 0, 0, 0, 'UTC'));
+    end loop;
 end $$;

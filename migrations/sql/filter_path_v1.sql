@@ -1,6 +1,6 @@
 -- Compiles a filter over attributes into one jsonpath predicate (for items.attributes @@ path); null when it is empty.
 -- Keys and values travel as JSON strings and numbers, which jsonpath reads as literals: nothing in them is ever code.
-create function filter_path(filter jsonb) returns jsonpath
+create or replace function filter_path(filter jsonb) returns jsonpath
 language plpgsql immutable parallel safe
 set search_path = polytower, public
 as $$

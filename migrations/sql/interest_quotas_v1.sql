@@ -1,5 +1,5 @@
 -- Shares k places among interests by weight, by largest remainder: the shares add up to k. Interests count from 1.
-create function interest_quotas(weights real[], k int, out number int, out quota int)
+create or replace function interest_quotas(weights real[], k int, out number int, out quota int)
 returns setof record
 language sql immutable parallel safe
 as $$

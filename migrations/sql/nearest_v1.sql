@@ -1,5 +1,6 @@
--- The items nearest to one vector, in the space of item, content or ID embeddings.
-create function nearest(vector halfvec, k int default 10, space text default 'item', filter jsonb default '{}')
+-- The items nearest to one vector, in the space of item, content or ID embeddings (item, content, id). Score: inner
+-- product, higher is better. filter: a JSON object over attributes.
+create or replace function nearest(vector halfvec, k int default 10, space text default 'item', filter jsonb default '{}')
 returns setof neighbour
 language sql stable
 set search_path = polytower, public

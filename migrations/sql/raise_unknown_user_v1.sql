@@ -1,5 +1,5 @@
 -- Says why a user has no interests: nobody by that name, or nobody that the generation was built with.
-create function raise_unknown_user(user_id text, generation bigint) returns void
+create or replace function raise_unknown_user(user_id text, generation bigint) returns void
 language plpgsql stable parallel safe
 set search_path = polytower, public
 as $$

@@ -1,5 +1,5 @@
 -- Unfolds per-interest lists into rows: interest n, item i, score s, rank r within the interest. Inlined into its caller.
-create function ranked_lists(interests int[], item_ids text[], scores real[])
+create or replace function ranked_lists(interests int[], item_ids text[], scores real[])
 returns table (n int, i text, s real, r int)
 language sql immutable parallel safe
 as $$

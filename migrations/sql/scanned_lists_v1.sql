@@ -1,6 +1,6 @@
 -- The first `depth` qualifying items of each query vector by one scan (exact). Internal: callers have checked everything.
 -- members: the ids that a filter left, or null for all available items that match path (null: any).
-create function scanned_lists(
+create or replace function scanned_lists(
     generation bigint, dim int, space_column text, queries halfvec[], depth int, path jsonpath, exclude text[],
     members text[], out interest int, out item_id text, out score real)
 returns setof record
@@ -8,6 +8,8 @@ language plpgsql stable
 set search_path = polytower, public
 as $$
 begin
+    -- One sort by score and id keeps only the best; a limit with ties would sort everything. Ids are compared by byte,
+    -- where scores are equal only. `offset 0` keeps the score a column of its own.
     return query execute format($sql$
         with qualifying as materialized (
             select e.item_id, e.%1$I::halfvec(%2$s) as vector from %3$s
@@ -16,13 +18,16 @@ begin
         select q.number::int, c.item_id, c.score
         from unnest($1) with ordinality q (vector, number)
         cross join lateral (
-            select item_id, (-(vector <#> q.vector))::real as score from qualifying
-            order by score desc, item_id collate "C" limit $2
+            select item_id, score from (
+                select item_id, (-(vector <#> q.vector))::real as score from qualifying offset 0
+            ) scored order by score desc, item_id collate "C" limit $2
         ) c $sql$, space_column, dim,
-        -- The limit keeps this a look-up of each member; the planner would read the whole partition for a few per cent.
+        -- The limit keeps this a look-up of each member, by hash; the planner would read the whole partition for a few
+        -- per cent.
         case when members is not null
-                 then format('unnest($5) m (id) cross join lateral (select * from %I e where e.generation = %s'
-                             ' and e.item_id = m.id limit 1) e', 'item_embeddings_g' || generation, generation)
+                 then format('unnest($5) m (id) cross join lateral (select e.item_id, e.%I from %I e'
+                             ' where e.generation = %s and e.item_id = m.id limit 1) e',
+                             space_column, 'item_embeddings_g' || generation, generation)
              else format('%I e', 'item_embeddings_g' || generation) end,
         case when members is not null then 'true'
              when path is not null

@@ -1,5 +1,5 @@
 -- All items that a user ever interacted with, each once.
-create function seen_items(user_id text) returns text[]
+create or replace function seen_items(user_id text) returns text[]
 language sql stable parallel safe
 set search_path = polytower, public
 as $$

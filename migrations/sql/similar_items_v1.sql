@@ -1,5 +1,5 @@
 -- The items most like one item: by what they are and by behaviour (item), by content alone, or by behaviour alone (id).
-create function similar_items(item_id text, k int default 10, space text default 'item', filter jsonb default '{}')
+create or replace function similar_items(item_id text, k int default 10, space text default 'item', filter jsonb default '{}')
 returns setof neighbour
 language plpgsql stable
 set search_path = polytower, public

@@ -1,5 +1,5 @@
--- The interests of a user in the live generation.
-create function user_interests(user_id text)
+-- The interests of a user in the live generation, each with its weight and the time of the newest event that it knows.
+create or replace function user_interests(user_id text)
 returns table (interest smallint, weight real, embedding halfvec, as_of timestamptz, generation bigint)
 language plpgsql stable parallel safe
 set search_path = polytower, public

@@ -1,6 +1,6 @@
 -- The statement of one walk over the HNSW index of a partition: item_id and score, nearest first, only qualifying items.
 -- Its parameters: $1 the query vector, $2 the excluded ids, $3 the compiled filter. Internal: callers have checked all.
-create function walk_statement(generation bigint, dim int, space_column text, path jsonpath, exclude text[]) returns text
+create or replace function walk_statement(generation bigint, dim int, space_column text, path jsonpath, exclude text[]) returns text
 language plpgsql stable
 set search_path = polytower, public
 as $$

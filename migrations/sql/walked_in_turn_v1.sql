@@ -2,7 +2,7 @@
 -- once, and the one whose next item is the best goes on, until k different items have come. A walk continues where it
 -- stopped (iterative scan), so asking little of each at first costs nothing later.
 -- Null arrays where the walks ran dry before k. Internal: callers have checked everything.
-create function walked_in_turn(
+create or replace function walked_in_turn(
     generation bigint, dim int, space_column text, queries halfvec[], k int, ef_search int, path jsonpath,
     exclude text[], out interests int[], out item_ids text[], out scores real[])
 language plpgsql stable

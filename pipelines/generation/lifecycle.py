@@ -190,12 +190,15 @@ def rollback(connection: psycopg.Connection[Any]) -> Generation:
 
 def has_partitions(connection: psycopg.Connection[Any], generation: int) -> bool:
     """Whether a generation's vectors are still there."""
-    names = [f"{SCHEMA}.{parent}_g{generation}" for parent in PARENTS]
     row = connection.execute(
-        "select bool_and(to_regclass(name) is not null) from unnest(%s::text[]) name", [names]
+        "select bool_and(to_regclass(name) is not null) from unnest(%s::text[]) name", [_partition_names(generation)]
     ).fetchone()
     assert row is not None
     return bool(row[0])
+
+
+def _partition_names(generation: int) -> list[str]:
+    return [f"{SCHEMA}.{parent}_g{generation}" for parent in PARENTS]
 
 
 def drop(connection: psycopg.Connection[Any], generation: int) -> None:
@@ -208,13 +211,42 @@ def drop(connection: psycopg.Connection[Any], generation: int) -> None:
     connection.commit()
 
 
-def retain(connection: psycopg.Connection[Any], keep: int) -> list[int]:
-    """Drops retired and failed generations beyond the newest `keep`; returns those dropped."""
-    past = [g.generation for g in listing(connection) if g.state in ("retired", "failed", "ready")]
-    dropped = [generation for generation in past[keep:] if has_partitions(connection, generation)]
-    for generation in dropped:
-        drop(connection, generation)
+@dataclass(frozen=True)
+class Surplus:
+    """A past generation whose vectors are not worth their space: `bytes` on disk, indexes and tower included."""
+
+    generation: int
+    state: GenerationState
+    bytes: int
+
+
+def surplus(connection: psycopg.Connection[Any], keep: int) -> list[Surplus]:
+    """Generations that still have vectors, are neither live nor being built, and are not among the newest `keep` such.
+
+    Newest first.
+    """
+    past = [g for g in listing(connection) if g.state not in ("live", "building")]
+    kept = [g for g in past if has_partitions(connection, g.generation)]
+    return [Surplus(g.generation, g.state, _bytes(connection, g.generation)) for g in kept[keep:]]
+
+
+def retain(connection: psycopg.Connection[Any], keep: int) -> list[Surplus]:
+    """Drops the surplus beyond the newest `keep` past generations; returns what was dropped."""
+    dropped = surplus(connection, keep)
+    for each in dropped:
+        drop(connection, each.generation)
     return dropped
+
+
+def _bytes(connection: psycopg.Connection[Any], generation: int) -> int:
+    row = connection.execute(
+        """select sum(pg_total_relation_size(to_regclass(name)))
+                  + (select coalesce(sum(octet_length(weights)), 0) from towers where generation = %s)
+           from unnest(%s::text[]) name""",
+        [generation, _partition_names(generation)],
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def _drop_partitions(connection: psycopg.Connection[Any], generation: int) -> None:

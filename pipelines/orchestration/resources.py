@@ -5,7 +5,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -67,10 +66,6 @@ class EncoderResource(dg.ConfigurableResource[Any]):
         """The process's settings with this resource's choices."""
         chosen = {name: value for name, value in self.model_dump().items() if value}
         return replace(settings(), **chosen)
-
-    def checkpoints(self) -> Path:
-        """Where trained checkpoints lie."""
-        return self.settings().checkpoints_dir
 
 
 class Terminal(dg.ConfigurableResource[Any]):

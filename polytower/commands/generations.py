@@ -1,4 +1,6 @@
-"""`polytower generations`: list, promote, roll back, compare and drop."""
+"""`polytower generations`: list, promote, roll back, compare, drop and retain."""
+
+from dataclasses import asdict
 
 import click
 
@@ -7,7 +9,7 @@ from polytower.commands.output import AS_JSON, answer, require_schema, table
 
 @click.group()
 def generations() -> None:
-    """List, promote, roll back, compare and drop generations."""
+    """List, promote, roll back, compare, drop and retain generations."""
 
 
 @generations.command("list")
@@ -97,3 +99,31 @@ def drop(generation: int, as_json: bool) -> None:
         require_schema(connection)
         lifecycle.drop(connection, generation)
     answer({"dropped": generation}, as_json=as_json, text=f"generation {generation}'s vectors are gone")
+
+
+@generations.command()
+@click.option(
+    "--keep",
+    type=click.IntRange(min=0),
+    required=True,
+    help="How many generations to keep besides the live one; 0 leaves none to roll back to.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be deleted, and delete nothing.")
+@AS_JSON
+def retain(keep: int, dry_run: bool, as_json: bool) -> None:
+    """Delete the vectors of all but the live generation and the newest ones besides it; their records stay."""
+    from pipelines.generation import lifecycle
+    from polytower.postgres import connect
+
+    with connect() as connection:
+        require_schema(connection)
+        found = (lifecycle.surplus if dry_run else lifecycle.retain)(connection, keep)
+    freed = sum(each.bytes for each in found)
+    verb = "would be freed" if dry_run else "freed"
+    rows = [(each.generation, each.state, f"{each.bytes / 2**20:,.1f}") for each in found]
+    listed = table(rows, ["generation", "state", "MiB"]) + f"\n{freed / 2**20:,.1f} MiB {verb}"
+    answer(
+        {"dry_run": dry_run, "generations": [asdict(each) for each in found], "bytes": freed},
+        as_json=as_json,
+        text=listed if rows else "nothing to delete",
+    )

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from polytower.documents import commands, files, http, tables
+from polytower.documents import commands, files, functions, http, tables
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -12,6 +12,7 @@ CODE = ROOT / "docs" / "code"
 # A page and what makes it.
 PAGES: dict[Path, Callable[[], str]] = {
     REFERENCE / "commands.md": commands.page,
+    REFERENCE / "functions.md": functions.page,
     REFERENCE / "http.md": http.page,
     REFERENCE / "tables.md": tables.page,
     **{CODE / f"{folder}.md": files.page(ROOT / folder) for folder in files.FOLDERS},

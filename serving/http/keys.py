@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import psycopg
 from psycopg.rows import class_row
@@ -16,7 +16,6 @@ from psycopg.rows import class_row
 from polytower.errors import UserError
 
 Scope = Literal["read", "write", "admin"]
-SCOPES: tuple[Scope, ...] = get_args(Scope)
 PREFIX = "ptk"
 
 

@@ -1,6 +1,6 @@
 """The item embeddings of one generation in memory, searched for several interests at once.
 
-Answers as the SQL functions do (migrations/sql/retrieve_vectors_v2.sql), item for item where both are exact. Small
+Answers as the SQL functions do (migrations/sql/retrieve_vectors_v1.sql), item for item where both are exact. Small
 catalogues and selective filters are scanned, exactly; large ones are searched in the nearest cells of an inverted file
 (faiss) whose codes are the stored 16-bit values themselves, so that scores are exact and only the choice is not.
 docs/adr/0007 has the measurements. Nothing here writes: a new generation, or new attributes, make a new index.

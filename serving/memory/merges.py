@@ -1,4 +1,4 @@
-"""Merges of per-interest lists in numpy: the same rules, ties included, as migrations/sql/merge_lists_v3.sql.
+"""Merges of per-interest lists in numpy: the same rules, ties included, as migrations/sql/merge_lists_v1.sql.
 
 Items are positions in ascending order of their id's bytes, so a tie on the score goes to the lower position.
 """

@@ -1,8 +1,10 @@
 """Small catalogues and histories for the towers' tests, in memory."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
-from encoders.catalogue import Catalogue, Histories, histories_of
+from encoders.catalogue import Catalogue, Histories
 
 ITEMS = 30
 
@@ -23,6 +25,19 @@ def tiny_catalogue(items: int = ITEMS, seed: int = 0, *, content: bool = True) -
         unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         rows[name] = (unit * there[:, None]).astype(np.float32)
     return Catalogue(ids, rows, present)
+
+
+def histories_of(sequences: Mapping[str, Sequence[int]], times: Mapping[str, Sequence[int]] | None = None) -> Histories:
+    """Histories from {user id: item indices, oldest first}; times default to the position within the history."""
+    lengths = np.array([len(items) for items in sequences.values()], dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    clock = [list(times[user]) if times else list(range(len(items))) for user, items in sequences.items()]
+    return Histories(
+        list(sequences),
+        offsets,
+        np.array([item for items in sequences.values() for item in items], dtype=np.int64),
+        np.array([moment for moments in clock for moment in moments], dtype=np.int64),
+    )
 
 
 def tiny_histories(users: int = 40, items: int = ITEMS, seed: int = 0, longest: int = 12) -> Histories:

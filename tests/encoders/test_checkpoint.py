@@ -85,16 +85,6 @@ def test_the_user_tower_alone_answers_the_same(saved: tuple[Path, Towers, Catalo
     assert len(weights) < 500_000
 
 
-def test_the_item_tower_alone_answers_the_same(saved: tuple[Path, Towers, Catalogue]) -> None:
-    _, towers, catalogue = saved
-    alone = checkpoint.load_item_tower(*checkpoint.item_tower_bytes(towers))
-    content = {name: torch.from_numpy(rows) for name, rows in catalogue.content.items()}
-    present = {name: torch.from_numpy(rows) for name, rows in catalogue.present.items()}
-    with torch.no_grad():
-        found = alone(torch.arange(len(catalogue)), content, present)
-    assert torch.equal(found.item, towers.item_embeddings().item)
-
-
 def test_the_content_tower_alone_answers_the_same(saved: tuple[Path, Towers, Catalogue]) -> None:
     _, towers, catalogue = saved
     stored = checkpoint.content_tower_bytes(towers)

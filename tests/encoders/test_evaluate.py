@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from encoders.catalogue import Histories, histories_of
+from encoders.catalogue import Histories
 from encoders.config import TowersConfig
 from encoders.cooccurrence import following, ppmi_vectors
 from encoders.evaluation import metrics
@@ -29,7 +29,7 @@ from encoders.evaluation.evaluate import (
 )
 from encoders.evaluation.splits import Questions, future, leave_one_out, no_questions
 from encoders.towers.towers import Interests, Towers
-from tests.encoders.data import ITEMS, tiny_catalogue, tiny_histories
+from tests.encoders.data import ITEMS, histories_of, tiny_catalogue, tiny_histories
 
 
 class ByIndex:

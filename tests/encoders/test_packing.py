@@ -6,9 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encoders.catalogue import histories_of
 from encoders.training.packing import Rows, batches, pack
-from tests.encoders.data import tiny_histories
+from tests.encoders.data import histories_of, tiny_histories
 
 
 def pairs(rows: Rows) -> list[tuple[int, int]]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from encoders.catalogue import Histories, histories_of
+from encoders.catalogue import Histories
 from encoders.evaluation.splits import (
     Split,
     cold_items,
@@ -15,7 +15,7 @@ from encoders.evaluation.splits import (
     strong_generalisation,
     temporal,
 )
-from tests.encoders.data import ITEMS, tiny_histories
+from tests.encoders.data import ITEMS, histories_of, tiny_histories
 
 
 def as_lists(histories: Histories) -> dict[str, list[int]]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from encoders.catalogue import Catalogue, histories_of
+from encoders.catalogue import Catalogue
 from encoders.config import TowersConfig, TrainConfig, config_from_json
 from encoders.evaluation.baselines import Popularity
 from encoders.evaluation.evaluate import TowersScorer, evaluate, padded
@@ -21,7 +21,7 @@ from encoders.training.objective import batch_loss, draw_negatives
 from encoders.training.packing import batches, pack
 from encoders.training.train import Epoch, initial_towers, train
 from polytower.errors import UserError
-from tests.encoders.data import ITEMS, tiny_catalogue, tiny_histories
+from tests.encoders.data import ITEMS, histories_of, tiny_catalogue, tiny_histories
 
 SHAPE = TowersConfig(dim=16, history=8, dropout=0.1, interests=2, content_width=16, shrinkage=1.0)
 CONFIG = TrainConfig(towers=SHAPE, epochs=4, batch_rows=4, negatives=0, validate_every=1, threads=1, device="cpu")

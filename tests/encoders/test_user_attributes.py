@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from encoders.catalogue import Catalogue, Histories, histories_of
+from encoders.catalogue import Catalogue, Histories
 from encoders.config import TowersConfig, TrainConfig
 from encoders.content.attributes import AttributesEncoder, user_vectors
 from encoders.evaluation.evaluate import TowersScorer, context_of, padded
@@ -22,7 +22,7 @@ from encoders.training import checkpoint
 from encoders.training.packing import batches, pack
 from encoders.training.train import train
 from polytower.errors import UserError
-from tests.encoders.data import ITEMS, tiny_histories
+from tests.encoders.data import ITEMS, histories_of, tiny_histories
 
 WIDTH = 32
 SHAPE = TowersConfig(dim=16, history=6, dropout=0.0, interests=2, user_attributes=WIDTH)

@@ -92,7 +92,7 @@ def test_feast_serve_answers_as_the_sdk_does(filled: Filled, servers: tuple[str,
 
 def test_feast_ui_shows_the_project(servers: tuple[str, str]) -> None:
     assert "html" in httpx.get(servers[1]).text
-    assert schema.FEAST_PROJECT in httpx.get(f"{servers[1]}/projects-list.json").text
+    assert "polytower" in httpx.get(f"{servers[1]}/projects-list.json").text
 
 
 def test_apply_and_materialize_incremental(writable: Filled) -> None:

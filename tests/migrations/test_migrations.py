@@ -10,6 +10,7 @@ from psycopg import sql
 
 import migrations
 from migrations.env_names import include_name
+from migrations.install import newest
 from polytower.postgres import connect
 
 
@@ -33,7 +34,7 @@ def test_upgrading_a_filled_database_loses_nothing(database: str) -> None:
         )
         connection.execute("insert into items (item_id, title) values ('i', 'ü')")
         connection.execute("insert into interactions (user_id, item_id, occurred_at) values ('u', 'i', '2020-05-05Z')")
-    migrations.downgrade("0001", database)
+    migrations.downgrade("0060", database)
     migrations.upgrade(database)
     with connect(database) as connection:
         assert connection.execute("select title from items").fetchall() == [("ü",)]
@@ -47,6 +48,27 @@ def test_two_processes_that_start_at_once_migrate_one_after_the_other(database: 
     processes = [subprocess.Popen(program) for _ in range(2)]
     assert [process.wait() for process in processes] == [0, 0]
     command.check(migrations.config(database))
+
+
+def test_every_table_tells_what_it_is_for(connection: psycopg.Connection) -> None:
+    silent = connection.execute(
+        """select relname from pg_class where relnamespace = 'polytower'::regnamespace and relkind in ('r', 'p')
+           and relname <> 'alembic_version' and obj_description(oid, 'pg_class') is null"""
+    ).fetchall()
+    assert not silent
+    told = connection.execute("select col_description('items'::regclass, attnum) from pg_attribute"
+                              " where attrelid = 'items'::regclass and attname = 'available'").fetchone()  # fmt: skip
+    assert told == ("Items that are not available are not recommended.",)
+
+
+def test_every_function_tells_what_it_does_and_only_roles_of_ours_may_call_it(connection: psycopg.Connection) -> None:
+    found = connection.execute(
+        """select proname, obj_description(oid, 'pg_proc'), has_function_privilege('public', oid, 'execute'),
+                  has_function_privilege('polytower_server', oid, 'execute')
+           from pg_proc where pronamespace = 'polytower'::regnamespace"""
+    ).fetchall()
+    assert {row[0] for row in found} == newest().keys()
+    assert not [row for row in found if not row[1] or row[2] or not row[3]]
 
 
 def test_only_one_generation_is_live(connection: psycopg.Connection) -> None:
@@ -106,6 +128,6 @@ def test_run_time_partitions_are_left_to_the_data(name: str, kept: bool) -> None
 def test_every_table_name_of_the_schema_exists(connection: psycopg.Connection) -> None:
     from feature_repo import schema
 
-    names = [schema.INTERACTIONS, schema.ITEMS, schema.USERS, schema.GENERATIONS, schema.ITEM_EMBEDDINGS, schema.TOWERS]
+    names = [schema.INTERACTIONS, schema.ITEMS, schema.USERS, schema.CONTENT_ENCODERS, schema.GENERATIONS]
     for name in names:
         connection.execute(sql.SQL("select 1 from {} limit 0").format(sql.Identifier(schema.SCHEMA, name)))

@@ -1,14 +1,17 @@
 """A generation's life: filled, promoted, rolled back, dropped; never two live, never a half-built one seen."""
 
+import json
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
+from click.testing import CliRunner
 
 from pipelines.generation import lifecycle
 from pipelines.generation.partitions import InterestRows, fill, halfvecs
 from polytower import locks
+from polytower.cli import cli
 from polytower.errors import UserError
 from polytower.postgres import connect
 
@@ -48,6 +51,13 @@ def build(
     fill(connection, generation, rows, [interests])
     lifecycle.ready(connection, generation, quality or {"passed": True, "gates": []})
     return generation
+
+
+def begin(connection: psycopg.Connection[Any]) -> int:
+    """A generation that is being built."""
+    return lifecycle.begin(
+        connection, dim=DIM, interests=1, config={}, metrics={}, checkpoint_path="", checkpoint_sha256=""
+    )
 
 
 def states(connection: psycopg.Connection[Any]) -> dict[int, str]:
@@ -141,9 +151,7 @@ def test_a_failed_gate_blocks_promotion_unless_forced(connection: psycopg.Connec
 
 
 def test_a_build_that_was_killed_is_swept_by_the_next(connection: psycopg.Connection[Any]) -> None:
-    killed = lifecycle.begin(
-        connection, dim=DIM, interests=1, config={}, metrics={}, checkpoint_path="", checkpoint_sha256=""
-    )
+    killed = begin(connection)
     generation = build(connection)
     assert states(connection) == {killed: "failed", generation: "ready"}
     with pytest.raises(UserError, match="is failed"):
@@ -167,8 +175,30 @@ def test_only_the_newest_past_generations_are_retained(connection: psycopg.Conne
     built = [build(connection, seed=seed) for seed in range(4)]
     lifecycle.promote(connection, built[0])
     lifecycle.promote(connection, built[3])
-    assert lifecycle.retain(connection, keep=1) == [built[1], built[0]]
-    assert lifecycle.has_partitions(connection, built[2])
+    lifecycle.fail(connection, begin(connection), "a failed build has no vectors and takes nobody's place")
+    found = lifecycle.surplus(connection, keep=1)
+    assert [(each.generation, each.state) for each in found] == [(built[1], "ready"), (built[0], "retired")]
+    assert all(each.bytes > 8192 for each in found)
+    assert lifecycle.retain(connection, keep=1) == found
+    assert [lifecycle.has_partitions(connection, number) for number in built] == [False, False, True, True]
+    assert lifecycle.retain(connection, keep=1) == []
+
+
+def test_the_command_tells_what_it_would_delete_and_then_deletes_it(
+    platform: str, connection: psycopg.Connection[Any]
+) -> None:
+    first, second = build(connection), build(connection, seed=1)
+    lifecycle.promote(connection, second)
+    arguments = ["generations", "retain", "--keep", "0", "--json"]
+    told, done, again = (
+        json.loads(CliRunner().invoke(cli, [*arguments, *more]).stdout) for more in (["--dry-run"], [], [])
+    )
+    assert told == done | {"dry_run": True}
+    assert [each["generation"] for each in done["generations"]] == [first]
+    assert done["bytes"] > 0
+    assert again == {"dry_run": False, "generations": [], "bytes": 0}
+    assert states(connection) == {first: "ready", second: "live"}
+    assert CliRunner().invoke(cli, ["generations", "retain"]).exit_code == 2
 
 
 def test_nothing_to_roll_back_and_unknown_numbers_are_said_plainly(connection: psycopg.Connection[Any]) -> None:

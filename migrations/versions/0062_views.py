@@ -1,22 +1,34 @@
-"""The views behind Feast's sources: one row per entity and moment at which its features changed.
+"""The views: what is live, what an item is, and behind Feast's sources one row per entity and moment of change.
 
-Compatibility: adds a schema that older code does not look at, and a storage setting that it does not notice.
+Compatibility: nothing looked at these before. The schema feast (privileges.py makes it) also takes Feast's registry and
+the entity tables of its historical joins: they never mix with ours.
 """
 
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "0062"
+down_revision = "0061"
 branch_labels = None
 depends_on = None
 
-# The schema also takes Feast's registry and the entity tables of its historical joins: they never mix with ours.
-# Times inside features are microseconds since 1970 (bigint): Feast's own timestamps stop at whole seconds.
 VIEWS = """
--- Sequences are read and written whole: kept uncompressed in their page they are inserted five times faster, for 1.8
--- times the size (2,000 rows of 1 to 200 events: 84 against 398 ms, 7.1 against 4.0 MB).
-alter table user_sequences set (toast_tuple_target = 8160);
+create view live_generation as select * from generations where state = 'live';
 
+-- One wide row per item: what its content is, by the encoder revision in force for each modality.
+create view item_content as
+select item_id,
+       max(encoded_at) as encoded_at,
+       (array_agg(embedding) filter (where modality = 'text'))[1] as text_embedding,
+       (array_agg(embedding) filter (where modality = 'image'))[1] as image_embedding,
+       (array_agg(embedding) filter (where modality = 'attributes'))[1] as attributes_embedding
+from content_embeddings
+join content_encoders using (modality, revision)
+where active
+group by item_id;
+"""
+
+# Times inside features are microseconds since 1970 (bigint): Feast's own timestamps stop at whole seconds.
+FEATURE_VIEWS = """
 create function feast.epoch_micros(moment timestamptz) returns bigint
 language sql immutable strict parallel safe
 return (extract(epoch from moment) * 1000000)::bigint;
@@ -104,20 +116,18 @@ where live_until is not null
       join user_interests as kept using (generation)
       where following.live_from = ended.live_until and kept.user_id = user_interests.user_id
   );
-
-grant usage on schema feast to polytower_reader;
-grant select on all tables in schema feast to polytower_reader;
 """
 
 # The registry goes too: `feast apply` writes it anew from feature_repo/.
 DROPS = """
 drop schema feast cascade;
-alter table user_sequences reset (toast_tuple_target);
+drop view item_content, live_generation;
 """
 
 
 def upgrade() -> None:
     op.execute(VIEWS)
+    op.execute(FEATURE_VIEWS)
 
 
 def downgrade() -> None:

@@ -1,11 +1,11 @@
-"""All tables of the contract.
+"""All tables.
 
-Compatibility: this is the first revision; nothing runs against an older schema.
+Compatibility: the first revision; bridge.py brings databases that are older than it to the last of these three.
 """
 
 from alembic import op
 
-revision = "0001"
+revision = "0060"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -24,6 +24,13 @@ create table items (
     updated_at timestamptz not null default now()
 );
 create index items_attributes_idx on items using gin (attributes jsonb_path_ops);
+-- Available is the rule: retrieval asks for the exceptions.
+create index items_unavailable_idx on items (item_id) where not available;
+
+-- A server's index in memory knows attributes and availability as they were when it was filled; this one row, counted
+-- up by a trigger, tells it that they changed.
+create table item_version (only_row boolean primary key default true check (only_row), version bigint not null);
+insert into item_version (version) values (0);
 
 create table users (
     user_id text primary key,
@@ -63,6 +70,9 @@ create table user_sequences (
     kinds text[] not null,
     primary key (user_id, day)
 );
+-- Sequences are read and written whole: kept uncompressed in their page they are inserted five times faster, for 1.8
+-- times the size (2,000 rows of 1 to 200 events: 84 against 398 ms, 7.1 against 4.0 MB).
+alter table user_sequences set (toast_tuple_target = 8160);
 create index user_sequences_as_of_idx on user_sequences (user_id, as_of desc);
 create index user_sequences_day_idx on user_sequences (day);
 
@@ -176,6 +186,8 @@ create table item_embeddings (
     id_embedding halfvec,
     constraint item_embeddings_pkey primary key (generation, item_id)
 ) partition by list (generation);
+-- Filtered retrieval looks its items up by hash: half the time of four thousand descents through a tree of texts.
+create index item_embeddings_item_idx on item_embeddings using hash (item_id);
 
 create table user_interests (
     generation bigint not null,
@@ -184,6 +196,9 @@ create table user_interests (
     embedding halfvec not null,
     weight real not null,
     as_of timestamptz not null,
+    -- How many of the user's events are known. A count, and not the highest position: positions are drawn before a
+    -- transaction commits, so that a lower one may arrive after a higher one.
+    events bigint,
     constraint user_interests_pkey primary key (generation, user_id, interest)
 ) partition by list (generation);
 
@@ -205,86 +220,33 @@ create table rejected_rows (
     value text
 );
 create index rejected_rows_load_idx on rejected_rows (load_id);
-"""
 
-# Statement triggers, so that a batch of any size costs one row per day.
-FUNCTIONS = """
-create function record_changed_days() returns trigger language plpgsql set search_path = polytower, public as $$
-begin
-    insert into changed_days select distinct (occurred_at at time zone 'UTC')::date from changed_rows;
-    return null;
-end $$;
-create trigger interactions_inserted after insert on interactions
-    referencing new table as changed_rows for each statement execute function record_changed_days();
-create trigger interactions_deleted after delete on interactions
-    referencing old table as changed_rows for each statement execute function record_changed_days();
-
--- The part of an interaction's key that tells events of one user, item, time and kind apart: the source's event id,
--- else what was searched for (several queries or tags in one second are several events).
-create function interaction_event_id(event_id text, query text) returns text immutable language sql as $$
-    select case when coalesce(event_id, '') = '' and query <> '' then 'query:' || md5(query)
-                else coalesce(event_id, '') end
-$$;
-
--- Interactions are partitioned by year (UTC), on demand. A table is made and then attached, since `create table ...
--- partition of` would lock readers out until the end of the load.
-create function ensure_interactions_year(year integer) returns void language plpgsql
-set search_path = polytower, public as $$
-declare
-    partition_name text := format('interactions_y%s', year);
-begin
-    if to_regclass(partition_name) is not null then
-        return;
-    end if;
-    perform pg_advisory_xact_lock(hashtextextended(partition_name, 0));
-    if to_regclass(partition_name) is null then
-        execute format('create table %I (like interactions including defaults)', partition_name);
-        execute format('alter table interactions attach partition %I for values from (%L) to (%L)', partition_name,
-                       make_timestamptz(year, 1, 1, 0, 0, 0, 'UTC'), make_timestamptz(year + 1, 1, 1, 0, 0, 0, 'UTC'));
-    end if;
-end $$;
-"""
-
-VIEWS = """
-create view live_generation as select * from generations where state = 'live';
-
--- One wide row per item: what its content is, by the encoder revision in force for each modality.
-create view item_content as
-select item_id,
-       max(encoded_at) as encoded_at,
-       (array_agg(embedding) filter (where modality = 'text'))[1] as text_embedding,
-       (array_agg(embedding) filter (where modality = 'image'))[1] as image_embedding,
-       (array_agg(embedding) filter (where modality = 'attributes'))[1] as attributes_embedding
-from content_embeddings
-join content_encoders using (modality, revision)
-where active
-group by item_id;
-"""
-
-# A group role without login (privileges.py makes it): a database administrator grants it to analysts.
-READER = """
-grant usage on schema polytower to polytower_reader;
-grant select on all tables in schema polytower to polytower_reader;
-alter default privileges in schema polytower grant select on tables to polytower_reader;
+-- A key is 256 random bits: nobody can guess one, so a plain SHA-256 hides it as well as a slow password hash would,
+-- and costs a request a microsecond. rate: requests per second, null without a limit; burst: how many at once.
+create table api_keys (
+    key_id text primary key,
+    name text not null,
+    hash bytea not null,
+    scopes text[] not null check (scopes <@ array['read', 'write', 'admin'] and scopes <> '{}'),
+    rate double precision check (rate > 0),
+    burst integer not null check (burst > 0),
+    created_at timestamptz not null default now(),
+    last_used_at timestamptz,
+    revoked_at timestamptz
+);
+create unique index api_keys_hash_idx on api_keys (hash);
 """
 
 DROPS = """
-drop view item_content, live_generation;
-drop table rejected_rows, loads, user_interests, item_embeddings, towers, promotions, generations, content_codes,
-    codebooks, content_embeddings, content_encoders, item_stats, user_stats, user_sequences, changed_days, interactions,
-    users, items;
-drop function record_changed_days, interaction_event_id, ensure_interactions_year;
+drop table api_keys, rejected_rows, loads, user_interests, item_embeddings, towers, promotions, generations,
+    content_codes, codebooks, content_embeddings, content_encoders, item_stats, user_stats, user_sequences,
+    changed_days, interactions, users, item_version, items;
 drop sequence interaction_position;
-alter default privileges in schema polytower revoke select on tables from polytower_reader;
-revoke usage on schema polytower from polytower_reader;
 """
 
 
 def upgrade() -> None:
     op.execute(TABLES)
-    op.execute(FUNCTIONS)
-    op.execute(VIEWS)
-    op.execute(READER)
 
 
 def downgrade() -> None:
