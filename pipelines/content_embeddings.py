@@ -287,7 +287,7 @@ class _Run:
         failures = dict(encoded.failures)
         usable = np.isfinite(encoded.embeddings).all(axis=1) & encoded.embeddings.any(axis=1)
         for place in np.flatnonzero(~usable).tolist():
-            failures.setdefault(place, f"{self.encoder.model} gave no finite direction")
+            failures.setdefault(place, f"{self.encoder.model} gave no usable vector (zero, or not finite)")
         self.connection.commit()
         with self.connection.transaction(), self.connection.cursor() as cursor:
             copy_in = "copy content_staging (item_id, content_hash, embedding) from stdin (format binary)"

@@ -85,12 +85,12 @@ def interaction_expectations() -> list[Any]:
             column="occurred_at",
             min_value=EARLIEST,
             max_value=datetime.now(UTC) + AHEAD,
-            description=f"interaction times lie after 1970 and at most {MAX_AHEAD_SECONDS} s ahead",
+            description=f"interaction times are after 1970 and at most {MAX_AHEAD_SECONDS} s in the future",
         ),
         _short("kind", INTERACTION_KEYS),
         _short("event_id", INTERACTION_KEYS, least=0),
         _rows(
-            "no interaction without its item",
+            "every interaction has its item",
             """select user_id, item_id, occurred_at from {batch} left join polytower.items using (item_id)
                where items.item_id is null""",
         ),
@@ -122,7 +122,7 @@ def item_expectations() -> list[Any]:
         expect.ExpectTableRowCountToBeBetween(min_value=1, description="there are items"),
         *_identifiers(expect, ("item_id",), ITEM_KEYS),
         expect.ExpectColumnValuesToBeUnique(column="item_id", description="item ids are unique"),
-        expect.ExpectColumnValuesToNotBeNull(column="available", description="every item is available or not"),
+        expect.ExpectColumnValuesToNotBeNull(column="available", description="every item says whether it is available"),
         _rows(
             "attributes are JSON objects",
             "select item_id, attributes from {batch} where jsonb_typeof(attributes) <> 'object'",

@@ -57,7 +57,7 @@ OPTIONS = click.option(
 
 
 TAKE_OVER = click.option(
-    "--take-over", is_flag=True, help="End another process's session that is at the same work, in place of waiting."
+    "--take-over", is_flag=True, help="If another process is doing the same work, end its session instead of waiting."
 )
 
 
@@ -67,35 +67,35 @@ def cli() -> None:
     """polytower: multimodal embeddings, several interests per user, and retrieval in your own Postgres.
 
     Start with `polytower load DIR`, then `polytower materialize`, then `polytower retrieve USER`.
-    State lies in $POLYTOWER_HOME (.polytower); $POLYTOWER_DATABASE_URL names a Postgres other than the embedded one.
+    State is kept in $POLYTOWER_HOME (default: .polytower). Set $POLYTOWER_DATABASE_URL to use a Postgres of your own.
     """
 
 
 @cli.command()
 @AS_JSON
 def init(as_json: bool) -> None:
-    """Create or upgrade the database (starts the embedded Postgres when no URL is set)."""
+    """Create or upgrade the database (and start the embedded Postgres if no URL is set)."""
     revision = _initialise()
     answer({"revision": revision}, as_json=as_json, text=f"the database is at revision {revision}")
 
 
 @cli.command()
 @click.argument("folder", type=FOLDER)
-@click.option("--images", type=FOLDER, help="Folder that the items' `image` column names files in.")
+@click.option("--images", type=FOLDER, help="Folder of the files named in the items' `image` column.")
 @click.option(
     "--max-rejected",
     type=click.FloatRange(0, 1),
     default=0.05,
     show_default=True,
-    help="Refuse the whole load when a larger share of a file's rows is bad.",
+    help="Refuse the load if more than this share of a file's rows is faulty.",
 )
 @TAKE_OVER
 @AS_JSON
 def load(folder: Path, images: Path | None, max_rejected: float, take_over: bool, as_json: bool) -> None:
     """Load interactions, items and users from FOLDER (Parquet, CSV or JSON lines). Loading twice changes nothing.
 
-    Exit status: 0 when every row was taken, 3 when the rest was loaded but some rows were put aside (they are listed
-    and kept in the table rejected_rows), 1 when the whole load was refused and nothing changed.
+    Exit status: 0 if every row was taken, 3 if some rows were put aside (they are listed, and kept in the table
+    rejected_rows) and the rest loaded, 1 if the load was refused and nothing changed.
     """
     from pipelines.load.folder import load_folder
     from polytower.postgres import connect
@@ -138,7 +138,7 @@ def materialize(preset: str, options: tuple[str, ...], until: Any, take_over: bo
 @click.option("--generation", type=int, help="Generation to evaluate (default: the live one).")
 @AS_JSON
 def evaluate(generation: int | None, as_json: bool) -> None:
-    """Leave-one-out evaluation of a generation's towers beside popularity and item-kNN on the same split."""
+    """Evaluate a generation's towers (leave-one-out) next to popularity and item-kNN on the same split."""
     from pipelines.generation.evaluation import evaluate_generation
     from polytower.postgres import connect
 
@@ -150,23 +150,23 @@ def evaluate(generation: int | None, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("user_id", required=False)
-@click.option("--history", help="Item ids, oldest first, separated by commas: retrieve for a user nobody has seen.")
-@click.option("--attributes", type=JsonObject(), help="What is known of that user, with --history or without one.")
-@click.option("--text", help="What to look for: the items whose content is nearest to this text.")
+@click.option("--history", help="Comma-separated item ids, oldest first, for a user the platform has never seen.")
+@click.option("--attributes", type=JsonObject(), help="What is known about that user, with or without --history.")
+@click.option("--text", help="Text to search for: finds the items whose content is nearest.")
 @click.option(
     "--image",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A picture to look for; with --text, both are one question.",
+    help="Picture to search for; with --text, both form one question.",
 )
-@click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True, help="Candidates to return.")
+@click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True, help="Number of candidates.")
 @FILTER
-@click.option("--include-seen", is_flag=True, help="Keep items that the user has already interacted with.")
+@click.option("--include-seen", is_flag=True, help="Include items the user has already interacted with.")
 @click.option(
     "--merge",
     type=click.Choice(["max", "quota", "rrf", "soft"]),
     default="max",
     show_default=True,
-    help="How the interests' lists become one: best score, shares by weight, reciprocal ranks.",
+    help="How to merge the interests' lists: by best score, shares by weight, reciprocal ranks, or soft maximum.",
 )
 @AS_JSON
 def retrieve(
@@ -181,7 +181,7 @@ def retrieve(
     merge: str,
     as_json: bool,
 ) -> None:
-    """Candidates for USER_ID (or a raw --history, a --text or --image): the nearest items of each interest, merged."""
+    """Retrieve candidates for USER_ID, a --history, a --text or an --image: each interest's nearest items, merged."""
     from base64 import b64encode
 
     from pydantic import ValidationError
@@ -196,9 +196,7 @@ def retrieve(
         text is not None or image is not None,
     )
     if sum(sources) != 1:
-        raise click.UsageError(
-            "give one of USER_ID, --history or --attributes, and --text or --image (or both of a pair)"
-        )
+        raise click.UsageError("give either USER_ID, or --history and/or --attributes, or --text and/or --image")
     with connect() as connection:
         require_schema(connection)
     try:
@@ -212,7 +210,7 @@ def retrieve(
         raise click.UsageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     found = ask(database_url(), question)
     if found.skipped:
-        say(f"unknown to generation {found.generation}, left out: {', '.join(found.skipped)}")
+        say(f"not in generation {found.generation}, skipped: {', '.join(found.skipped)}")
     rows = [(c.rank, c.title, c.item_id, c.score, c.interest, c.interest_rank) for c in found.candidates]
     columns = ["rank", "title", "item", "score", "interest", "rank in it"]
     title = f"generation {found.generation}, interests {found.interests}"
@@ -222,18 +220,18 @@ def retrieve(
 
 @cli.command()
 @click.argument("item_id")
-@click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True, help="Neighbours to return.")
+@click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True, help="Number of neighbours.")
 @click.option(
     "--space",
     type=click.Choice(["item", "content", "id"]),
     default="item",
     show_default=True,
-    help="What nearness means: tower output, content alone, or behaviour alone.",
+    help="What to compare: tower output, content alone, or behaviour alone.",
 )
 @FILTER
 @AS_JSON
 def similar(item_id: str, k: int, space: str, where: dict[str, Any], as_json: bool) -> None:
-    """Items nearest to ITEM_ID in one of the three embedding spaces."""
+    """Find the items nearest to ITEM_ID in one of the three embedding spaces."""
     import psycopg
 
     from polytower.postgres import connect
@@ -256,7 +254,7 @@ def similar(item_id: str, k: int, space: str, where: dict[str, Any], as_json: bo
 @click.option("--preset", default="demo", show_default=True, help="Training preset; docs/models.md lists them.")
 @AS_JSON
 def demo(images: Path | None, preset: str, as_json: bool) -> None:
-    """The main job on MovieLens-100k: load, check, encode, train, build, promote, evaluate, retrieve."""
+    """Run the whole flow on MovieLens-100k: load, check, encode, train, build, promote, evaluate, retrieve."""
     from polytower.commands.demo import run
 
     _initialise()
@@ -267,7 +265,9 @@ def demo(images: Path | None, preset: str, as_json: bool) -> None:
 @cli.command()
 @click.argument("folder", type=FOLDER)
 @click.option("--preset", default="demo", show_default=True, help="Training preset; docs/models.md lists them.")
-@click.option("--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="Runs, seeded 0, 1, 2 …")
+@click.option(
+    "--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="Number of runs, seeded 0, 1, 2 …"
+)
 @click.option(
     "--split",
     default="leave_one_out",
@@ -285,17 +285,17 @@ def demo(images: Path | None, preset: str, as_json: bool) -> None:
     type=click.Choice(["text", "image", "attributes"]),
     help="Content to encode and learn from (repeatable); none by default.",
 )
-@click.option("--images", type=FOLDER, help="Folder of the pictures that the items name, for --content image.")
+@click.option("--images", type=FOLDER, help="Folder of the items' pictures, for --content image.")
 @OPTIONS
 @click.option(
     "--distributed",
     is_flag=True,
-    help="One of several processes: torchrun --nproc-per-node N -m polytower.cli experiment … --distributed.",
+    help="Run as one of several processes: torchrun --nproc-per-node N -m polytower.cli experiment … --distributed.",
 )
 @click.option(
     "--into",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for checkpoints, resumed from when run again [default: below $POLYTOWER_HOME].",
+    help="Folder for checkpoints, from which a later run resumes [default: in $POLYTOWER_HOME].",
 )
 @click.option(
     "--control",
@@ -324,7 +324,7 @@ def experiment(
     against: Path | None,
     as_json: bool,
 ) -> None:
-    """Train and evaluate a preset straight from FOLDER, without a database, beside the baselines."""
+    """Train and evaluate a preset straight from FOLDER, without a database, next to the baselines."""
     from encoders.experiments.experiment import run_experiment
     from encoders.training.distributed import ALONE, processes
     from pipelines.load.dataset import read_folder
@@ -336,7 +336,7 @@ def experiment(
     data, rejections = read_folder(folder)
     with processes() if distributed else nullcontext(ALONE) as world:
         for rejection in rejections.kept[:SHOWN] if world.first else ():
-            say(f"left out: {rejection}")
+            say(f"skipped: {rejection}")
         report = run_experiment(
             data, preset, range(seeds), directory=into or config.home / "experiments" / name,
             modalities=content, split=split, options=_options(options), device=config.device, progress=world.first,
@@ -350,7 +350,7 @@ def experiment(
 @cli.command()
 @AS_JSON
 def doctor(as_json: bool) -> None:
-    """Look at everything the platform needs, and say how to get what is missing."""
+    """Check everything the platform needs, and say how to get what is missing."""
     from polytower.commands.doctor import examine
 
     findings = examine()

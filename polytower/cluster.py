@@ -138,12 +138,12 @@ class Cluster:
                     # Another program took the port since the last run: move, and remember where.
                     write_private(self.port_file, str(_free_port()))
                 elif "still in use" not in output and "postmaster.pid" not in output:
-                    raise UserError(f"the embedded Postgres in {self.directory} does not start:\n{output[-2000:]}")
+                    raise UserError(f"the embedded Postgres in {self.directory} did not start:\n{output[-2000:]}")
             # It starts, stops or recovers; or processes of one that was killed have not ended yet.
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"the embedded Postgres in {self.directory} has not come up within {PATIENCE_SECONDS} s; its log is"
-                    f" in {self.data / 'logs'}. If no process uses it, delete {self.data / 'postmaster.pid'}"
+                    f"the embedded Postgres in {self.directory} did not come up within {PATIENCE_SECONDS} s; its log is"
+                    f" in {self.data / 'logs'}. If no process is using it, delete {self.data / 'postmaster.pid'}"
                 )
             time.sleep(0.1)
 
@@ -163,12 +163,12 @@ class Cluster:
         made = [path.name for path in (self.data / "base").glob("*") if path.name.isdecimal()]
         if any(int(name) >= 16384 for name in made):
             raise UserError(
-                f"{self.data} holds a database, but its password is gone: put {self.password_file} back from a backup,"
-                " or move the data folder away to begin anew"
+                f"{self.data} holds a database, but its password file is missing: restore {self.password_file} from a"
+                " backup, or move the data folder away to start over"
             )
         aside = self.directory / f"data.unfinished-{int(time.time())}"
         self.data.rename(aside)
-        LOG.warning("%s was never finished; it is now %s, and a new one is made", self.data, aside.name)
+        LOG.warning("%s was never completed; it was moved to %s, and a new one is being created", self.data, aside.name)
 
     def _initdb(self, folder: Path) -> None:
         reading, writing = os.pipe()
@@ -186,7 +186,7 @@ class Cluster:
             os.close(reading)
         if done.returncode != 0:
             shutil.rmtree(folder, ignore_errors=True)
-            raise UserError(f"no Postgres could be made in {self.directory}:\n{done.stdout[-2000:]}")
+            raise UserError(f"Postgres could not be set up in {self.directory}:\n{done.stdout[-2000:]}")
 
     def _configure(self) -> None:
         if not _text(self.port_file).isdecimal():
@@ -255,7 +255,7 @@ def _run(
         except PermissionError as error:
             closed = _closed_folder(Path(command[0]))
             raise UserError(
-                f"the system user {USER}, who runs Postgres since root may not, cannot reach its programs in"
+                f"Postgres cannot run as root, and the system user {USER} that runs it instead cannot reach"
                 f" {programs()}{f' ({closed} is closed to others)' if closed else ''}: install polytower elsewhere,"
                 " run it as an ordinary user, or set POLYTOWER_DATABASE_URL"
             ) from error
@@ -278,8 +278,8 @@ def _system_user() -> tuple[int, int]:
             subprocess.run(["useradd", "--system", "--user-group", USER], check=True, capture_output=True)  # noqa: S603, S607
         except (OSError, subprocess.CalledProcessError) as error:
             raise UserError(
-                f"Postgres does not run as root, and the system user {USER} could not be made: make it, run polytower"
-                " as an ordinary user, or set POLYTOWER_DATABASE_URL"
+                f"Postgres cannot run as root, and the system user {USER} could not be created: create it, run"
+                " polytower as an ordinary user, or set POLYTOWER_DATABASE_URL"
             ) from error
         found = pwd.getpwnam(USER)
     return found.pw_uid, found.pw_gid

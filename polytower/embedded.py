@@ -108,8 +108,8 @@ class EmbeddedPostgres:
                 yield
         except Timeout as error:
             raise UserError(
-                f"another process has held {self.directory / 'lock'} for {2 * PATIENCE_SECONDS} s: it starts or stops"
-                " the embedded Postgres; end it, and try again"
+                f"another process has held {self.directory / 'lock'} for {2 * PATIENCE_SECONDS} s while starting or"
+                " stopping the embedded Postgres: end it, and try again"
             ) from error
 
     def _url(self, user: str, password: str) -> str:
@@ -127,7 +127,7 @@ class EmbeddedPostgres:
                 return
             except psycopg.OperationalError as error:
                 if time.monotonic() > deadline:
-                    raise UserError(f"the embedded Postgres in {self.directory} runs, but: {error}") from error
+                    raise UserError(f"the embedded Postgres in {self.directory} is running, but: {error}") from error
                 time.sleep(0.1)
 
     def _ensure_database(self) -> None:

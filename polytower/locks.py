@@ -29,7 +29,7 @@ SEQUENCES = "polytower.sequences"
 NAMED_AFTER = 30.0
 GRACE = 10.0
 CHECK = "2s"
-WAY_OUT = "`polytower materialize --take-over` (or load; take_over in Dagster's configuration) ends its session"
+WAY_OUT = "`polytower materialize --take-over` (or `load --take-over`, or take_over in Dagster) ends its session"
 
 _KEY = sql.SQL("hashtextextended(%(name)s, 0)")
 _RELEASE = sql.SQL("select pg_advisory_unlock({key})").format(key=_KEY)

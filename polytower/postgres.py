@@ -130,7 +130,7 @@ def _open(url: str) -> psycopg.Connection[Any]:
         except psycopg.OperationalError as error:
             # "… is starting up", "… is in recovery mode", "… is shutting down"
             if "the database system is" not in str(error) or time.monotonic() > deadline:
-                raise UserError(f"no Postgres answers: {error}; `polytower doctor` looks into it") from error
+                raise UserError(f"Postgres does not answer: {error}; `polytower doctor` checks the setup") from error
             time.sleep(0.1)
 
 
@@ -149,8 +149,8 @@ def _refuse_lent_transactions(url: str, connection: psycopg.Connection[Any], bac
         again = open_session(connection)
     if theirs == backend or again != backend:
         raise UserError(
-            f"the pooler at {shown(url)} lends transactions, and polytower needs sessions: its locks, prepared"
-            " statements and temporary tables live in one. Use the pooler's session mode (its own port, or"
-            " pool_mode = session), or Postgres itself"
+            f"the pooler at {shown(url)} pools transactions, but polytower needs sessions for its locks, prepared"
+            " statements and temporary tables. Use the pooler's session mode (a port of its own, or"
+            " pool_mode = session), or connect to Postgres directly"
         )
     _SESSIONS.add(url)

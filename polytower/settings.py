@@ -85,7 +85,7 @@ def _number(name: str, default: int, *, least: int) -> int:
     if not value:
         return default
     if not value.isdecimal() or int(value) < least:
-        raise UserError(f"{name}={value!r} is no whole number from {least} on")
+        raise UserError(f"{name}={value!r} must be a whole number of at least {least}")
     return int(value)
 
 
@@ -94,4 +94,4 @@ def _flag(name: str) -> bool | None:
     value = os.environ.get(name, "").strip().lower()
     if value in ("", "1", "true", "yes", "on", "0", "false", "no", "off"):
         return value in ("1", "true", "yes", "on") if value else None
-    raise UserError(f"{name}={value!r} is neither yes nor no; set it to 1 or 0")
+    raise UserError(f"{name}={value!r} must be 1 or 0")

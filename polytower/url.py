@@ -30,7 +30,7 @@ def parts(url: str) -> dict[str, str]:
         return {name: str(value) for name, value in conninfo_to_dict(url).items()}
     except (ProgrammingError, ValueError) as error:
         raise UserError(
-            f"the database URL cannot be read; write {EXAMPLE}, with %-codes for what is special in a URL"
+            f"the database URL cannot be read; write {EXAMPLE}, with special characters percent-encoded"
             " (@ is %40, / is %2F, % is %25)"
         ) from error
 
@@ -43,7 +43,7 @@ def sqlalchemy_url(url: str) -> str:
     found = {option.keyword.decode(): option.val.decode() for option in Conninfo.get_defaults() if option.val}
     parameters = {name: found[name] for name in ("host", "user", "dbname") if name in found} | parts(url)
     if not parameters.get("host"):
-        raise UserError(f"the database URL names no host (a socket's folder will do); write {EXAMPLE}")
+        raise UserError(f"the database URL names no host (a socket's folder works too); write {EXAMPLE}")
     user, password = (quote(parameters.pop(name, ""), safe="") for name in ("user", "password"))
     database = quote(parameters.pop("dbname", "") or user, safe="")
     query = "&".join(f"{name}={quote(value, safe='')}" for name, value in parameters.items())

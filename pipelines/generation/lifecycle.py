@@ -62,7 +62,7 @@ def get(connection: psycopg.Connection[Any], generation: int) -> Generation:
     with connection.cursor(row_factory=class_row(Generation)) as cursor:
         found = cursor.execute("select * from generations where generation = %s", [generation]).fetchone()
     if found is None:
-        raise UserError(f"there is no generation {generation}; `polytower generations list` shows what there is")
+        raise UserError(f"there is no generation {generation}; `polytower generations list` shows those that exist")
     return found
 
 
@@ -167,7 +167,7 @@ def _refuse_unfit(connection: psycopg.Connection[Any], candidate: Generation, *,
     if failed and not force:
         reasons = "; ".join(f"{gate['name']} is {gate['value']} (needs {gate['threshold']})" for gate in failed)
         raise UserError(
-            f"generation {candidate.generation} failed its quality gates: {reasons}; --force promotes it still"
+            f"generation {candidate.generation} failed its quality gates: {reasons}; --force promotes it anyway"
         )
 
 
@@ -175,7 +175,7 @@ def rollback(connection: psycopg.Connection[Any]) -> Generation:
     """Promotes the generation that was live before the present one, and returns it."""
     now = live(connection)
     if now is None:
-        raise UserError("no generation is live: there is nothing to roll back; `polytower generations list` shows them")
+        raise UserError("no generation is live, so there is nothing to roll back; see `polytower generations list`")
     previous = connection.execute(
         """select generation from promotions join generations using (generation)
            where generation <> %s and state = 'retired' order by promotion desc limit 100""",
@@ -185,7 +185,7 @@ def rollback(connection: psycopg.Connection[Any]) -> Generation:
         if has_partitions(connection, generation):
             promote(connection, generation)
             return get(connection, generation)
-    raise UserError(f"no earlier generation than {now.generation} is kept: there is nothing to roll back to")
+    raise UserError(f"no generation before {now.generation} is kept: there is nothing to roll back to")
 
 
 def has_partitions(connection: psycopg.Connection[Any], generation: int) -> bool:

@@ -36,8 +36,8 @@ def mixed_types(
                 where = f"such as {key} {example!r}" if row is None else f"first in row {row:,} of {file}"
                 parts.append(f"{kind} in {count:,} values ({where})")
             warnings.append(
-                f"attribute {name} of {table} is {', and '.join(parts)}: a filter finds the values of its own type "
-                "alone; load the column again as one type"
+                f"attribute {name} of {table} is {', and '.join(parts)}: a filter only matches values of its own type; "
+                "load the column again with a single type"
             )
     return warnings
 

@@ -112,7 +112,7 @@ def text(batch: Batch, name: str) -> tuple[pa.Array, Faults]:
         exact = 2.0 ** (53 if kind.bit_width == 64 else 24)
         whole = pc.fill_null(pc.and_(pc.equal(pc.floor(array), array), pc.less(pc.abs(array), exact)), True)
         if not pc.all(whole).as_py():
-            raise _wrong_type(batch, name, "fractional numbers, or ones with lost digits", "text or integers")
+            raise _wrong_type(batch, name, "fractions, or numbers that lost digits", "text or integers")
         return array.cast(pa.int64()).cast(pa.string()), []
     if not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise _wrong_type(batch, name, str(kind), "text or integers")
@@ -134,7 +134,7 @@ def _text_of_json(batch: Batch, name: str, values: list[Any]) -> pa.Array:
         if isinstance(value, (bool, float, dict, list, Written)):
             what = value if isinstance(value, Written) else json.dumps(value)
             where = f"{batch.file}, row {batch.first_row + offset}: column {name} holds {shown(what)}"
-            nested = "a nested value is none of them: " if isinstance(value, (dict, list)) else ""
+            nested = "nested values are not allowed: " if isinstance(value, (dict, list)) else ""
             raise UserError(f"{where}; {nested}text or integers are expected")
         found.append(None if value is None else str(value))
     return pa.array(found, pa.string())
@@ -155,7 +155,7 @@ def times(batch: Batch, name: str) -> tuple[pa.Array, Faults]:
     elif pa.types.is_floating(kind):
         if kind.bit_width < 64:
             raise UserError(
-                f"{batch.file}: column {name} holds {kind} numbers, in which seconds since 1970 are 128 s apart; "
+                f"{batch.file}: column {name} holds {kind} numbers, which cannot tell times less than 128 s apart; "
                 "write doubles, integers or timestamps"
             )
         micros = pc.multiply(_null_if(array, pc.invert(pc.is_finite(array))), 1e6)
@@ -228,7 +228,7 @@ def _plausible(array: pa.Array) -> tuple[pa.Array, Faults]:
     faults = [
         ("is not a time", _mask(pc.is_null(array))),
         (
-            f"lies before 1970 or in the future, by more than {MAX_AHEAD_SECONDS} s (numbers are seconds since 1970)",
+            f"is before 1970 or more than {MAX_AHEAD_SECONDS} s in the future (numbers are seconds since 1970)",
             implausible,
         ),
     ]
@@ -245,11 +245,11 @@ def numbers(batch: Batch, name: str) -> tuple[pa.Array, Faults]:
         array = pa.array([None if value is False else value for value in found], pa.float64())
     elif pa.types.is_boolean(array.type) or not (_is_numeric(array.type) or pa.types.is_null(array.type)):
         raise _wrong_type(batch, name, str(array.type), "numbers")
-    faults: Faults = [("has more digits than a number keeps", _loses_digits(array))]
+    faults: Faults = [("has more digits than a number can keep", _loses_digits(array))]
     array = array.cast(pa.float64(), safe=False)
     faults.append(("is not a finite number", _mask(pc.is_inf(array))))
     if unread is not None:
-        faults.append(("is not a number, or one of more digits than a number keeps", unread))
+        faults.append(("is not a number, or has more digits than a number can keep", unread))
     return _null_if(array, pc.is_nan(array)), faults
 
 

@@ -132,7 +132,7 @@ class Source:
                         yield batch
                         first_row += batch.rows
         if first_row == 1:
-            raise UserError(f"{self.name} holds no rows; leave the file out if there is nothing to load")
+            raise UserError(f"{self.name} has no rows; leave the file out if there is nothing to load")
 
     def _label(self, part: Path) -> str:
         return self.name if part == self.path else f"{self.name}/{part.name}"
@@ -148,7 +148,7 @@ class Source:
     def _check_count(self, part: Path, read: int, counted: int) -> None:
         if read != counted:
             label = self._label(part)
-            raise UserError(f"{label}: {read:,} rows were read, but it holds {counted:,}; write it again")
+            raise UserError(f"{label}: {read:,} rows were read, but it has {counted:,}; write it again")
 
     def _rows_of_parquet(self, part: Path) -> int:
         with self._readable(part), pq.ParquetFile(part) as file:
@@ -254,7 +254,7 @@ def check_columns(batch: Batch, required: tuple[str, ...], known: tuple[str, ...
         raise UserError(f"{batch.file} lacks the column {', '.join(missing)} (it has: {present})")
     unknown = [name for name in batch.columns if known is not None and name not in known]
     if unknown and known is not None:
-        message = f"{batch.file} has a column that the contract does not know: {', '.join(unknown)}"
+        message = f"{batch.file} has an unknown column: {', '.join(unknown)}"
         raise UserError(f"{message}; drop or rename it (known: {', '.join(known)})")
 
 
@@ -267,5 +267,5 @@ def check_names(file: str, names: list[str], known: tuple[str, ...]) -> None:
         other = met.setdefault(unicodedata.normalize("NFKC", name).casefold().strip(), name)
         if other != name:
             raise UserError(
-                f"{file} has the column {name!r} beside {other!r}; make them one, or tell them apart better"
+                f"{file} has the columns {name!r} and {other!r}; merge them, or give one a more distinct name"
             )

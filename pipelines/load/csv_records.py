@@ -83,10 +83,10 @@ def count_strictly(name: str, opened: Opener) -> int:
             where = f"{name}, row {records} (line {lines + 1})" if records else f"{name}, the header"
             if "field limit" in str(error):
                 size = f"a field of more than {MAX_ROW_BYTES >> 20} MiB"
-                raise UserError(f"{where}: {size}; shorten it, or close the quote that it begins with") from None
+                raise UserError(f"{where}: {size}; shorten it, or close the quote it starts with") from None
             if "unexpected end" in str(error):
                 raise UserError(
-                    f"{where}: a quote is opened and never closed; close it, or double it within a field"
+                    f"{where}: a quote is opened but never closed; close it, or double it inside a field"
                 ) from None
             raise UserError(
                 f'{where}: text follows a closing quote, so one is missing or not doubled ("") in this row'
@@ -110,7 +110,7 @@ def explain(name: str, opened: Opener, error: str) -> UserError:
     refuse_other_text(name, opened)
     records = count_strictly(name, opened)  # an open quote explains everything that comes after it
     if "straddling" in error:
-        return UserError(f"{name}: one of its {records:,} records has more than {MAX_ROW_BYTES >> 20} MiB; shorten it")
+        return UserError(f"{name}: one of its {records:,} records is longer than {MAX_ROW_BYTES >> 20} MiB; shorten it")
     with opened() as file:
         reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline=""))
         rows = filter(None, reader)
@@ -118,7 +118,9 @@ def explain(name: str, opened: Opener, error: str) -> UserError:
         for number, row in enumerate(rows, start=1):
             if len(row) != width:
                 where = f"{name}, row {number} (line {reader.line_num})"
-                return UserError(f"{where} has {len(row)} fields, the header {width}; quote fields that hold commas")
+                return UserError(
+                    f"{where} has {len(row)} fields, but the header has {width}; quote fields that contain commas"
+                )
     return UserError(f"{name} cannot be read as CSV (truncated or corrupt?): {error}; write it again")
 
 

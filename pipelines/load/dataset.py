@@ -23,7 +23,7 @@ from pipelines.load.rejections import Rejection, Rejections
 from polytower.errors import UserError
 
 # What tells one event from another; with an event id, that id alone.
-UNSEEN = "never seen: not in items"
+UNSEEN = "is not in items"
 _EVENT = ["user_id", "occurred_at", "item_id", "kind", "query"]
 
 
@@ -35,7 +35,7 @@ def read_folder(folder: Path, max_rejected: float = 0.05) -> tuple[Dataset, Reje
     """
     sources, _ = find_sources(folder)
     if "interactions" not in sources:
-        raise UserError(f"{folder} holds no interactions (.parquet, .csv or .jsonl); see docs/data.md")
+        raise UserError(f"{folder} has no interactions (.parquet, .csv or .jsonl); see docs/data.md")
     rejections = Rejections(max_rejected)
     items = _items(sources["items"], rejections) if "items" in sources else {}
     events = _events(sources["interactions"], rejections)
@@ -104,7 +104,7 @@ def _histories(events: pa.Table, source: Source, item_ids: list[str], rejections
     rejections.refuse_if_many(source.name, read)
     kept = np.flatnonzero(~again & (items >= 0))
     if not len(kept):
-        raise UserError(f"{source.name}: not one row is left to learn from")
+        raise UserError(f"{source.name}: no row is left to learn from")
     names = sorted(set(events["user_id"].take(pa.array(kept)).unique().to_pylist()))
     users = _positions(events["user_id"], names)[codes["user_id"]]
     order = kept[np.lexsort((kept, times[kept], users[kept]))]

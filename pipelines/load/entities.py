@@ -234,9 +234,9 @@ class _Images:
 
     def refuse_if_all_missing(self, file: str) -> None:
         if self.dropped and not self.taken:
-            message = f"none of the {self.dropped} images that {file} names can be used from {self.root}"
+            message = f"none of the {self.dropped} images named in {file} can be used from {self.root}"
             first = next(str(found) for found in self.rejections.kept if found.column == "image")
-            raise UserError(f"{message}; is --images right? The first: {first}")
+            raise UserError(f"{message}; is --images the right folder? The first: {first}")
 
 
 def _stage(connection: psycopg.Connection[Any], entity: Entity, batches: Iterator[tuple[int, list[Row]]]) -> int:
@@ -256,9 +256,7 @@ def _upsert(
     duplicates = connection.execute(_sql(entity, DUPLICATES), {"limit": KEPT_PER_FILE}).fetchall()
     if duplicates:
         head = [
-            Rejection(
-                source.name, row, entity.key, f"is a duplicate key of row {first}, with other content", shown(key)
-            )
+            Rejection(source.name, row, entity.key, f"repeats the key of row {first} with other content", shown(key))
             for _, row, key, first in duplicates
         ]
         rejections.add_counted(duplicates[0][0], head)

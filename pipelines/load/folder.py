@@ -82,7 +82,7 @@ class LoadReport:
                 lines.append("    attributes: " + ", ".join(f"{name} {kind}" for name, kind in types.items()))
         lines += [f"  warning: {warning}" for warning in self.warnings]
         if self.rejected:
-            lines.append(f"  rejected (all of them: table rejected_rows, load_id {self.load_id}):")
+            lines.append(f"  rejected (all are in the table rejected_rows, load_id {self.load_id}):")
             lines += [f"    {rejection}" for rejection in self.rejected]
         return lines
 
@@ -127,7 +127,7 @@ def load_folder(
 def _sources(folder: Path) -> tuple[dict[str, Source], list[str]]:
     sources, overlooked = find_sources(folder)
     if not sources:
-        raise UserError(f"{folder} holds no interactions, items or users (.parquet, .csv or .jsonl); see docs/data.md")
+        raise UserError(f"{folder} has no interactions, items or users (.parquet, .csv or .jsonl); see docs/data.md")
     return sources, overlooked
 
 
@@ -181,7 +181,7 @@ def _readable_errors() -> Iterator[None]:
         message = "the database's disk is full; nothing of this load was kept. Free some space and load again"
         raise UserError(f"{message} ({error})") from error
     except psycopg.errors.ProgramLimitExceeded as error:
-        raise UserError(f"a value is larger than Postgres can hold; nothing of this load was kept: {error}") from error
+        raise UserError(f"a value is larger than Postgres can store; nothing of this load was kept: {error}") from error
     except psycopg.OperationalError as error:
         message = "the connection to the database was lost; nothing of this load was kept. Load again"
         raise UserError(f"{message} ({str(error).strip()})") from error

@@ -56,7 +56,7 @@ def _inside(root: Path, name: str) -> Path | PictureError:
     try:
         path = (root / asked).resolve()
     except (OSError, RuntimeError):
-        return PictureError("the image path is a circle of links")
+        return PictureError("the image path is a loop of links")
     if not path.is_relative_to(root):
         return PictureError("the image path leaves the images folder through a link")
     return path

@@ -122,11 +122,18 @@ def load_interactions(
     connection.execute(STAGE)
     read, years, with_events = _stage(connection, source, rejections, progress=progress)
     connection.execute("analyze staged_interactions")
-    _reject(connection, source, rejections, UNSEEN_ITEMS, "item_id", "never seen: neither in items nor in the database")
+    _reject(connection, source, rejections, UNSEEN_ITEMS, "item_id", "is in neither items nor the database")
     rejections.refuse_if_many(source.name, read)
     if with_events:
         for statement in (EVENTS_TAKEN_BEFORE, EVENTS_TAKEN_IN_FILE):
-            _reject(connection, source, rejections, statement, "event_id", "is a duplicate key of another event")
+            _reject(
+                connection,
+                source,
+                rejections,
+                statement,
+                "event_id",
+                "already belongs to another event (duplicate key)",
+            )
     connection.execute(DERIVED_EVENT_IDS)
     inserted = _insert(connection, sorted(years), progress=progress)
     if inserted < read - rejections.rows(source.name):

@@ -21,7 +21,7 @@ def json_rows(file: IO[bytes], name: str) -> Iterator[tuple[dict[str, Any], Faul
     while line := file.readline(MAX_ROW_BYTES + 1):
         number += 1
         if len(line) > MAX_ROW_BYTES:
-            raise UserError(f"{name}, line {number} has more than {MAX_ROW_BYTES >> 20} MiB; shorten it")
+            raise UserError(f"{name}, line {number} is longer than {MAX_ROW_BYTES >> 20} MiB; shorten it")
         if line.strip():
             yield _row(line, name, number)
 
@@ -45,11 +45,13 @@ def _row(line: bytes, name: str, number: int) -> tuple[dict[str, Any], Fault | N
         ) from None
     except (json.JSONDecodeError, UnicodeEncodeError, RecursionError) as error:
         way_out = (
-            "an array becomes one object a line by: jq -c '.[]'" if line[:1] == b"[" else "jq -c . writes one a line"
+            "jq -c '.[]' turns an array into one object per line"
+            if line[:1] == b"["
+            else "jq -c . writes one object per line"
         )
         raise UserError(f"{name}, line {number} is not JSON (truncated or corrupt?): {error}; {way_out}") from None
     if isinstance(row, list) and number == 1:
-        raise UserError(f"{name} is one JSON array, not one object a line; rewrite it: jq -c '.[]' {name} > new")
+        raise UserError(f"{name} is one JSON array, not one object per line; rewrite it: jq -c '.[]' {name} > new")
     if not isinstance(row, dict):
         raise UserError(f"{name}, line {number} is not a JSON object with column names as its keys")
     return row, fault
@@ -81,7 +83,7 @@ def _faulty(text: str) -> tuple[Any, Fault | None]:
         row: dict[str, Any] = {}
         for column, value in pairs:
             if column in row:
-                faults.append((column, "is named twice in one row", str(value)[:200]))
+                faults.append((column, "appears twice in one row", str(value)[:200]))
             row[column] = value
             for number in value if isinstance(value, list) else [value]:
                 if isinstance(number, Written) and number.removeprefix("-").isdigit():

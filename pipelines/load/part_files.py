@@ -24,7 +24,7 @@ _DATA = re.compile(
 )
 _WAYS_OUT = {
     ".tsv": "write it with commas, as {table}.csv",
-    ".json": "one object a line is {table}.jsonl; an array becomes that by: jq -c '.[]' {name} > {table}.jsonl",
+    ".json": "with one object per line, call it {table}.jsonl; convert an array: jq -c '.[]' {name} > {table}.jsonl",
     ".ndjson": "rename it to {table}.jsonl",
     ".xlsx": "save it as CSV (UTF-8), {table}.csv",
     ".zip": "unpack it",
@@ -43,12 +43,12 @@ def parts_of(folder: Path, table: str) -> tuple[Path, str, list[Path]] | None:
     ]
     if len(found) > 1:
         names = " and ".join(path.name for path, _ in found)
-        raise UserError(f"{folder} holds {names}: which one is meant? Keep one")
+        raise UserError(f"{folder} has {names}: keep only one of them")
     if not found:
         return None
     path, form = found[0]
     if path.name.endswith(".parquet.gz"):
-        raise UserError(f"{path.name}: Parquet is packed within; unpack it: gunzip {path.name}")
+        raise UserError(f"{path.name}: Parquet files are already compressed; unpack it: gunzip {path.name}")
     return path, form, _parts(path, form) if path.is_dir() else [path]
 
 
@@ -68,7 +68,7 @@ def refuse_overlooked(folder: Path) -> list[str]:
             continue
         table = f"{looks[1]}s"
         out = _WAYS_OUT.get(path.suffix.casefold(), f"call it {table}.parquet, {table}.csv or {table}.jsonl")
-        message = f"{folder} holds {path.name}, which looks like the table {table} and would not be read"
+        message = f"{folder} has {path.name}, which looks like the table {table} but would not be read"
         raise UserError(f"{message}: {out.format(table=table, name=path.name)}, or move it out of the folder")
     return others
 
@@ -88,13 +88,13 @@ def _parts(folder: Path, form: str) -> list[Path]:
     for path in found:
         if path.is_dir():
             raise UserError(
-                f"{folder.name}/{path.name} is a folder: parts that are partitioned by folder (name=value) lack that "
-                "column in their rows; write them without partitions"
+                f"{folder.name}/{path.name} is a folder: the rows of parts partitioned into folders (name=value) lack "
+                "that column; write them without partitions"
             )
         if not path.name.endswith(endings[form]):
-            raise UserError(f"{folder.name}/{path.name} is no part of {folder.name} (*{', *'.join(endings[form])})")
+            raise UserError(f"{folder.name}/{path.name} is not a part of {folder.name} (*{', *'.join(endings[form])})")
     if not found:
-        raise UserError(f"{folder.name} holds no part files; leave it out if there is nothing to load")
+        raise UserError(f"{folder.name} has no part files; leave it out if there is nothing to load")
     return found
 
 
@@ -117,13 +117,13 @@ class PassingBytes(io.RawIOBase):
             chunk = self._file.read(len(buffer))
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(
-                f"{self._name} cannot be unpacked (truncated or corrupt?): {error}; pack it again"
+                f"{self._name} cannot be unpacked (truncated or corrupt?): {error}; compress it again"
             ) from None
         if self._left is not None:
             self._left -= len(chunk)
             if self._left < 0:
                 raise UserError(
-                    f"{self._name} unfolds to more than {MAX_UNFOLDING} times its size; if that is right, unpack it: "
+                    f"{self._name} unpacks to more than {MAX_UNFOLDING} times its size; if that is right, unpack it: "
                     f"gunzip {self._name}"
                 )
         if self._seen is not None:

@@ -52,8 +52,8 @@ class Rejections:
     def warnings(self) -> list[str]:
         """What is no fault of a row, and yet should be looked at."""
         return [
-            f"{file}: {count:,} values of {column} have blanks around them (the first in row {row:,}); they are other "
-            "ids than those without"
+            f"{file}: {count:,} values of {column} have blanks around them (the first in row {row:,}); these are "
+            "different ids from those without"
             for (file, column), (count, row) in self._blanks_around.items()
         ]
 
@@ -95,7 +95,7 @@ class Rejections:
         first = "\n".join(shown.splitlines()[:5])
         raise UserError(
             f"{file}: {rejected:,} of {rows:,} rows are faulty, more than the allowed {self.max_rejected:.0%}; "
-            f"nothing was loaded. The first of them:\n{first}"
+            f"nothing was loaded. The first ones:\n{first}"
         )
 
     def store(self, connection: psycopg.Connection[Any], load_id: int) -> None:

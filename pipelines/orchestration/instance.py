@@ -54,7 +54,7 @@ def _bury_killed_runs(instance: dg.DagsterInstance) -> None:
     unfinished = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])
     for run in instance.get_runs(filters=unfinished, limit=100):
         if _PROCESS_TAG in run.tags and not _alive(run.tags[_PROCESS_TAG]):
-            instance.report_run_failed(run, "the process was killed; the next run goes on where it stopped")
+            instance.report_run_failed(run, "the process was killed; the next run continues where it stopped")
 
 
 def _alive(process: str) -> bool:

@@ -17,7 +17,7 @@ from pipelines.orchestration.resources import PostgresResource, TakeOver
 sequences = dg.define_asset_job("sequences", selection=["user_sequences"], description="Sequences of chosen days.")
 content = dg.define_asset_job("content", selection=["content_embeddings"], description="One modality's embeddings.")
 load = dg.define_asset_job(
-    "load", selection=["items", "interactions"], description="Loads the folder of its configuration, and checks it."
+    "load", selection=["items", "interactions"], description="Loads the configured folder and checks it."
 )
 train = dg.define_asset_job(
     "train", selection=list(MODEL_ASSETS), description="Training set to live generation, behind the gates."
@@ -111,7 +111,7 @@ def new_data(context: dg.SensorEvaluationContext, postgres: PostgresResource) ->
     assert row is not None
     cursor = f"{row[0]}/{row[1]}"
     if cursor in (context.cursor, "0/0"):
-        return dg.SkipReason("no load has finished and no interaction came in since the last look")
+        return dg.SkipReason("no load has finished and no interaction has arrived since the last check")
     return dg.SensorResult(run_requests=[dg.RunRequest(run_key=cursor)], cursor=cursor)
 
 

@@ -181,7 +181,7 @@ def _latest(context: dg.AssetExecutionContext, asset: str, entry: str) -> Any:
     """One metadata value of an asset's newest materialisation, in this run or an earlier one."""
     event = context.instance.get_latest_materialization_event(dg.AssetKey(asset))
     if event is None or event.asset_materialization is None:
-        raise UserError(f"the asset {asset} was never materialised: materialise it first")
+        raise UserError(f"the asset {asset} has never been materialised: materialise it first")
     return event.asset_materialization.metadata[entry].value
 
 

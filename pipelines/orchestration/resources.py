@@ -53,7 +53,7 @@ def _interruptible() -> Iterator[None]:
 
 
 class EncoderResource(dg.ConfigurableResource[Any]):
-    """Which encoders run, and where; empty fields mean what the environment says (docs/settings.md).
+    """Which encoders run, and where; empty fields mean what the environment says (polytower/settings.py).
 
     device: auto, cpu, cuda, cuda:1; text_encoder, image_encoder: "default" or a transformers checkpoint.
     """
@@ -75,6 +75,6 @@ class Terminal(dg.ConfigurableResource[Any]):
 
 
 class TakeOver(dg.Config):
-    """take_over: ends the session of another process that is at the same work, in place of waiting for it."""
+    """take_over: ends the session of another process that is doing the same work, instead of waiting for it."""
 
     take_over: bool = False

@@ -93,7 +93,7 @@ class Transport:
     def __post_init__(self) -> None:
         split = urlsplit(self.url)
         if split.scheme not in ("http", "https") or not split.hostname:
-            raise ClientError(f"{self.url!r} is no address of a server; give one such as http://127.0.0.1:8000")
+            raise ClientError(f"{self.url!r} is not a server address; give one such as http://127.0.0.1:8000")
         self._prefix = split.path.rstrip("/")
         self._kind = http.client.HTTPSConnection if split.scheme == "https" else http.client.HTTPConnection
         self._host, self._port = split.hostname, split.port
@@ -165,6 +165,6 @@ class Transport:
             return reply
         if not reply.headers.get("content-type", "").startswith("application/problem+json"):
             raise ClientError(
-                f"{method} {self.url}{path}: HTTP {reply.status}, and no problem document: not our server?"
+                f"{method} {self.url}{path}: HTTP {reply.status} without a problem document: not a polytower server?"
             )
         raise ERRORS.get(reply.status, ProblemError)(reply.json(), reply.status)

@@ -64,9 +64,9 @@ class DemoReport:
         columns = ["rank", "title", "genres", "score", "interest", "rank in it"]
         return "\n\n".join(
             [
-                table(self.history, ["title", "genres"], title=f"{whose}: the newest {SHOWN_HISTORY} of the history"),
+                table(self.history, ["title", "genres"], title=f"{whose}: the {SHOWN_HISTORY} newest events"),
                 table(self.candidates, columns, title=f"{whose}: recommended, from generation {self.generation}"),
-                table(self.interests, ["interest", "weight", "nearest to it alone"], title=f"{whose}: the interests"),
+                table(self.interests, ["interest", "weight", "nearest to it alone"], title=f"{whose}: interests"),
                 metrics_table(self.evaluation),
                 table([(step, f"{seconds:.1f}") for step, seconds in self.seconds.items()], ["step", "seconds"]),
                 "next: polytower retrieve 1 | polytower similar 50 --space content | polytower serve | make dev",

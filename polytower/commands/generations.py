@@ -15,7 +15,7 @@ def generations() -> None:
 @generations.command("list")
 @AS_JSON
 def list_generations(as_json: bool) -> None:
-    """All generations, newest first."""
+    """List all generations, newest first."""
     from pipelines.generation.lifecycle import listing
     from polytower.postgres import connect
 
@@ -42,7 +42,7 @@ def list_generations(as_json: bool) -> None:
 
 @generations.command()
 @click.argument("generation", type=int)
-@click.option("--force", is_flag=True, help="Promote although a blocking quality gate failed.")
+@click.option("--force", is_flag=True, help="Promote even if a blocking quality gate failed.")
 @AS_JSON
 def promote(generation: int, force: bool, as_json: bool) -> None:
     """Make GENERATION the live one, in one transaction."""
@@ -59,7 +59,7 @@ def promote(generation: int, force: bool, as_json: bool) -> None:
 @generations.command()
 @AS_JSON
 def rollback(as_json: bool) -> None:
-    """Make the generation that was live before the live one again."""
+    """Go back to the generation that was live before."""
     from pipelines.generation import lifecycle
     from polytower.postgres import connect
 
@@ -74,7 +74,7 @@ def rollback(as_json: bool) -> None:
 @click.argument("newer", type=int)
 @AS_JSON
 def diff(older: int, newer: int, as_json: bool) -> None:
-    """What changed from OLDER to NEWER: items, users, nearest neighbours, metrics."""
+    """Show what changed from OLDER to NEWER: items, users, nearest neighbours, metrics."""
     from pipelines.generation import lifecycle
     from polytower.postgres import connect
 
@@ -98,7 +98,7 @@ def drop(generation: int, as_json: bool) -> None:
     with connect() as connection:
         require_schema(connection)
         lifecycle.drop(connection, generation)
-    answer({"dropped": generation}, as_json=as_json, text=f"generation {generation}'s vectors are gone")
+    answer({"dropped": generation}, as_json=as_json, text=f"generation {generation}'s vectors are deleted")
 
 
 @generations.command()

@@ -17,16 +17,16 @@ from polytower.settings import settings
 @click.option(
     "--require-keys/--without-keys",
     default=None,
-    help="Whether requests need an API key [default: $POLYTOWER_REQUIRE_KEYS, else without on this machine's own"
-    " address; on any other, one of the two must be said].",
+    help="Whether requests need an API key [default: $POLYTOWER_REQUIRE_KEYS, else no keys on a loopback address; any"
+    " other address needs one of the two].",
 )
 @click.option(
     "--warm",
     is_flag=True,
-    help="Load torch, the user tower and the encoders now (/readyz says when), not with the first question for them.",
+    help="Load torch, the user tower and the encoders at startup (/readyz says when), not on first use.",
 )
 def serve(host: str, port: int, require_keys: bool | None, warm: bool) -> None:
-    """The HTTP API; its documentation is at /docs."""
+    """Serve the HTTP API, with its documentation at /docs."""
     # Matrices here are small: threads would spin for longer than they compute.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import uvicorn
@@ -42,14 +42,14 @@ def serve(host: str, port: int, require_keys: bool | None, warm: bool) -> None:
         require_schema(connection)
         usable = sum(key.revoked_at is None for key in api_keys.listing(connection)) if guarded else 0
     if config.database_url and not config.server_database_url:
-        say("the server connects as the owner of the tables; docs/postgres.md: a role of its own for the HTTP server")
+        say("the server connects as the owner of the tables; docs/postgres.md shows how to give it a separate role")
     say(f"serving on http://{host}:{port}/v1, documentation on http://{host}:{port}/docs; stop with Ctrl-C")
     if not guarded:
-        say("API keys are off: whoever reaches this address may ask and write; --require-keys turns them on")
+        say("API keys are off: anyone who reaches this address may read and write; --require-keys turns them on")
     elif usable:
-        say(f"API keys are required; {usable} may be used")
+        say(f"API keys are required; usable keys: {usable}")
     else:
-        say("API keys are required and there is none yet: `polytower keys create NAME --scope read`")
+        say("API keys are required, but there are none yet: `polytower keys create NAME --scope read`")
     app = create_app(require_keys=guarded, warm=warm)
     # Not uvicorn.run, which keeps to itself that a signal ended it.
     listening = uvicorn.Config(
@@ -62,13 +62,13 @@ def serve(host: str, port: int, require_keys: bool | None, warm: bool) -> None:
 
 
 def _guarded(host: str, require_keys: bool | None) -> bool:
-    """Whether to ask for keys. Raises UserError when others could reach the server and nobody said whether to."""
+    """Whether to require keys. Raises UserError if others could reach the server and nobody has decided."""
     if require_keys is not None:
         return require_keys
     if not _is_loopback(host):
         raise UserError(
-            f"others could reach {host or 'every address'} without a key; add --require-keys (and make one with"
-            " `polytower keys create`), or --without-keys if something in front of the server checks who asks"
+            f"anyone could reach {host or 'every address'} without a key; add --require-keys (and create one with"
+            " `polytower keys create`), or --without-keys if something in front of the server checks who is asking"
         )
     return False
 
@@ -84,7 +84,7 @@ def _is_loopback(host: str) -> bool:
 
 @click.group()
 def keys() -> None:
-    """Make, list and revoke keys of the HTTP API."""
+    """Create, list and revoke keys for the HTTP API."""
 
 
 @keys.command()
@@ -98,13 +98,11 @@ def keys() -> None:
     help="What the key is for (repeatable): read: all questions; write: interactions; admin: both, and /metrics.",
 )
 @click.option("--rate", type=click.FloatRange(0.01, 1e6), default=100, show_default=True, help="Requests per second.")
-@click.option(
-    "--burst", type=click.IntRange(1, 1_000_000), help="Requests that may come at once [default: twice the rate]."
-)
+@click.option("--burst", type=click.IntRange(1, 1_000_000), help="Requests allowed at once [default: twice the rate].")
 @click.option("--unlimited", is_flag=True, help="No rate limit.")
 @AS_JSON
 def create(name: str, scopes: tuple[Any, ...], rate: float, burst: int | None, unlimited: bool, as_json: bool) -> None:
-    """Make a key called NAME and show it: this once, since only its hash is kept."""
+    """Create a key called NAME and show it, this once: only its hash is stored."""
     from polytower.postgres import connect
     from serving.http import keys as api_keys
 
@@ -120,7 +118,7 @@ def create(name: str, scopes: tuple[Any, ...], rate: float, burst: int | None, u
 @keys.command("list")
 @AS_JSON
 def list_keys(as_json: bool) -> None:
-    """All keys, revoked ones too; never the keys themselves."""
+    """List all keys, including revoked ones; never the secrets themselves."""
     from polytower.postgres import connect
     from serving.http import keys as api_keys
 
@@ -140,12 +138,12 @@ def list_keys(as_json: bool) -> None:
 @click.argument("key_id")
 @AS_JSON
 def revoke(key_id: str, as_json: bool) -> None:
-    """Revoke the key of this id; running servers refuse it within two seconds."""
+    """Revoke the key with this id; running servers refuse it within two seconds."""
     from polytower.postgres import connect
     from serving.http import keys as api_keys
 
     with connect() as connection:
         require_schema(connection)
         changed = api_keys.revoke(connection, key_id)
-    text = f"key {key_id} is revoked" if changed else f"key {key_id} was revoked before"
+    text = f"key {key_id} is revoked" if changed else f"key {key_id} was already revoked"
     answer({"revoked": key_id, "changed": changed}, as_json=as_json, text=text)

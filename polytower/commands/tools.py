@@ -16,12 +16,12 @@ BENCHMARKS = ["encoding", "features", "flow", "loading", "retrieval", "training"
 
 @click.group()
 def db() -> None:
-    """The database: keep the embedded Postgres up, stop it, its URL, a psql prompt."""
+    """Start or stop the embedded Postgres, print the database's URL, open psql."""
 
 
 @db.command()
 def start() -> None:
-    """Start the embedded Postgres and keep it up until `polytower db stop`."""
+    """Start the embedded Postgres and keep it running until `polytower db stop`."""
     from polytower.embedded import held
     from polytower.settings import settings
     from polytower.url import shown
@@ -65,7 +65,7 @@ def psql(arguments: tuple[str, ...]) -> None:
 
 @click.command()
 def env() -> None:
-    """Print the exports that Feast and Dagster need: eval "$(polytower env)". Keeps the embedded Postgres up."""
+    """Print the exports that Feast and Dagster need: eval "$(polytower env)". Keeps the embedded Postgres running."""
     import shlex
 
     from polytower.postgres import EmbeddedPostgres
@@ -75,7 +75,7 @@ def env() -> None:
         click.echo(f"export {name}={shlex.quote(value)}")
     if settings().database_url is None:
         EmbeddedPostgres(settings().postgres_dir).pin()
-        say("the embedded Postgres stays up; `polytower db stop` stops it")
+        say("the embedded Postgres keeps running; `polytower db stop` stops it")
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
@@ -108,7 +108,7 @@ def dagster(arguments: tuple[str, ...]) -> None:
 @click.argument("name", type=click.Choice(BENCHMARKS))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(name: str, arguments: tuple[str, ...]) -> None:
-    """Run a benchmark (from a checkout); its --help lists its options, its file what it measured."""
+    """Run a benchmark (from a checkout). Its --help lists its options."""
     checkout = Path(__file__).parents[2]
     if not (checkout / "benchmarks" / f"{name}.py").is_file():
         raise UserError("benchmarks are part of a checkout, not of the installed package: run this in a clone")

@@ -8,9 +8,9 @@ from polytower.documents.markdown import bullets, paragraph
 
 HEAD = """# Commands
 
-`polytower COMMAND --help` says the same. Every command that takes `--json` ends its output with one JSON line. Exit
-status: 0 done, 1 refused or failed (one line says why and the way out), 2 wrong usage, 3 loaded but some rows were put
-aside, 130 interrupted.
+`polytower COMMAND --help` says the same. With `--json`, a command ends its output with one line of JSON. Exit status: 0
+done, 1 refused or failed (the message says why and how to fix it), 2 wrong usage, 3 loaded but some rows were put
+aside, 130 interrupted, 143 terminated.
 """
 
 

@@ -8,8 +8,8 @@ from polytower.documents.markdown import bullets, paragraph
 
 HEAD = """# HTTP routes
 
-A running server shows the same, with types and examples, at `/docs`. Every error is a problem document (RFC 9457);
-[the guide](../http.md) shows how to ask.
+A running server shows the same at `/docs`, with types and examples. Every error is a problem document (RFC 9457).
+[The guide](../http.md) shows how to use them.
 """
 
 

@@ -207,7 +207,7 @@ def test_a_failed_item_is_reported_and_keeps_no_stale_embedding(connection: Conn
     assert (report.encoded, report.failed) == (1, 2)
     assert {failure.item_id: failure.reason for failure in report.failures} == {
         "i1": "unreadable",
-        "i2": "letters gave no finite direction",
+        "i2": "letters gave no usable vector (zero, or not finite)",
     }
     assert set(_rows(connection)) == {"i0", "i3", "i4"}
     assert encode_modality(connection, "text", Letters()).failed == 2, "the next run tries again"

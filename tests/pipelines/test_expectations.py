@@ -20,14 +20,14 @@ FAULTS: dict[str, dict[str, str]] = {
         "no user_id is empty or longer than 500 bytes": "update interactions set user_id = '' where position = 1",
         "no item_id is empty or longer than 500 bytes": """
             update interactions set item_id = repeat('日', 167) where position = 1""",
-        "interaction times lie after 1970 and at most 300 s ahead": """
+        "interaction times are after 1970 and at most 300 s in the future": """
             insert into interactions (user_id, item_id, occurred_at)
             values ('u1', 'i1', now() + interval '1 hour')""",
         "no kind is empty or longer than 500 bytes": """
             update interactions set kind = repeat('k', 501) where position = 1""",
         "no event_id is longer than 500 bytes": """
             update interactions set event_id = repeat('e', 501) where position = 1""",
-        "no interaction without its item": "delete from items where item_id = 'i5'",
+        "every interaction has its item": "delete from items where item_id = 'i5'",
         "values are finite numbers": "update interactions set value = 'NaN' where position = 7",
     },
     "items": {

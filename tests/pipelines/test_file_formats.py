@@ -62,7 +62,7 @@ class TestFiles:
 
     def test_a_folder_of_parts_under_another_name_is_named(self, connection: Connection, folder: Path) -> None:
         write_rows(folder / "interactions" / "part-0.csv", [{"user_id": 1}])
-        refused(connection, folder, "holds interactions, which looks like the table interactions")
+        refused(connection, folder, "has interactions, which looks like the table interactions")
 
     def test_what_is_no_data_is_told_and_pictures_are_left_alone(self, connection: Connection, folder: Path) -> None:
         (folder / "items.csv~").write_text("x")
@@ -97,7 +97,7 @@ class TestFiles:
         (folder / "users.parquet" / "day=1").rmdir()
         refused(connection, folder, "no part files")
         (folder / "users.parquet" / "part.orc").touch()
-        refused(connection, folder, "users.parquet/part.orc is no part of users.parquet")
+        refused(connection, folder, "users.parquet/part.orc is not a part of users.parquet")
 
     def test_packed_files_are_read(self, connection: Connection, folder: Path) -> None:
         (folder / "interactions.csv.gz").write_bytes(gzip.compress((EVENTS + "u,a,5\nu,c,6\n").encode()))
@@ -122,7 +122,7 @@ class TestFiles:
     def test_a_bomb_is_bounded(self, connection: Connection, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(part_files, "HARMLESS_BYTES", 100_000)
         (folder / "users.csv.gz").write_bytes(gzip.compress(b"user_id\n" + b"1\n" * 2_000_000))
-        refused(connection, folder, "users.csv.gz unfolds to more than 200 times its size", "gunzip users.csv.gz")
+        refused(connection, folder, "users.csv.gz unpacks to more than 200 times its size", "gunzip users.csv.gz")
 
     def test_users_alone_are_loaded(self, connection: Connection, tmp_path: Path) -> None:
         write_rows(tmp_path / "users.csv", [{"user_id": "u", "age": 3}])
@@ -137,7 +137,7 @@ class TestCsv:
             ('"u,a,5\nu,b,6\n', ("row 1 (line 2)", "never closed")),
             ('u,"a,5\nu,"b",6\n', ("row 1 (line 2)", "follows a closing quote")),
             ('u,a,5\n"u"x,b,6\n', ("row 2 (line 3)", "follows a closing quote")),
-            ("u,a,5\nu,b\n", ("row 2 (line 3) has 2 fields, the header 3",)),
+            ("u,a,5\nu,b\n", ("row 2 (line 3) has 2 fields, but the header has 3",)),
             ("u,a,5\nu\xe9,b,6\n", ("line 3 is not UTF-8", "iconv -f WINDOWS-1252")),
         ],
     )
@@ -259,6 +259,6 @@ class TestJsonLines:
         assert [(r.row, r.column, r.reason) for r in report.rejected] == [
             (1, "item_id", "is a number of 5,000 digits"),
             (2, "n", "is a number of 5,000 digits"),
-            (3, "title", "is named twice in one row"),
+            (3, "title", "appears twice in one row"),
         ]
         assert column(connection, "select item_id from items") == ["d"]

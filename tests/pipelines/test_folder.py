@@ -107,7 +107,7 @@ def test_what_is_known_of_users_is_in_the_order_of_the_histories(tmp_path: Path)
 
 
 def test_bad_folders_are_refused_in_words(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no interactions"):
+    with pytest.raises(UserError, match="has no interactions"):
         read_folder(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
         read_folder(tmp_path / "nosuch")
@@ -115,5 +115,5 @@ def test_bad_folders_are_refused_in_words(tmp_path: Path) -> None:
     path.write_text(json.dumps({"user_id": "a", "item_id": "b", "occurred_at": "yesterday"}))
     with pytest.raises(UserError, match="1 of 1 rows are faulty"):
         read_folder(tmp_path)
-    with pytest.raises(UserError, match="not one row is left"):
+    with pytest.raises(UserError, match="no row is left"):
         read_folder(tmp_path, max_rejected=1)

@@ -250,7 +250,7 @@ class TestParts:
 
     def test_nothing_at_all_is_refused(self, connection: Connection, folder: Path) -> None:
         folder.mkdir()
-        with pytest.raises(UserError, match="holds no interactions, items or users"):
+        with pytest.raises(UserError, match="has no interactions, items or users"):
             load_folder(connection, folder)
 
     def test_several_queries_in_one_second_are_several_events(self, connection: Connection, folder: Path) -> None:
@@ -310,10 +310,10 @@ def test_the_report_reads_well(connection: Connection, folder: Path) -> None:
     report = load_folder(connection, folder)
     text = "\n".join(report.lines())
     assert "interactions: 640 read, 639 new, 0 unchanged, 1 rejected" in text
-    assert "interactions.parquet, row 5, item_id never seen" in text
+    assert "interactions.parquet, row 5, item_id is in neither" in text
     assert report.as_json()["rejected"] == [
         {
             "file": "interactions.parquet", "row": 5, "column": "item_id", "value": "never",
-            "reason": "never seen: neither in items nor in the database",
+            "reason": "is in neither items nor the database",
         }
     ]  # fmt: skip

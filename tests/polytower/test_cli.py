@@ -100,7 +100,7 @@ def test_rows_put_aside_are_named_and_end_with_a_status_of_their_own(platform: s
     log.write_text(log.read_text() + ",".join(row[name] for name in header.split(",")) + "\n")
     done = run("load", str(folder))
     assert done.returncode == 3
-    assert "interactions.csv, row 641, item_id never seen" in done.stdout
+    assert "interactions.csv, row 641, item_id is in neither" in done.stdout
     assert run("load", str(folder), "--max-rejected", "0").returncode == 1
 
 

@@ -156,7 +156,7 @@ def test_a_database_whose_password_is_lost_is_never_made_again(embedded: Embedde
     text = password.read_text()
     password.unlink()
     try:
-        with pytest.raises(UserError, match="its password is gone"):
+        with pytest.raises(UserError, match="its password file is missing"):
             embedded.acquire()
     finally:
         password.write_text(text)

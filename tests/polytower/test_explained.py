@@ -33,7 +33,7 @@ def test_a_home_that_cannot_be_written(platform: str, command: list[str]) -> Non
     )  # fmt: skip
     assert done.returncode == 1
     assert "error: /dev/null/home" in done.stderr
-    assert "set POLYTOWER_HOME to a folder that is yours" in done.stderr
+    assert "set POLYTOWER_HOME to a folder you own" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -62,14 +62,14 @@ def dg_key(name: str) -> Any:
 def test_a_disk_that_is_full() -> None:
     with pytest.raises(OSError, match="space") as caught:
         Path("/dev/full").write_text("x")
-    assert told(caught.value).startswith("no space is left for ")
+    assert told(caught.value).startswith("no space left for ")
 
 
 def test_a_postgres_that_goes_away(database: str, connection: psycopg.Connection[Any]) -> None:
     end = "select pg_terminate_backend(pg_backend_pid())"
     with pytest.raises(psycopg.OperationalError) as caught, connect(database) as own:
         own.execute(end)
-    lost = "the connection to Postgres was lost: terminating connection due to administrator command; what was finished"
+    lost = "the connection to Postgres was lost: terminating connection due to administrator command; finished work"
     assert told(caught.value).startswith(lost)
     engine = create_engine(database.replace("postgresql://", "postgresql+psycopg://"))
     with pytest.raises(Exception, match="terminating") as wrapped, engine.connect() as opened:

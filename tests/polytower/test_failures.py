@@ -120,9 +120,9 @@ def test_postgres_dying_under_a_command_is_told_and_the_next_run_goes_on(tmp_pat
     ("error", "said"),
     [
         (UserError("in words"), "in words"),
-        (OSError(errno.ENOSPC, "No space left on device", "x.safetensors"), "no space is left for x.safetensors"),
+        (OSError(errno.ENOSPC, "No space left on device", "x.safetensors"), "no space left for x.safetensors"),
         (OSError(errno.EROFS, "Read-only file system", "x"), "x cannot be used"),
-        (RuntimeError("I/O error: No space left on device (os error 28)"), "no space is left"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "no space left"),
         (psycopg.errors.AdminShutdown("terminating connection"), "connection to Postgres was lost"),
         (psycopg.OperationalError("server closed the connection unexpectedly"), "connection to Postgres was lost"),
         (psycopg.errors.DiskFull("could not extend file"), "Postgres has no space left"),

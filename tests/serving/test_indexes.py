@@ -95,7 +95,7 @@ def test_threads_of_a_search_are_a_setting(own: str, monkeypatch: pytest.MonkeyP
         index = client.app.state.indexes.current(1, _version(own))  # type: ignore[attr-defined]
         assert index.cells.threads == 2
     monkeypatch.setenv("POLYTOWER_SEARCH_THREADS", "0")
-    with pytest.raises(UserError, match="POLYTOWER_SEARCH_THREADS='0' is no whole number from 1 on"):
+    with pytest.raises(UserError, match="POLYTOWER_SEARCH_THREADS='0' must be a whole number of at least 1"):
         create_app(own)
 
 
