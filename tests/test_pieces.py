@@ -41,9 +41,8 @@ from serving.loaded.content_queries import ContentQueries
 from serving.loaded.loader import Loader
 from serving.loaded.user_towers import UserTowers
 from serving.memory.fill import read
-from serving.memory.item_index import Asked
 from serving.metrics import Metrics
-from serving.models import RetrieveRequest
+from serving.question import Interests, Question
 from serving.rank.similarity import Pair, similarity_features
 from tests.conftest import cloned
 from tests.encoders.checkpoints import bert, vit
@@ -239,7 +238,8 @@ class Flow:
         vectors = [np.stack([v.to_numpy() for v in row[0]]).astype(np.float32) for row in stored]
         answers = [
             index.answer(
-                Asked(each, range(len(each)), [1.0] * len(each), ITEMS, {}, [], "max", None, None, titles=True)
+                Question(vectors=each.tolist(), k=ITEMS, fields=["title"]),
+                Interests("stored", each, None, range(len(each))),
             )
             for each in vectors
         ]
@@ -285,7 +285,7 @@ async def _at_once(url: str, weights: bytes, config: Any, histories: Sequence[An
     try:
         await towers.load(1, weights, config)
         found = await asyncio.gather(*(towers.interests(1, list(history)) for history in histories))
-        texts = [RetrieveRequest(text=f"red shoe {'a ' * n}") for n in range(ITEMS)]
+        texts = [Question(text=f"red shoe {'a ' * n}") for n in range(ITEMS)]
         embedded = await asyncio.gather(*(content.embed(question) for question in texts))
         return [np.concatenate([each.vectors for each in found]), np.stack([each.vector for each in embedded])]
     finally:

@@ -3,11 +3,15 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from polytower.commands.output import AS_JSON, answer, require_schema, say, table
+from polytower.errors import UserError
+
+if TYPE_CHECKING:
+    from serving.question import Question
 
 
 class JsonObject(click.ParamType[Any]):
@@ -28,9 +32,41 @@ class JsonObject(click.ParamType[Any]):
         return parsed
 
 
+class ItemIds(click.ParamType[Any]):
+    """An option whose value is a list of item ids."""
+
+    name = "ITEMS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The ids, separated by commas; a JSON list is taken as one, since ids may hold commas."""
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            try:
+                return json.loads(value)
+            except (ValueError, RecursionError) as error:
+                self.fail(f"not JSON: {error}", param, ctx)
+        return value.split(",") if value else []
+
+
+class Numbers(click.ParamType[Any]):
+    """An option whose value is a list of numbers."""
+
+    name = "NUMBERS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The numbers, separated by commas."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return [float(number) for number in value.split(",")]
+        except ValueError:
+            self.fail(f"{value!r} is not numbers separated by commas, such as 0.7,0.3", param, ctx)
+
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FILTER = click.option(
     "--filter",
-    "where",
     type=JsonObject(),
     default={},
     help='Attribute filter, such as \'{"genres": "Comedy", "year": {"gte": 1990}}\'.',
@@ -39,66 +75,63 @@ FILTER = click.option(
 
 @click.command()
 @click.argument("user_id", required=False)
-@click.option("--history", help="Item ids, oldest first, separated by commas: retrieve for a user nobody has seen.")
+@click.option("--history", type=ItemIds(), help="Items, oldest first: retrieve for a user nobody has seen.")
 @click.option("--attributes", type=JsonObject(), help="What is known of that user, with --history or without one.")
-@click.option("--text", help="What to look for: the items whose content is nearest to this text.")
 @click.option(
-    "--image",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A picture to look for; with --text, both are one question.",
+    "--vectors", type=FILE, help="Interests of your own, one a row: a .npy file, or a JSON file with lists of numbers."
+)
+@click.option("--weights", type=Numbers(), help="One for each of --vectors [default: equal].")
+@click.option("--text", help="What to look for: the items whose content is nearest to this text.")
+@click.option("--image", type=FILE, help="A picture to look for; with --text, both are one question.")
+@click.option(
+    "--space",
+    type=click.Choice(["item", "content", "id"]),
+    help="Where --vectors, --text and --image are looked for [default: content; item for --vectors].",
 )
 @click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True, help="Candidates to return.")
 @FILTER
-@click.option("--include-seen", is_flag=True, help="Keep items that the user has already interacted with.")
+@click.option(
+    "--include-seen", "exclude_seen", flag_value=False, default=True, help="Keep items that the user has already seen."
+)
+@click.option("--exclude", type=ItemIds(), default=[], help="Items to leave out.")
+@click.option("--allow", type=ItemIds(), help="Only these items.")
 @click.option(
     "--merge",
-    type=click.Choice(["max", "quota", "rrf", "soft"]),
+    type=click.Choice(["max", "quota", "rrf", "soft", "diverse"]),
     default="max",
     show_default=True,
-    help="How the interests' lists become one: best score, shares by weight, reciprocal ranks.",
+    help="How the interests' lists become one: best score, shares by weight, reciprocal ranks, soft maximum, or"
+    " different from each other (with --diversity).",
+)
+@click.option(
+    "--diversity",
+    type=JsonObject(),
+    help='For --merge diverse: \'{"attribute": "genres", "weight": 0.05}\'; weight is the worth of each candidate'
+    " already picked that shares no value of the attribute.",
+)
+@click.option(
+    "--found-by/--no-found-by",
+    default=True,
+    help="Whether candidates, in --json, list all interests that found them [default: they do].",
 )
 @AS_JSON
-def retrieve(
-    user_id: str | None,
-    history: str | None,
-    attributes: dict[str, Any] | None,
-    text: str | None,
-    image: Path | None,
-    k: int,
-    where: dict[str, Any],
-    include_seen: bool,
-    merge: str,
-    as_json: bool,
-) -> None:
-    """Candidates for USER_ID (or a raw --history, a --text or --image): the nearest items of each interest, merged."""
-    from base64 import b64encode
+def retrieve(as_json: bool, vectors: Path | None, image: Path | None, **options: Any) -> None:
+    """Candidates for USER_ID (or --history, --vectors, --text or --image): the nearest items of each interest, merged.
 
-    from pydantic import ValidationError
-
+    Lists of items are separated by commas; ids that hold one are given as a JSON list.
+    """
     from polytower.postgres import connect, database_url
-    from serving.models import RetrieveRequest
     from serving.retrieve.ask import ask
 
-    sources = (
-        user_id is not None,
-        history is not None or attributes is not None,
-        text is not None or image is not None,
+    # Every other option has the name of the question's field.
+    question = _question(
+        vectors=None if vectors is None else _vectors(vectors),
+        image=None if image is None else image.read_bytes(),
+        fields=["title"],
+        **options,
     )
-    if sum(sources) != 1:
-        raise click.UsageError(
-            "give one of USER_ID, --history or --attributes, and --text or --image (or both of a pair)"
-        )
     with connect() as connection:
         require_schema(connection)
-    try:
-        question = RetrieveRequest.model_validate(
-            {"user_id": user_id, "history": history.split(",") if history else None, "attributes": attributes,
-             "text": text, "image": b64encode(image.read_bytes()).decode() if image else None, "k": k, "filter": where,
-             "exclude_seen": not include_seen, "merge": merge, "fields": ["title"]}
-        )  # fmt: skip
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise click.UsageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     found = ask(database_url(), question)
     if found.skipped:
         say(f"unknown to generation {found.generation}, left out: {', '.join(found.skipped)}")
@@ -107,6 +140,31 @@ def retrieve(
     title = f"generation {found.generation}, interests {found.interests}"
     document = {**vars(found), "candidates": [asdict(candidate) for candidate in found.candidates]}
     answer(document, as_json=as_json, text=table(rows, columns, title=title))
+
+
+def _question(**fields: Any) -> "Question":
+    """The question. Raises click.UsageError where it breaks a rule of serving/question.py."""
+    from pydantic import ValidationError
+
+    from serving.question import Question
+
+    try:
+        return Question(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
+        raise click.UsageError(where + first["msg"].removeprefix("Value error, ")) from error
+
+
+def _vectors(path: Path) -> Any:
+    """What the file holds, as lists of numbers. Raises UserError."""
+    import numpy as np
+
+    try:
+        found = np.load(path, allow_pickle=False) if path.suffix == ".npy" else json.loads(path.read_text())
+        return np.atleast_2d(found).tolist() if isinstance(found, np.ndarray) else found
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as vectors ({error}); give a .npy file or JSON lists") from error
 
 
 @click.command()
@@ -121,7 +179,7 @@ def retrieve(
 )
 @FILTER
 @AS_JSON
-def similar(item_id: str, k: int, space: str, where: dict[str, Any], as_json: bool) -> None:
+def similar(item_id: str, k: int, space: str, filter: dict[str, Any], as_json: bool) -> None:  # noqa: A002
     """Items nearest to ITEM_ID in one of the three embedding spaces."""
     import psycopg
 
@@ -132,7 +190,7 @@ def similar(item_id: str, k: int, space: str, where: dict[str, Any], as_json: bo
     with connect() as connection:
         require_schema(connection)
         try:
-            found = queries.similar(connection, item_id, k=k, space=space, filter=where, titles=True)
+            found = queries.similar(connection, item_id, k=k, space=space, filter=filter, titles=True)
         except psycopg.Error as error:
             raise user_error(error) from error
     rows = [(n.rank, n.title, n.item_id, n.score) for n in found]

@@ -15,21 +15,19 @@ from psycopg.types.json import Jsonb
 from serving import queries
 from serving.database import Session
 from serving.errors import NOT_READY, PROBLEMS, Problem, from_postgres
+from serving.field_types import MAX_K, Id
 from serving.http import interactions
 from serving.http.openapi import CONFLICT, UNREADY
 from serving.http.reading import json_of
 from serving.json_columns import json_bytes
 from serving.loaded.content_queries import ContentVector
 from serving.models import (
-    MAX_CONDITIONS,
-    MAX_K,
     BatchAnswer,
     BatchRequest,
     FeaturesAnswer,
     FeaturesRequest,
     GenerationsAnswer,
     Health,
-    Id,
     InteractionsAnswer,
     InteractionsRequest,
     InterestsAnswer,
@@ -37,9 +35,9 @@ from serving.models import (
     RetrieveAnswer,
     RetrieveRequest,
     SimilarAnswer,
-    Space,
 )
 from serving.queries import Interest, Neighbour
+from serving.question import MAX_CONDITIONS, Question, Space
 from serving.rank.feature_service import ARROW, as_arrow, with_columns
 from serving.rank.features import json_rows
 from serving.rank.ranking import Ranked
@@ -75,7 +73,7 @@ async def retrieve(question: RetrieveRequest, request: Request) -> Response:
     return _json(ranked.as_json())
 
 
-async def _ranked(question: RetrieveRequest, request: Request) -> Ranked:
+async def _ranked(question: Question, request: Request) -> Ranked:
     state = request.app.state
     content = await state.content.embed(question) if question.asks_by_content else None
     if not question.is_ranked:
@@ -114,7 +112,7 @@ def _charge(request: Request, further: int) -> None:
         request.app.state.ring.charge(key, further)
 
 
-async def _embedded(question: RetrieveRequest, request: Request) -> ContentVector | Problem | None:
+async def _embedded(question: Question, request: Request) -> ContentVector | Problem | None:
     """What a question by content is embedded as, or the problem with it."""
     if not question.asks_by_content:
         return None
@@ -126,7 +124,7 @@ async def _embedded(question: RetrieveRequest, request: Request) -> ContentVecto
 
 
 async def _one_of_batch(
-    request: Request, connection: Session, question: RetrieveRequest, content: ContentVector | Problem | None
+    request: Request, connection: Session, question: Question, content: ContentVector | Problem | None
 ) -> Fragment | dict[str, Any]:
     state = request.app.state
     try:

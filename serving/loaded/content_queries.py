@@ -37,7 +37,7 @@ from serving.errors import (
 from serving.loaded.batching import Batcher
 from serving.loaded.loader import Loader
 from serving.metrics import Metrics
-from serving.models import RetrieveRequest
+from serving.question import Question
 
 if TYPE_CHECKING:
     from encoders.content.image import ImageEncoder, PixelBatch
@@ -94,7 +94,7 @@ class ContentQueries:
             observe=lambda size: metrics.batch("text", size),
         )  # fmt: skip
 
-    async def embed(self, question: RetrieveRequest) -> ContentVector:
+    async def embed(self, question: Question) -> ContentVector:
         """The question's text and picture as one vector of the live generation's content space. Raises Problem.
 
         Holds no connection while it encodes.

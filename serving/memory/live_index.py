@@ -12,9 +12,10 @@ from time import monotonic
 import psycopg
 
 from serving.memory.fill import TooLarge, load
-from serving.memory.item_index import Asked, ItemIndex
+from serving.memory.item_index import ItemIndex
 from serving.metrics import Metrics
 from serving.queries import Candidates
+from serving.question import Interests, Question
 
 LOG = logging.getLogger(__name__)
 # Seconds before the next try after one that failed, or was too large.
@@ -56,11 +57,11 @@ class Indexes:
             await asyncio.shield(self._loading)
         return self._index
 
-    async def answer(self, index: ItemIndex, asked: Asked) -> Candidates | None:
+    async def answer(self, index: ItemIndex, question: Question, interests: Interests) -> Candidates | None:
         """index.answer(), off the event loop unless it is done in a moment."""
-        if index.quick(asked):
-            return index.answer(asked)
-        return await asyncio.get_running_loop().run_in_executor(self._searchers, index.answer, asked)
+        if index.quick(question, interests):
+            return index.answer(question, interests)
+        return await asyncio.get_running_loop().run_in_executor(self._searchers, index.answer, question, interests)
 
     async def close(self) -> None:
         """Ends the threads; a load that is going on is waited for."""

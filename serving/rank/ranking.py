@@ -12,8 +12,8 @@ from serving import json_columns
 from serving.database import Session
 from serving.errors import UNUSABLE_FEATURES, Problem
 from serving.metrics import Metrics
-from serving.models import RetrieveRequest
 from serving.queries import Candidates, Found
+from serving.question import Question
 from serving.rank.feature_service import Features
 from serving.rank.similarity import Pair, similarities
 from serving.retrieve.retrieval import Answer
@@ -29,7 +29,7 @@ class Ranked:
     user_columns: the columns of features that say something of the user alone, and so the same in every row.
     """
 
-    question: RetrieveRequest
+    question: Question
     answer: Answer
     features: "pa.Table | None" = None
     similarity: "pa.Table | None" = None
@@ -94,7 +94,7 @@ class Ranking:
     features: Features
     metrics: Metrics
 
-    async def complete(self, connection: Session, question: RetrieveRequest, answer: Answer) -> Ranked:
+    async def complete(self, connection: Session, question: Question, answer: Answer) -> Ranked:
         """The answer with its features. Raises Problem."""
         features = asyncio.create_task(self._features(connection, question, answer))
         features.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -106,7 +106,7 @@ class Ranking:
         return Ranked(question, answer, values, similarity, user_columns)
 
     async def _features(
-        self, connection: Session, question: RetrieveRequest, answer: Answer
+        self, connection: Session, question: Question, answer: Answer
     ) -> tuple["pa.Table | None", list[str]]:
         if question.features is None:
             return None, []
@@ -114,7 +114,7 @@ class Ranking:
         items = answer.candidates.item_ids
         return await self.features.of_candidates(question.features, question.user_id, items, snapshot)
 
-    async def _similarity(self, connection: Session, question: RetrieveRequest, answer: Answer) -> "pa.Table | None":
+    async def _similarity(self, connection: Session, question: Question, answer: Answer) -> "pa.Table | None":
         if not question.similarity:
             return None
         if question.user_id is None:

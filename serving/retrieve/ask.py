@@ -12,13 +12,13 @@ from serving.loaded.loader import Loader
 from serving.loaded.user_towers import UserTowers
 from serving.memory.live_index import Indexes
 from serving.metrics import Metrics
-from serving.models import RetrieveRequest
+from serving.question import Question
 from serving.retrieve.retrieval import Answer, Retrieval
 
 PATIENCE = 600.0  # seconds; a person can interrupt
 
 
-def ask(url: str, question: RetrieveRequest) -> Answer:
+def ask(url: str, question: Question) -> Answer:
     """Answers one retrieval request. Raises UserError for whatever HTTP answers with a problem response."""
     try:
         return asyncio.run(_ask(url, question))
@@ -28,7 +28,7 @@ def ask(url: str, question: RetrieveRequest) -> Answer:
         raise user_error(error) from error
 
 
-async def _ask(url: str, question: RetrieveRequest) -> Answer:
+async def _ask(url: str, question: Question) -> Answer:
     metrics = Metrics()
     loader = Loader(patience=PATIENCE)
     towers = UserTowers(metrics, loader, window=0)

@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 
 from polytower.postgres import connect
 from serving.queries import Candidate, retrieve, similar
+from serving.question import Question
 from tests.generation_factory import Synthetic
 
 
@@ -43,7 +44,7 @@ QUESTIONS: list[dict[str, Any]] = [
 def test_http_agrees_with_sql(
     client: TestClient, connection: psycopg.Connection[Any], small: Synthetic, question: dict[str, Any]
 ) -> None:
-    expected = retrieve(connection, "ada", **question)
+    expected = retrieve(connection, Question(user_id="ada", **question))
     body = _ok(client.post("/v1/retrieve", json={"user_id": "ada", **question}))
     assert (body["generation"], body["interests"], body["degraded"], body["skipped"]) == (1, "stored", None, [])
     assert _candidates(body) == expected
