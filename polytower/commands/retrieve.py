@@ -114,6 +114,8 @@ FILTER = click.option(
     default=True,
     help="Whether candidates, in --json, list all interests that found them [default: they do].",
 )
+@click.option("--features", help="A feature service, such as ranker: its values for every candidate (with --json).")
+@click.option("--similarity", is_flag=True, help="Similarity of candidates to the user's history (with --json).")
 @AS_JSON
 def retrieve(as_json: bool, vectors: Path | None, image: Path | None, **options: Any) -> None:
     """Candidates for USER_ID (or --history, --vectors, --text or --image): the nearest items of each interest, merged.
@@ -121,8 +123,10 @@ def retrieve(as_json: bool, vectors: Path | None, image: Path | None, **options:
     Lists of items are separated by commas; ids that hold one are given as a JSON list.
     """
     from polytower.postgres import connect, database_url
-    from serving.retrieve.ask import ask
+    from serving.answering import ask
 
+    if not as_json and (options["features"] is not None or options["similarity"]):
+        raise click.UsageError("--features and --similarity do not fit into a table; add --json")
     # Every other option has the name of the question's field.
     question = _question(
         vectors=None if vectors is None else _vectors(vectors),
@@ -132,13 +136,20 @@ def retrieve(as_json: bool, vectors: Path | None, image: Path | None, **options:
     )
     with connect() as connection:
         require_schema(connection)
-    found = ask(database_url(), question)
+    ranked = ask(database_url(), question)
+    found = ranked.answer
     if found.skipped:
         say(f"unknown to generation {found.generation}, left out: {', '.join(found.skipped)}")
     rows = [(c.rank, c.title, c.item_id, c.score, c.interest, c.interest_rank) for c in found.candidates]
     columns = ["rank", "title", "item", "score", "interest", "rank in it"]
     title = f"generation {found.generation}, interests {found.interests}"
-    document = {**vars(found), "candidates": [asdict(candidate) for candidate in found.candidates]}
+    candidates = [asdict(candidate) for candidate in found.candidates]
+    for name, values in ranked.further().items():
+        for candidate, value in zip(candidates, values, strict=True):
+            candidate[name] = value
+    document = {**vars(found), "candidates": candidates}
+    if question.features is not None:
+        document["user_features"] = ranked.user_features()
     answer(document, as_json=as_json, text=table(rows, columns, title=title))
 
 

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from time import monotonic
 
 import psycopg
@@ -192,7 +193,7 @@ class KeyRing:
 
 
 class Guard:
-    """Says of each request which key it brings; the key itself is then in scope["state"]["key"]."""
+    """Says of each request which key it brings; scope["state"]["charge"] then counts further requests against it."""
 
     def __init__(self, ring: KeyRing, metrics: Metrics) -> None:
         self.ring = ring
@@ -205,7 +206,7 @@ class Guard:
             return None
         with self.metrics.stage("key"):
             key = await self.ring.admit(_presented(scope), needed, address_of(scope))
-        scope.setdefault("state", {})["key"] = key
+        scope.setdefault("state", {})["charge"] = partial(self.ring.charge, key)
         return key.key_id
 
 

@@ -23,7 +23,7 @@ PATIENCE = 10.0
 SEARCHERS = 2
 
 
-class Indexes:
+class LiveIndex:
     """Holds one index and replaces it. limit: bytes that it may take, 0 for no index at all. threads: of one search."""
 
     def __init__(self, url: str, metrics: Metrics, *, limit: int, threads: int = 1) -> None:

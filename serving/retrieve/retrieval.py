@@ -22,7 +22,7 @@ from serving.errors import LOADING, NO_TOWER, PROBLEMS, UNKNOWN_HISTORY, UNREADA
 from serving.loaded.content_queries import ContentVector
 from serving.loaded.user_towers import UserTowers
 from serving.memory.item_index import ItemIndex
-from serving.memory.live_index import Indexes
+from serving.memory.live_index import LiveIndex
 from serving.metrics import Metrics
 from serving.queries import Candidates, Found, State
 from serving.question import Interests, Question, Source
@@ -51,7 +51,7 @@ class Retrieval:
 
     towers: UserTowers
     metrics: Metrics
-    indexes: Indexes
+    live_index: LiveIndex
     shadow: Shadow | None = None
 
     async def answer(self, connection: Session, question: Question, content: ContentVector | None = None) -> Answer:
@@ -62,7 +62,7 @@ class Retrieval:
         state = await self._state(connection, question)
         # a text or picture was embedded before this snapshot was taken: it stays with the generation that embedded it
         generation = state.generation if content is None else content.generation
-        index = self.indexes.current(generation, state.version)
+        index = self.live_index.current(generation, state.version)
         if content is not None:
             interests = Interests("content", [half_precision(content.vector)], None, [0])
         elif question.vectors is not None:
@@ -183,7 +183,7 @@ class Retrieval:
         interests: Interests,
     ) -> Candidates:
         with self.metrics.stage("search"):
-            found = None if index is None else await self.indexes.answer(index, question, interests)
+            found = None if index is None else await self.live_index.answer(index, question, interests)
             by = "sql" if found is None else "memory"
             if found is None:
                 found = await _by_sql(connection, question, interests, generation)

@@ -8,9 +8,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from polytower.postgres import connect
-from serving.queries import Candidate, retrieve, similar
-from serving.question import Question
+from serving.queries import Candidate, similar
 from tests.generation_factory import Synthetic
+from tests.serving.asking import retrieve
 
 
 def _candidates(body: dict[str, Any]) -> list[Candidate]:
@@ -44,7 +44,7 @@ QUESTIONS: list[dict[str, Any]] = [
 def test_http_agrees_with_sql(
     client: TestClient, connection: psycopg.Connection[Any], small: Synthetic, question: dict[str, Any]
 ) -> None:
-    expected = retrieve(connection, Question(user_id="ada", **question))
+    expected = retrieve(connection, "ada", **question)
     body = _ok(client.post("/v1/retrieve", json={"user_id": "ada", **question}))
     assert (body["generation"], body["interests"], body["degraded"], body["skipped"]) == (1, "stored", None, [])
     assert _candidates(body) == expected

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from polytower.errors import UserError
 from polytower.postgres import connect
 from serving.http.app import create_app
-from serving.memory.live_index import Indexes
+from serving.memory.live_index import LiveIndex
 from serving.metrics import Metrics
 from tests.generation_factory import Synthetic, write_generation
 
@@ -28,7 +28,7 @@ def _by(client: TestClient) -> dict[str, float]:
 def _settle(client: TestClient) -> None:
     """Waits for the load that is going on in the client's server."""
     assert client.portal is not None
-    client.portal.call(client.app.state.indexes.settled)  # type: ignore[attr-defined]
+    client.portal.call(client.app.state.services.index.settled)  # type: ignore[attr-defined]
 
 
 def _ask(client: TestClient, **question: Any) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def test_threads_of_a_search_are_a_setting(own: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("POLYTOWER_SEARCH_THREADS", "2")
     with TestClient(create_app(own)) as client:
         _settle(client)
-        index = client.app.state.indexes.current(1, _version(own))  # type: ignore[attr-defined]
+        index = client.app.state.services.index.current(1, _version(own))  # type: ignore[attr-defined]
         assert index.cells.threads == 2
     monkeypatch.setenv("POLYTOWER_SEARCH_THREADS", "0")
     with pytest.raises(UserError, match="POLYTOWER_SEARCH_THREADS='0' is no whole number from 1 on"):
@@ -108,7 +108,7 @@ def _version(url: str) -> int:
 
 def test_postgres_away_while_loading(caplog: pytest.LogCaptureFixture) -> None:
     async def load() -> None:
-        indexes = Indexes("postgresql://nobody@127.0.0.1:1/nothing", Metrics(), limit=1 << 30)
+        indexes = LiveIndex("postgresql://nobody@127.0.0.1:1/nothing", Metrics(), limit=1 << 30)
         indexes.refresh()
         assert await indexes.settled() is None
         assert indexes.current(1, 0) is None  # not tried again at once

@@ -166,7 +166,7 @@ def test_without_postgres_a_guarded_server_says_so() -> None:
     with TestClient(
         create_app("postgresql://nobody@127.0.0.1:1/nothing", require_keys=True), raise_server_exceptions=False
     ) as client:
-        client.app.state.database._timeout = 0.5  # type: ignore[attr-defined]
+        client.app.state.services.database._timeout = 0.5  # type: ignore[attr-defined]
         answer = client.get("/v1/generations", headers={"Authorization": "Bearer x"})
     _refused(answer, 503, "no-database")
 

@@ -25,7 +25,7 @@ from serving.question import Question
 FIELDS = set(Question.model_fields)
 # What a door has under another name, or on purpose not at all.
 CLIENT = {"fields": "titles"}
-COMMAND_ALONE, NOT_OF_THE_COMMAND = {"as_json"}, {"fields", "features", "similarity"}  # the command always shows titles
+COMMAND_ALONE, NOT_OF_THE_COMMAND = {"as_json"}, {"fields"}  # the command always shows titles
 # Spoken of before SQL is asked (what interests are made of), or after it (what candidates come with).
 NOT_OF_SQL = {"history", "attributes", "text", "image", "fields", "found_by", "features", "similarity"}
 OF_SQL_ALONE = {"interests", "generation", "exact", "ef_search"}
@@ -90,6 +90,7 @@ def test_the_command_line_asks_what_was_said(tmp_path: Path, monkeypatch: pytest
         (["u", "--diversity", '{"attribute": "genres"}'], "diversity.weight: Field required"),
         (["u", "--exclude", "[1"], "not JSON"),
         (["u", "--exclude", "[1]"], "exclude.0: Input should be a valid string"),
+        (["u", "--features", "ranker"], "add --json"),
         (["--text", "x", "--space", "id"], "a text or picture has no place in the id space"),
     ],
     ids=str,

@@ -9,9 +9,9 @@ import psycopg
 from serving import queries
 from serving.database import Database
 from serving.metrics import Metrics
-from serving.queries import retrieve
 from serving.question import Interests, Question
 from serving.retrieve.shadow import Shadow
+from tests.serving.asking import retrieve
 
 
 def _parameters(connection: psycopg.Connection[Any], k: int) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def _recalls(metrics: Metrics) -> list[str]:
 
 
 def test_recall_of_a_sample(served: str, connection: psycopg.Connection[Any]) -> None:
-    found = retrieve(connection, Question(user_id="ada", k=8, exclude_seen=False))
+    found = retrieve(connection, "ada", k=8, exclude_seen=False)
 
     async def ask(answer: list[queries.Candidate], interval: float) -> list[str]:
         scores = np.array([row.score for row in answer], np.float32)
@@ -47,14 +47,14 @@ def test_recall_of_a_sample(served: str, connection: psycopg.Connection[Any]) ->
         await database.close()
         return _recalls(metrics)
 
-    worse = retrieve(connection, Question(user_id="ada", k=14, exclude_seen=False))[2:10]
+    worse = retrieve(connection, "ada", k=14, exclude_seen=False)[2:10]
     assert asyncio.run(ask(found, 0)) == ["1.0", "1.0"]
     assert asyncio.run(ask(worse, 0)) == ["1.0", "0.75"]
     assert asyncio.run(ask(found, 60)) == []
 
 
 def test_postgres_away(connection: psycopg.Connection[Any]) -> None:
-    found = retrieve(connection, Question(user_id="ada", k=3))
+    found = retrieve(connection, "ada", k=3)
 
     async def ask() -> list[str]:
         metrics = Metrics()

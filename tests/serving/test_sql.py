@@ -11,18 +11,15 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from polytower.postgres import connect
+from serving import queries
 from serving.errors import PROBLEMS
-from serving.queries import Candidate, similar
-from serving.queries import retrieve as ask
+from serving.queries import similar
 from serving.question import Question
 from tests.generation_factory import Synthetic, promote, write_generation
+from tests.serving.asking import retrieve
 
 SQL = Path(__file__).parents[2] / "migrations" / "sql"
 INJECTION = "x'; drop table items; -- \" \\ $$ %s {} ||"
-
-
-def retrieve(connection: psycopg.Connection[Any], user_id: str, **parts: Any) -> list[Candidate]:
-    return ask(connection, Question(user_id=user_id, **parts))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +145,7 @@ def test_strings_are_data(connection: psycopg.Connection[Any], small: Synthetic)
         lambda: retrieve(connection, INJECTION),
         lambda: similar(connection, INJECTION),
         lambda: similar(connection, "i01", space=INJECTION),
-        lambda: ask(connection, Question.model_construct(user_id="ada", merge=INJECTION)),
+        lambda: queries.retrieve(connection, Question.model_construct(user_id="ada", merge=INJECTION)),
         lambda: retrieve(connection, "ada", filter={"no" + INJECTION: 1}),
         lambda: retrieve(connection, "ada", filter={"year": {INJECTION: 1}}),
     ):
