@@ -71,7 +71,7 @@ def make_services(
     content = ContentQueries(database, metrics, loader)
     features = Features(url, metrics, timeout=timeout)
     limit = 0 if one_question else config.index_mb << 20
-    index = LiveIndex(url, metrics, limit=limit, threads=config.search_threads)
+    index = LiveIndex(url, metrics, limit=limit, threads=config.search_threads, kind=config.vector_index)
     shadow = None if one_question else Shadow(database, metrics)
     retrieval = Retrieval(towers, metrics, index, shadow)
     ranking = Ranking(features, metrics)

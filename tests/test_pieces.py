@@ -70,6 +70,7 @@ PIECES: dict[str, tuple[int, int]] = {
     "pipelines.generation.search_depth.BLOCK": (7, ITEMS),
     "pipelines.generation.training_set.ITEMS_BATCH": (7, ITEMS),
     "pipelines.generation.training_set.USERS_BATCH": (7, USERS),
+    "serving.memory.interest_lists.BLOCK": (7, ITEMS),
     "serving.memory.inverted_file.BLOCK": (7, ITEMS),
     "serving.loaded.content_queries.BATCH": (7, ITEMS),
     "serving.memory.fill.BLOCK": (3, ITEMS + 1),

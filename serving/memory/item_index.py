@@ -1,8 +1,7 @@
 """The item embeddings of one generation in memory, searched for several interests at once.
 
 Answers as the SQL functions do (migrations/sql/retrieve_vectors_v2.sql), item for item where both are exact. Small
-catalogues and selective filters are scanned, exactly; large ones are searched in the nearest cells of an inverted file
-(faiss) whose codes are the stored 16-bit values themselves, so that scores are exact and only the choice is not.
+catalogues and selective filters are scanned, exactly; large ones are probed, as their vector index does that.
 docs/adr/0007 has the measurements. Nothing here writes: a new generation, or new attributes, make a new index.
 """
 
@@ -15,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.memory.inverted_file import EXACT_ITEMS, Cells, Floats, Ints, Lists, Mask
+from serving.memory.interest_lists import Floats, Ints, Lists, Mask, scan_members
 from serving.memory.merges import MERGES, MergeContext, provenance
 from serving.memory.packed_strings import Ids, Texts
 from serving.memory.postings import Postings
+from serving.memory.vector_index import EXACT_ITEMS, make_vector_index
 from serving.queries import Candidates, Found
 from serving.question import Interests, Question
 
@@ -46,8 +46,9 @@ class ItemIndex:
         available: Mask,
         postings: Postings,
         sample: Floats | None = None,
+        kind: str | None = None,
     ) -> None:
-        """vectors: [V, D]. sample: interests [Q, D] that the search is tuned with."""
+        """vectors: [V, D]. sample: interests [Q, D] that the search is tuned with. kind: of make_vector_index."""
         self.generation = generation
         self.version = version
         self.dim = vectors.shape[1]
@@ -58,8 +59,8 @@ class ItemIndex:
         self._all_available = bool(available.all())
         self._lock = Lock()
         self._filtered: dict[str, tuple[Ints, Floats]] = {}
-        self.cells = Cells(vectors)
-        self.recall = 1.0 if sample is None else self.cells.tune(sample)
+        self.vector_index = make_vector_index(vectors, kind)
+        self.recall = 1.0 if sample is None else self.vector_index.tune(sample)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -68,14 +69,14 @@ class ItemIndex:
     def bytes(self) -> int:
         """What it holds in memory."""
         held = self._ids.bytes + self._titles.bytes + self._available.nbytes
-        return held + self._postings.bytes + self.cells.bytes
+        return held + self._postings.bytes + self.vector_index.bytes
 
     def quick(self, question: Question, interests: Interests) -> bool:
         """Whether the answer takes so little that handing it to a thread would cost as much."""
         vectors_KD = interests.matrix
         if vectors_KD is None or question.filter or question.allow is not None or question.merge == "diverse":
             return vectors_KD is None
-        return vectors_KD.size * max(self.cells.searched, 2 * question.k) <= QUICK
+        return vectors_KD.size * max(self.vector_index.searched, 2 * question.k) <= QUICK
 
     def answer(self, question: Question, interests: Interests) -> Candidates | None:
         """Candidates, best first. None: only Postgres knows (see Postings), or the question has a fault to name."""
@@ -98,7 +99,7 @@ class ItemIndex:
     def vectors(self, item_ids: Sequence[str]) -> list[NDArray[np.float32] | None]:
         """The embedding of each item, None for items that the generation does not know."""
         positions = self._ids.positions(item_ids)
-        rows = iter(self.cells.vectors(positions[positions >= 0]))
+        rows = iter(self.vector_index.vectors(positions[positions >= 0]))
         return [next(rows) if position >= 0 else None for position in positions]
 
     def _answerable(self, question: Question, interests: int, weights: Sequence[float]) -> bool:
@@ -141,10 +142,10 @@ class ItemIndex:
         if allowed is not None and (question.filter or question.allow is not None):
             count = int(np.count_nonzero(allowed))
             if question.allow is None and count <= EXACT_ITEMS < len(self):
-                return self.cells.scan_members(interests, question.k, *self._members(question.filter), allowed)
-        if count <= EXACT_ITEMS or len(self) <= EXACT_ITEMS:
-            return self.cells.scan(interests, question.k, allowed)
-        return self.cells.probe(interests, question.k, allowed, len(self) / count)
+                return scan_members(interests, question.k, *self._members(question.filter), allowed)
+        if count <= EXACT_ITEMS:
+            return self.vector_index.scan(interests, question.k, allowed)
+        return self.vector_index.probe(interests, question.k, allowed, len(self) / count)
 
     def _members(self, wanted: Mapping[str, Any]) -> tuple[Ints, Floats]:
         """What a selective filter leaves, with its vectors: the same few filters come again and again."""
@@ -157,7 +158,7 @@ class ItemIndex:
         mask = self._postings.mask(wanted)
         assert mask is not None
         positions = np.flatnonzero(mask & self._available)
-        made = positions, self.cells.vectors(positions)
+        made = positions, self.vector_index.vectors(positions)
         with self._lock:
             self._filtered[key] = made
             while len(self._filtered) > FILTERS:

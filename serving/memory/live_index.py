@@ -13,6 +13,7 @@ import psycopg
 
 from serving.memory.fill import TooLarge, load
 from serving.memory.item_index import ItemIndex
+from serving.memory.vector_index import check_kind
 from serving.metrics import Metrics
 from serving.queries import Candidates
 from serving.question import Interests, Question
@@ -24,9 +25,15 @@ SEARCHERS = 2
 
 
 class LiveIndex:
-    """Holds one index and replaces it. limit: bytes that it may take, 0 for no index at all. threads: of one search."""
+    """Holds one index and replaces it.
 
-    def __init__(self, url: str, metrics: Metrics, *, limit: int, threads: int = 1) -> None:
+    limit: bytes that it may take, 0 for no index at all. threads: of one search. kind: of the vector index; None: the
+    one that fits the catalogue's size. Raises UserError for a kind that does not exist.
+    """
+
+    def __init__(self, url: str, metrics: Metrics, *, limit: int, threads: int = 1, kind: str | None = None) -> None:
+        check_kind(kind)
+        self._kind = kind
         self._url = url
         self._metrics = metrics
         self._limit = limit
@@ -74,9 +81,11 @@ class LiveIndex:
     async def _load(self) -> None:
         started = monotonic()
         try:
-            index = await asyncio.get_running_loop().run_in_executor(self._loader, load, self._url, self._limit)
+            index = await asyncio.get_running_loop().run_in_executor(
+                self._loader, load, self._url, self._limit, self._kind
+            )
             if index is not None:
-                index.cells.threads = self._threads
+                index.vector_index.threads = self._threads
             self._index = index
         except TooLarge as reason:
             self._index = None

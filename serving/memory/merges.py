@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.memory.inverted_file import Floats, Ints, Lists
+from serving.memory.interest_lists import Floats, Ints, Lists
 
 # Reciprocal rank fusion's constant (Cormack et al., SIGIR 2009).
 FUSION = 60

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from serving.memory.fill import read
 from serving.memory.item_index import ItemIndex
+from serving.memory.vector_index import VECTOR_INDEXES
 from serving.queries import Candidate, retrieve
 from serving.question import Interests, Question
 from tests.generation_factory import Synthetic, write_generation
@@ -138,6 +139,6 @@ def test_sql_and_memory_agree_with_the_reference(
         write_generation(connection, data, index=False)
         question = Question(user_id="u", k=k, **parts, fields=["title"])
         found = retrieve(connection, question)
-        index = read(connection, 1 << 30)
         assert plain(found) == expected(data, k, parts)
-        assert in_memory(index, data, question) == found
+        for kind in VECTOR_INDEXES:
+            assert in_memory(read(connection, 1 << 30, kind), data, question) == found, kind

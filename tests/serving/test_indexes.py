@@ -11,6 +11,8 @@ from fastapi.testclient import TestClient
 from polytower.errors import UserError
 from polytower.postgres import connect
 from serving.http.app import create_app
+from serving.memory import vector_index
+from serving.memory.exact import Exact
 from serving.memory.live_index import LiveIndex
 from serving.metrics import Metrics
 from tests.generation_factory import Synthetic, write_generation
@@ -93,9 +95,30 @@ def test_threads_of_a_search_are_a_setting(own: str, monkeypatch: pytest.MonkeyP
     with TestClient(create_app(own)) as client:
         _settle(client)
         index = client.app.state.services.index.current(1, _version(own))  # type: ignore[attr-defined]
-        assert index.cells.threads == 2
+        assert index.vector_index.threads == 2
     monkeypatch.setenv("POLYTOWER_SEARCH_THREADS", "0")
     with pytest.raises(UserError, match="POLYTOWER_SEARCH_THREADS='0' is no whole number from 1 on"):
+        create_app(own)
+
+
+def test_a_toy_index_serves(own: str, own_client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registered, chosen by the setting, and answering: nothing else knows of it."""
+    asked = []
+
+    class Toy(Exact):
+        def scan(self, *question: Any) -> Any:
+            asked.append(question)
+            return super().scan(*question)
+
+    monkeypatch.setattr(vector_index, "VECTOR_INDEXES", {**vector_index.VECTOR_INDEXES, "toy": Toy})
+    monkeypatch.setenv("POLYTOWER_VECTOR_INDEX", "toy")
+    with TestClient(create_app(own)) as client:
+        _settle(client)
+        assert _ask(client) == _ask(own_client)
+        assert _by(client) == {"memory": 1}
+    assert asked
+    monkeypatch.setenv("POLYTOWER_VECTOR_INDEX", "toys")
+    with pytest.raises(UserError, match="POLYTOWER_VECTOR_INDEX='toys' is not a vector index; there are exact, invert"):
         create_app(own)
 
 
