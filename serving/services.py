@@ -11,7 +11,7 @@ from serving.loaded.content_queries import ContentQueries
 from serving.loaded.loader import Loader
 from serving.loaded.user_towers import WINDOW, UserTowers
 from serving.memory.live_index import LiveIndex
-from serving.metrics import Metrics
+from serving.metrics import ServerMetrics
 from serving.rank.feature_service import Features
 from serving.rank.ranking import Ranking
 from serving.retrieve.retrieval import Retrieval
@@ -23,7 +23,7 @@ from serving.retrieve.warmer import Warmer, warmer
 class Services:
     """In the order in which they stand on each other. warmer: None where questions load what they need."""
 
-    metrics: Metrics
+    metrics: ServerMetrics
     loader: Loader
     database: Database
     towers: UserTowers
@@ -64,7 +64,7 @@ def make_services(
     no second one, so no index is filled, no answer is sampled, and nobody waits for company.
     """
     config = settings()
-    metrics = Metrics()
+    metrics = ServerMetrics()
     loader = Loader(patience=patience)
     database = Database(url, metrics, size=pool, timeout=timeout)
     towers = UserTowers(metrics, loader, window=0 if one_question else WINDOW)

@@ -41,7 +41,7 @@ from serving.loaded.content_queries import ContentQueries
 from serving.loaded.loader import Loader
 from serving.loaded.user_towers import UserTowers
 from serving.memory.fill import read
-from serving.metrics import Metrics
+from serving.metrics import ServerMetrics
 from serving.question import Interests, Question
 from serving.rank.similarity import Pair, similarity_features
 from tests.conftest import cloned
@@ -279,7 +279,7 @@ class Flow:
 
 async def _at_once(url: str, weights: bytes, config: Any, histories: Sequence[Any]) -> list[Any]:
     """Interests of all histories and vectors of as many texts, asked in one moment."""
-    metrics, loader = Metrics(), Loader(patience=60)
+    metrics, loader = ServerMetrics(), Loader(patience=60)
     towers, database = UserTowers(metrics, loader, window=0), Database(url, metrics, size=2, timeout=60)
     content = ContentQueries(database, metrics, loader)
     await database.open()

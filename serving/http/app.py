@@ -14,7 +14,7 @@ from polytower.postgres import server_url
 from polytower.settings import settings
 from serving.http import routes
 from serving.http.guard import Guard, KeyRing
-from serving.http.hot_routes import HotRoute, Straight
+from serving.http.hot_routes import HotRoute, HotRoutes
 from serving.http.limits import Limits
 from serving.http.openapi import METRICS, PROBLEMS, Api
 from serving.http.respond import EXPECTED, respond
@@ -74,7 +74,7 @@ def create_app(
 
     def around(inner: ASGIApp) -> ASGIApp:
         return Limits(
-            Straight(inner, HOT, respond=answered), metrics,
+            HotRoutes(inner, HOT, respond=answered), metrics,
             body=caps.body, concurrency=caps.concurrency, deadline=caps.deadline, per_client=caps.per_client,
             reading=caps.reading, admit=Guard(ring, metrics).admit if guarded else None,
         )  # fmt: skip

@@ -11,14 +11,13 @@ class Exact:
 
     def __init__(self, vectors: NDArray[np.float16]) -> None:
         self.threads = 1
-        self.items, self.dim = vectors.shape
+        self.items = len(vectors)
         self._rows: Floats = vectors.astype(np.float32)
 
     @property
     def bytes(self) -> int:
         """What it holds in memory."""
-        held: int = self._rows.nbytes
-        return held
+        return self._rows.nbytes
 
     @property
     def searched(self) -> int:

@@ -14,7 +14,7 @@ import psycopg
 from serving.memory.fill import TooLarge, load
 from serving.memory.item_index import ItemIndex
 from serving.memory.vector_index import check_kind
-from serving.metrics import Metrics
+from serving.metrics import ServerMetrics
 from serving.queries import Candidates
 from serving.question import Interests, Question
 
@@ -31,7 +31,9 @@ class LiveIndex:
     one that fits the catalogue's size. Raises UserError for a kind that does not exist.
     """
 
-    def __init__(self, url: str, metrics: Metrics, *, limit: int, threads: int = 1, kind: str | None = None) -> None:
+    def __init__(
+        self, url: str, metrics: ServerMetrics, *, limit: int, threads: int = 1, kind: str | None = None
+    ) -> None:
         check_kind(kind)
         self._kind = kind
         self._url = url

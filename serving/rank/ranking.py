@@ -11,7 +11,7 @@ import numpy as np
 from serving import json_columns
 from serving.database import Session
 from serving.errors import UNUSABLE_FEATURES, Problem
-from serving.metrics import Metrics
+from serving.metrics import ServerMetrics
 from serving.queries import Candidates, Found
 from serving.question import Question
 from serving.rank.feature_service import Features
@@ -106,7 +106,7 @@ class Ranking:
     """
 
     features: Features
-    metrics: Metrics
+    metrics: ServerMetrics
 
     async def complete(self, connection: Session, question: Question, answer: Answer) -> Ranked:
         """The answer with what its question asks for, which may be nothing. Raises Problem."""

@@ -23,7 +23,7 @@ from serving.loaded.content_queries import ContentVector
 from serving.loaded.user_towers import UserTowers
 from serving.memory.item_index import ItemIndex
 from serving.memory.live_index import LiveIndex
-from serving.metrics import Metrics
+from serving.metrics import ServerMetrics
 from serving.queries import Candidates, Found, State
 from serving.question import Interests, Question, Source
 from serving.retrieve.shadow import Shadow
@@ -50,7 +50,7 @@ class Retrieval:
     """Answers questions over connections that the caller lends."""
 
     towers: UserTowers
-    metrics: Metrics
+    metrics: ServerMetrics
     live_index: LiveIndex
     shadow: Shadow | None = None
 

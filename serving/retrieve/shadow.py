@@ -16,7 +16,7 @@ import psycopg
 from serving import queries
 from serving.database import Database
 from serving.errors import Problem
-from serving.metrics import Metrics
+from serving.metrics import ServerMetrics
 from serving.queries import Column
 
 LOG = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ SHARE = 0.01
 class Shadow:
     """Samples answers of one server. Exported as polytower_shadow_recall."""
 
-    def __init__(self, database: Database, metrics: Metrics, *, interval: float = INTERVAL) -> None:
+    def __init__(self, database: Database, metrics: ServerMetrics, *, interval: float = INTERVAL) -> None:
         """interval: seconds between two samples, at least."""
         self._database = database
         self._metrics = metrics

@@ -14,7 +14,7 @@ from serving.http.app import create_app
 from serving.memory import vector_index
 from serving.memory.exact import Exact
 from serving.memory.live_index import LiveIndex
-from serving.metrics import Metrics
+from serving.metrics import ServerMetrics
 from tests.generation_factory import Synthetic, write_generation
 
 QUESTION = {"user_id": "ada", "k": 9, "fields": ["title"]}
@@ -131,7 +131,7 @@ def _version(url: str) -> int:
 
 def test_postgres_away_while_loading(caplog: pytest.LogCaptureFixture) -> None:
     async def load() -> None:
-        indexes = LiveIndex("postgresql://nobody@127.0.0.1:1/nothing", Metrics(), limit=1 << 30)
+        indexes = LiveIndex("postgresql://nobody@127.0.0.1:1/nothing", ServerMetrics(), limit=1 << 30)
         indexes.refresh()
         assert await indexes.settled() is None
         assert indexes.current(1, 0) is None  # not tried again at once
