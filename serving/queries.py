@@ -1,7 +1,6 @@
-"""The only place of the query layer that holds SQL: statements with named parameters, and typed rows.
+"""Statements that retrieval asks Postgres, with named parameters, and typed rows of what it answers.
 
-The command line (synchronous functions here) and HTTP (asynchronous, serving/retrieve/retrieval.py) share the
-statements.
+Synchronous functions are here; answers with all that was asked for come from serving/answering.py.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
