@@ -27,6 +27,7 @@ from psycopg import sql
 
 from polytower.postgres import connect
 from serving import queries
+from serving.question import Interests, Question
 
 Floats = NDArray[np.float32]
 Answer = Callable[[int], list[str]]
@@ -123,8 +124,10 @@ def of_postgres(task: Task) -> Iterator[Contestant]:
         with connect(task.url, autocommit=True) as connection:
 
             def answer(user: int) -> list[str]:
-                parameters = queries.candidate_parameters(k=task.k, filter=wanted, exclude=(), merge="max")
-                parameters |= {"interests": task.halves(user), "weights": None, "generation": None}
+                vectors = task.tastes[user]
+                question = Question(vectors=vectors.tolist(), k=task.k, filter=wanted)
+                interests = Interests("given", vectors, None, range(len(vectors)))
+                parameters = queries.search_parameters(question, interests, None)
                 with connection.cursor(binary=True) as cursor:
                     return [row[0] for row in cursor.execute(queries.CANDIDATES_BY_VECTORS, parameters).fetchall()]
 

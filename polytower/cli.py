@@ -4,7 +4,6 @@ import json
 import os
 import sys
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +12,14 @@ import click
 from polytower import __version__, signals
 from polytower.commands.generations import generations
 from polytower.commands.output import AS_JSON, answer, experiment_table, metrics_table, require_schema, say, table
+from polytower.commands.retrieve import retrieve, similar
 from polytower.commands.serve import keys, serve
 from polytower.commands.tools import bench, dagster, db, env, feast
 from polytower.failures import explained
 
-
-class JsonObject(click.ParamType[Any]):
-    """An option whose value is a JSON object."""
-
-    name = "JSON"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The parsed object; a usage error for anything else."""
-        if isinstance(value, dict):
-            return value
-        try:
-            parsed = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            self.fail(f"not JSON: {error}", param, ctx)
-        if not isinstance(parsed, dict):
-            self.fail("a JSON object is needed", param, ctx)
-        return parsed
-
-
 ROWS_PUT_ASIDE = 3
 SHOWN = 20  # rejected rows that `experiment` names
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-FILTER = click.option(
-    "--filter",
-    "where",
-    type=JsonObject(),
-    default={},
-    help='Attribute filter, such as \'{"genres": "Comedy", "year": {"gte": 1990}}\'.',
-)
 OPTIONS = click.option(
     "--set",
     "--option",
@@ -146,107 +120,6 @@ def evaluate(generation: int | None, as_json: bool) -> None:
         require_schema(connection)
         report = evaluate_generation(connection, generation, progress=True)
     answer(report.as_json(), as_json=as_json, text=metrics_table(report))
-
-
-@cli.command()
-@click.argument("user_id", required=False)
-@click.option("--history", help="Comma-separated item ids, oldest first, for a user the platform has never seen.")
-@click.option("--attributes", type=JsonObject(), help="What is known about that user, with or without --history.")
-@click.option("--text", help="Text to search for: finds the items whose content is nearest.")
-@click.option(
-    "--image",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Picture to search for; with --text, both form one question.",
-)
-@click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True, help="Number of candidates.")
-@FILTER
-@click.option("--include-seen", is_flag=True, help="Include items the user has already interacted with.")
-@click.option(
-    "--merge",
-    type=click.Choice(["max", "quota", "rrf", "soft"]),
-    default="max",
-    show_default=True,
-    help="How to merge the interests' lists: by best score, shares by weight, reciprocal ranks, or soft maximum.",
-)
-@AS_JSON
-def retrieve(
-    user_id: str | None,
-    history: str | None,
-    attributes: dict[str, Any] | None,
-    text: str | None,
-    image: Path | None,
-    k: int,
-    where: dict[str, Any],
-    include_seen: bool,
-    merge: str,
-    as_json: bool,
-) -> None:
-    """Retrieve candidates for USER_ID, a --history, a --text or an --image: each interest's nearest items, merged."""
-    from base64 import b64encode
-
-    from pydantic import ValidationError
-
-    from polytower.postgres import connect, database_url
-    from serving.models import RetrieveRequest
-    from serving.retrieve.ask import ask
-
-    sources = (
-        user_id is not None,
-        history is not None or attributes is not None,
-        text is not None or image is not None,
-    )
-    if sum(sources) != 1:
-        raise click.UsageError("give either USER_ID, or --history and/or --attributes, or --text and/or --image")
-    with connect() as connection:
-        require_schema(connection)
-    try:
-        question = RetrieveRequest.model_validate(
-            {"user_id": user_id, "history": history.split(",") if history else None, "attributes": attributes,
-             "text": text, "image": b64encode(image.read_bytes()).decode() if image else None, "k": k, "filter": where,
-             "exclude_seen": not include_seen, "merge": merge, "fields": ["title"]}
-        )  # fmt: skip
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise click.UsageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    found = ask(database_url(), question)
-    if found.skipped:
-        say(f"not in generation {found.generation}, skipped: {', '.join(found.skipped)}")
-    rows = [(c.rank, c.title, c.item_id, c.score, c.interest, c.interest_rank) for c in found.candidates]
-    columns = ["rank", "title", "item", "score", "interest", "rank in it"]
-    title = f"generation {found.generation}, interests {found.interests}"
-    document = {**vars(found), "candidates": [asdict(candidate) for candidate in found.candidates]}
-    answer(document, as_json=as_json, text=table(rows, columns, title=title))
-
-
-@cli.command()
-@click.argument("item_id")
-@click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True, help="Number of neighbours.")
-@click.option(
-    "--space",
-    type=click.Choice(["item", "content", "id"]),
-    default="item",
-    show_default=True,
-    help="What to compare: tower output, content alone, or behaviour alone.",
-)
-@FILTER
-@AS_JSON
-def similar(item_id: str, k: int, space: str, where: dict[str, Any], as_json: bool) -> None:
-    """Find the items nearest to ITEM_ID in one of the three embedding spaces."""
-    import psycopg
-
-    from polytower.postgres import connect
-    from serving import queries
-    from serving.errors import user_error
-
-    with connect() as connection:
-        require_schema(connection)
-        try:
-            found = queries.similar(connection, item_id, k=k, space=space, filter=where, titles=True)
-        except psycopg.Error as error:
-            raise user_error(error) from error
-    rows = [(n.rank, n.title, n.item_id, n.score) for n in found]
-    text = table(rows, ["rank", "title", "item", "score"])
-    answer([asdict(neighbour) for neighbour in found], as_json=as_json, text=text)
 
 
 @cli.command()
@@ -381,7 +254,7 @@ def _options(pairs: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-for command in (generations, keys, serve, db, env, feast, dagster, bench):
+for command in (retrieve, similar, generations, keys, serve, db, env, feast, dagster, bench):
     cli.add_command(command)
 
 

@@ -24,6 +24,7 @@ class Settings:
     index_mb: mebibytes that a server's index in memory may take (1024, but at most a quarter of the memory); 0 for none
         (SQL answers then).
     search_threads: of a server's search in memory. Two answer a lone client sooner, one answers more clients.
+    vector_index: what a server searches in memory with; None: exact for small catalogues, inverted_file for large ones.
     text_encoder, image_encoder: "default" for the bundled weights, else any transformers checkpoint by name or path.
     require_keys: whether the HTTP API asks for API keys; None: undecided (`polytower serve` decides by the address).
     """
@@ -37,6 +38,7 @@ class Settings:
     image_encoder: str
     require_keys: bool | None = None
     server_database_url: str | None = None
+    vector_index: str | None = None
 
     @property
     def postgres_dir(self) -> Path:
@@ -64,6 +66,7 @@ def settings() -> Settings:
         device=environ.get("POLYTOWER_DEVICE", "auto"),
         index_mb=_number("POLYTOWER_INDEX_MB", min(1024, memory_bytes() >> 22), least=0),
         search_threads=_number("POLYTOWER_SEARCH_THREADS", 1, least=1),
+        vector_index=environ.get("POLYTOWER_VECTOR_INDEX", "").strip() or None,
         text_encoder=environ.get("POLYTOWER_TEXT_ENCODER", "default"),
         image_encoder=environ.get("POLYTOWER_IMAGE_ENCODER", "default"),
         require_keys=_flag("POLYTOWER_REQUIRE_KEYS"),

@@ -15,7 +15,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from polytower.postgres import OPTIONS, open_session_async
 from serving.errors import NO_DATABASE, Problem
-from serving.metrics import Metrics
+from serving.metrics import ServerMetrics
 
 RENEWAL = 5.0  # seconds between two attempts to find a database that takes events
 
@@ -49,7 +49,7 @@ class Database:
     timeout: seconds that a statement may run, and that a request waits for a connection.
     """
 
-    def __init__(self, url: str, metrics: Metrics, *, size: int, timeout: float) -> None:
+    def __init__(self, url: str, metrics: ServerMetrics, *, size: int, timeout: float) -> None:
         self._metrics = metrics
         self._timeout = timeout
         self._renewed_at = -math.inf

@@ -24,7 +24,7 @@ class Stopwatch:
         self._histogram.observe(perf_counter() - self._started)
 
 
-class Metrics:
+class ServerMetrics:
     """One registry per server, so that two servers in a process do not mix."""
 
     def __init__(self) -> None:

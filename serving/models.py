@@ -1,153 +1,21 @@
-"""Requests and responses of the HTTP API, typed; what pydantic refuses here never reaches Postgres."""
+"""Requests and responses of the HTTP API, typed; serving/question.py holds what a question is."""
 
-import base64
-import binascii
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-import numpy as np
-from pydantic import (
-    AfterValidator,
-    AwareDatetime,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    StrictBool,
-    StrictInt,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-from feature_repo.schema import DEFAULT_KIND, MAX_ID_BYTES, MAX_QUERY_CHARACTERS
-
-Merge = Literal["max", "quota", "rrf", "soft", "diverse"]
-Space = Literal["item", "content", "id"]
-MAX_K = 1000
-MAX_CONDITIONS = 100  # attributes of a filter
+from feature_repo.schema import DEFAULT_KIND, MAX_QUERY_CHARACTERS
+from serving.field_types import Base64, BinaryVector, Id, Key, Strict, Text
+from serving.question import Question, Source, Space
 
 
-def _no_nul(value: str) -> str:
-    # Postgres text holds every character but this one.
-    if "\x00" in value:
-        raise ValueError("holds a NUL character")
-    return value
-
-
-def _short(value: str) -> str:
-    # In bytes, as Postgres counts what fits into an index row.
-    if len(value.encode()) > MAX_ID_BYTES:
-        raise ValueError(f"is longer than {MAX_ID_BYTES} bytes")
-    return value
-
-
-def _not_blank(value: str) -> str:
-    if not value.strip():
-        raise ValueError("is empty")
-    return value
-
-
-Text = Annotated[str, AfterValidator(_no_nul)]
-# Ids of events, which may be left out; of users and items, and kinds.
-Key = Annotated[Text, AfterValidator(_short), Field(json_schema_extra={"maxLength": MAX_ID_BYTES})]
-Id = Annotated[
-    Text,
-    AfterValidator(_short),
-    AfterValidator(_not_blank),
-    Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ID_BYTES}),
-]
-SearchText = Annotated[Text, Field(min_length=1, max_length=MAX_QUERY_CHARACTERS)]
-Value = StrictBool | StrictInt | FiniteFloat | Text
-K = Annotated[int, Field(ge=1, le=MAX_K, strict=True)]
-
-
-def _from_base64(value: Any) -> Any:
-    if not isinstance(value, str):
-        raise ValueError("is not a string in base64")
-    try:
-        return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ValueError("is not base64") from error
-
-
-Base64 = Annotated[
-    bytes, BeforeValidator(_from_base64), WithJsonSchema({"type": "string", "contentEncoding": "base64"})
-]
-
-
-def _vector(value: Any) -> Any:
-    """Little-endian float32 in base64 as a list of numbers; anything else as it is."""
-    if not isinstance(value, str):
-        return value
-    content = _from_base64(value)
-    if len(content) % 4:
-        raise ValueError("is not a sequence of float32: its length in bytes is no multiple of 4")
-    return np.frombuffer(content, "<f4").astype(float).tolist()
-
-
-_NUMBERS = {"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": 4000}
-_BINARY = {"type": "string", "contentEncoding": "base64", "description": "little-endian float32"}
-Vector = Annotated[
-    list[FiniteFloat],
-    Field(min_length=1, max_length=4000),
-    BeforeValidator(_vector),
-    WithJsonSchema({"anyOf": [_NUMBERS, _BINARY]}),
-]
-
-
-class Strict(BaseModel):
-    """An unknown member is a typing error, not something to ignore."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Diversity(Strict):
-    """What the merge `diverse` weighs against scores."""
-
-    attribute: Annotated[Text, Field(max_length=1024)] = Field(description="of the items; scalars or lists")
-    weight: Annotated[FiniteFloat, Field(ge=0, le=1000)] = Field(
-        description="worth of each candidate already picked that shares no value of the attribute"
-    )
-
-
-class RetrieveRequest(Strict):
+class RetrieveRequest(Question):
     """Candidates for one of: a user, a raw history, given vectors, a text or picture (or both as one question)."""
 
-    user_id: Id | None = Field(None, description="a known user")
-    history: list[Id] | None = Field(None, min_length=1, max_length=10_000, description="item ids, oldest first")
-    attributes: dict[Text, Value | list[Value]] | None = Field(
-        None,
-        max_length=200,
-        description="what is known of somebody with this history, or without one; for generations that read attributes",
-    )
-    vectors: list[Vector] | None = Field(None, min_length=1, max_length=64, description="interests, [K, D]")
-    weights: list[FiniteFloat] | None = Field(None, description="one per vector; default equal")
-    text: SearchText | None = Field(None, description="what to look for")
+    vectors: list[BinaryVector] | None = Field(None, min_length=1, max_length=64, description="interests, [K, D]")
     image: Base64 | None = Field(None, min_length=1, description="a JPEG, PNG or WebP file in base64")
-    space: Space | None = Field(
-        None,
-        description="where vectors, texts and pictures are looked for: by content alone (the default of text and image)"
-        ", by content and behaviour (item; the default of vectors), by behaviour alone (id; vectors only)",
-    )
-    k: K = 100
-    filter: dict[str, Any] = Field(
-        default_factory=dict, max_length=MAX_CONDITIONS, description="conditions on attributes, all of which must hold"
-    )
-    exclude_seen: bool = Field(True, description="leave out what the user (or the history) has already seen")
-    exclude: list[Id] = Field(default_factory=list, max_length=10_000, description="item ids to leave out")
-    allow: list[Id] | None = Field(None, max_length=10_000, description="only these item ids; default all")
-    merge: Merge = "max"
-    diversity: Diversity | None = Field(None, description="goes with merge = diverse, and only with it")
-    fields: list[Literal["title"]] = Field(
-        default_factory=list, max_length=1, description="further fields of candidates"
-    )
-    found_by: bool = Field(True, description="whether candidates list all interests that found them")
-    features: Annotated[Text, Field(min_length=1, max_length=200)] | None = Field(
-        None, description="a feature service, such as ranker: its values for every candidate"
-    )
-    similarity: bool = Field(False, description="similarity of every candidate to the user's history and interests")
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -159,40 +27,6 @@ class RetrieveRequest(Strict):
             ]
         }
     )
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        sources = {
-            "user_id": self.user_id is not None,
-            "history or attributes": self.history is not None or self.attributes is not None,
-            "vectors": self.vectors is not None,
-            "text or image": self.asks_by_content,
-        }
-        given = [name for name, there in sources.items() if there]
-        if len(given) != 1:
-            raise ValueError(f"give one of {', '.join(sources)}; this request has {given or 'none'}")
-        if self.weights is not None and self.vectors is None:
-            raise ValueError("weights go with vectors only")
-        if self.space is not None and (self.user_id is not None or self.history is not None):
-            raise ValueError("space goes with vectors, text and image: interests lie in the item space")
-        if self.space == "id" and self.asks_by_content:
-            raise ValueError("a text or picture has no place in the id space; ask in content or item")
-        return self
-
-    @property
-    def asks_by_content(self) -> bool:
-        """Whether the question is a text, a picture, or both."""
-        return self.text is not None or self.image is not None
-
-    @property
-    def is_ranked(self) -> bool:
-        """Whether candidates come with features."""
-        return self.features is not None or self.similarity
-
-    @property
-    def searched_space(self) -> Space:
-        """The space that is searched."""
-        return self.space or ("content" if self.asks_by_content else "item")
 
 
 class BatchRequest(Strict):
@@ -264,7 +98,7 @@ class RetrieveAnswer(BaseModel):
     model_config = ConfigDict(json_schema_extra={"examples": [_ANSWER]})
 
     generation: int
-    interests: Literal["stored", "online", "given", "content"] = Field(
+    interests: Source = Field(
         description="stored with the generation, computed just now from the newest events, given in the request, or"
         " made of its text or picture"
     )

@@ -1,7 +1,6 @@
-"""The only place of the query layer that holds SQL: statements with named parameters, and typed rows.
+"""Statements that retrieval asks Postgres, with named parameters, and typed rows of what it answers.
 
-The command line (synchronous functions here) and HTTP (asynchronous, serving/retrieve/retrieval.py) share the
-statements.
+Synchronous functions are here; answers with all that was asked for come from serving/answering.py.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,8 @@ from numpy.typing import NDArray
 from pgvector import HalfVector
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
+
+from serving.question import Interests, Question
 
 Row = Mapping[str, Any]
 Column = NDArray[Any]
@@ -148,52 +149,42 @@ order by i.interest limit 64
 TITLES = "select item_id, title from items where item_id = any (%(item_ids)s) limit 1000"
 
 
-def candidate_parameters(
-    *,
-    k: int,
-    filter: Mapping[str, Any] | None,  # noqa: A002 the name of the SQL argument
-    exclude: Sequence[str],
-    merge: str,
-    allow: Sequence[str] | None = None,
-    diversity: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Parameters that every retrieval shares."""
+def parameters_of(question: Question) -> dict[str, Any]:
+    """Parameters of CANDIDATES."""
     return {
-        "k": k,
-        "filter": Jsonb(dict(filter or {})),
-        "exclude": list(exclude),
-        "merge": merge,
-        "space": "item",
-        "allow": None if allow is None else list(allow),
-        "diversity": None if diversity is None else Jsonb(dict(diversity)),
-        "exact": False,
+        "user_id": question.user_id,
+        "k": question.k,
+        "filter": Jsonb(question.filter),
+        "exclude_seen": question.exclude_seen,
+        "exclude": question.exclude,
+        "merge": question.merge,
+        "allow": question.allow,
+        "diversity": None if question.diversity is None else Jsonb(question.diversity.model_dump()),
     }
 
 
-def retrieve(
-    connection: psycopg.Connection[Any],
-    user_id: str,
-    *,
-    k: int = 100,
-    filter: Mapping[str, Any] | None = None,  # noqa: A002 the name of the SQL argument
-    exclude_seen: bool = True,
-    merge: str = "max",
-    exclude: Sequence[str] = (),
-    allow: Sequence[str] | None = None,
-    diversity: Mapping[str, Any] | None = None,
-    titles: bool = False,
-) -> list[Candidate]:
-    """Candidates for a user from the interests stored with the live generation, best first.
+def search_parameters(
+    question: Question, interests: Interests, generation: int | None, *, exact: bool = False
+) -> dict[str, Any]:
+    """Parameters of CANDIDATES_BY_VECTORS. generation: None for the live one; exact: by a scan."""
+    return parameters_of(question) | {
+        "exclude": [*question.exclude, *interests.banned],
+        "interests": [HalfVector(vector) for vector in interests.vectors],
+        "weights": None if interests.weights is None else list(interests.weights),
+        "space": question.searched_space,
+        "generation": generation,
+        "exact": exact,
+    }
+
+
+def retrieve(connection: psycopg.Connection[Any], question: Question) -> list[Candidate]:
+    """Candidates for the question's user from the interests stored with the live generation, best first.
 
     Raises psycopg.Error with a SQLSTATE of serving.errors.PROBLEMS; errors.user_error() words it for a person.
     """
-    parameters = candidate_parameters(
-        k=k, filter=filter, exclude=exclude, merge=merge, allow=allow, diversity=diversity
-    )
-    parameters |= {"user_id": user_id, "exclude_seen": exclude_seen}
     with connection.cursor(binary=True, row_factory=class_row(Candidate)) as cursor:
-        found = cursor.execute(CANDIDATES, parameters).fetchall()
-    if not titles:
+        found = cursor.execute(CANDIDATES, parameters_of(question)).fetchall()
+    if "title" not in question.fields:
         return found
     known = _titles(connection, [candidate.item_id for candidate in found])
     return [replace(candidate, title=known.get(candidate.item_id)) for candidate in found]

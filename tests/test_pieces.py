@@ -41,9 +41,8 @@ from serving.loaded.content_queries import ContentQueries
 from serving.loaded.loader import Loader
 from serving.loaded.user_towers import UserTowers
 from serving.memory.fill import read
-from serving.memory.item_index import Asked
-from serving.metrics import Metrics
-from serving.models import RetrieveRequest
+from serving.metrics import ServerMetrics
+from serving.question import Interests, Question
 from serving.rank.similarity import Pair, similarity_features
 from tests.conftest import cloned
 from tests.encoders.checkpoints import bert, vit
@@ -71,6 +70,7 @@ PIECES: dict[str, tuple[int, int]] = {
     "pipelines.generation.search_depth.BLOCK": (7, ITEMS),
     "pipelines.generation.training_set.ITEMS_BATCH": (7, ITEMS),
     "pipelines.generation.training_set.USERS_BATCH": (7, USERS),
+    "serving.memory.interest_lists.BLOCK": (7, ITEMS),
     "serving.memory.inverted_file.BLOCK": (7, ITEMS),
     "serving.loaded.content_queries.BATCH": (7, ITEMS),
     "serving.memory.fill.BLOCK": (3, ITEMS + 1),
@@ -239,7 +239,8 @@ class Flow:
         vectors = [np.stack([v.to_numpy() for v in row[0]]).astype(np.float32) for row in stored]
         answers = [
             index.answer(
-                Asked(each, range(len(each)), [1.0] * len(each), ITEMS, {}, [], "max", None, None, titles=True)
+                Question(vectors=each.tolist(), k=ITEMS, fields=["title"]),
+                Interests("stored", each, None, range(len(each))),
             )
             for each in vectors
         ]
@@ -278,14 +279,14 @@ class Flow:
 
 async def _at_once(url: str, weights: bytes, config: Any, histories: Sequence[Any]) -> list[Any]:
     """Interests of all histories and vectors of as many texts, asked in one moment."""
-    metrics, loader = Metrics(), Loader(patience=60)
+    metrics, loader = ServerMetrics(), Loader(patience=60)
     towers, database = UserTowers(metrics, loader, window=0), Database(url, metrics, size=2, timeout=60)
     content = ContentQueries(database, metrics, loader)
     await database.open()
     try:
         await towers.load(1, weights, config)
         found = await asyncio.gather(*(towers.interests(1, list(history)) for history in histories))
-        texts = [RetrieveRequest(text=f"red shoe {'a ' * n}") for n in range(ITEMS)]
+        texts = [Question(text=f"red shoe {'a ' * n}") for n in range(ITEMS)]
         embedded = await asyncio.gather(*(content.embed(question) for question in texts))
         return [np.concatenate([each.vectors for each in found]), np.stack([each.vector for each in embedded])]
     finally:

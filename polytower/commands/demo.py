@@ -123,6 +123,7 @@ def _counts(connection: Any) -> dict[str, int]:
 def _recommend(connection: Any, report: DemoReport) -> None:
     """The first user, by id, whose history is of middling length: nobody picked for looking good."""
     from serving import queries
+    from serving.question import Question
 
     (report.user,) = connection.execute(
         """select user_id from interactions group by user_id
@@ -132,7 +133,7 @@ def _recommend(connection: Any, report: DemoReport) -> None:
         """select item_id from interactions where user_id = %s order by occurred_at desc, position desc limit %s""",
         [report.user, SHOWN_HISTORY],
     ).fetchall()
-    found = queries.retrieve(connection, report.user, k=SHOWN_CANDIDATES)
+    found = queries.retrieve(connection, Question(user_id=report.user, k=SHOWN_CANDIDATES))
     described = {
         item_id: (title, genres)
         for item_id, title, genres in connection.execute(

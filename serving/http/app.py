@@ -1,6 +1,5 @@
 """The HTTP API: parse, ask, answer. Every error is a problem response; only the pool outlives a request."""
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,24 +12,15 @@ from starlette.types import ASGIApp
 
 from polytower.postgres import server_url
 from polytower.settings import settings
-from serving.database import Database
 from serving.http import routes
 from serving.http.guard import Guard, KeyRing
-from serving.http.hot_routes import HotRoute, Straight
+from serving.http.hot_routes import HotRoute, HotRoutes
 from serving.http.limits import Limits
 from serving.http.openapi import METRICS, PROBLEMS, Api
 from serving.http.respond import EXPECTED, respond
-from serving.loaded.content_queries import ContentQueries
-from serving.loaded.loader import Loader
-from serving.loaded.user_towers import UserTowers
-from serving.memory.live_index import Indexes
-from serving.metrics import CONTENT_TYPE, Metrics
+from serving.metrics import CONTENT_TYPE
 from serving.models import FeaturesRequest, RetrieveRequest
-from serving.rank.feature_service import Features
-from serving.rank.ranking import Ranking
-from serving.retrieve.retrieval import Retrieval
-from serving.retrieve.shadow import Shadow
-from serving.retrieve.warmer import warmer
+from serving.services import make_services
 
 LOG = logging.getLogger(__name__)
 HOT = (
@@ -68,56 +58,29 @@ def create_app(
     """
     caps = caps or Caps()
     guarded = bool(settings().require_keys) if require_keys is None else require_keys
-    metrics = Metrics()
-    where = url or server_url()
-    loader = Loader(patience=caps.patience)
-    towers = UserTowers(metrics, loader)
-    database = Database(where, metrics, size=caps.pool, timeout=caps.deadline * 0.8)
-    features = Features(where, metrics, timeout=caps.deadline * 0.8)
-    ring = KeyRing(database)
-    content = ContentQueries(database, metrics, loader)
-    indexes = Indexes(where, metrics, limit=settings().index_mb << 20, threads=settings().search_threads)
-    shadow = Shadow(database, metrics)
-    retrieval = Retrieval(towers, metrics, indexes, shadow)
+    services = make_services(
+        url or server_url(), pool=caps.pool, timeout=caps.deadline * 0.8, patience=caps.patience, warm=warm
+    )
+    metrics, ring = services.metrics, KeyRing(services.database)
+    answered = partial(respond, metrics=metrics)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        await database.open()
-        features.open()
-        indexes.refresh()
-        warming = None if app.state.warmer is None else asyncio.create_task(app.state.warmer.run())
-        yield
-        if warming is not None:
-            warming.cancel()
-        if guarded:
-            await ring.note_use()
-        await shadow.settled()
-        await indexes.close()
-        await database.close()
-        towers.close()
-        content.close()
-        loader.close()
-        features.close()
-
-    answered = partial(respond, metrics=metrics)
+        async with services.running():
+            services.features.open()
+            yield
+            if guarded:
+                await ring.note_use()
 
     def around(inner: ASGIApp) -> ASGIApp:
         return Limits(
-            Straight(inner, HOT, respond=answered), metrics,
+            HotRoutes(inner, HOT, respond=answered), metrics,
             body=caps.body, concurrency=caps.concurrency, deadline=caps.deadline, per_client=caps.per_client,
             reading=caps.reading, admit=Guard(ring, metrics).admit if guarded else None,
         )  # fmt: skip
 
     app = Api(guarded=guarded, around=around, lifespan=lifespan)
-    app.state.database = database
-    app.state.retrieval = retrieval
-    app.state.content = content
-    app.state.features = features
-    app.state.ranking = Ranking(features, metrics)
-    app.state.indexes = indexes
-    app.state.metrics = metrics
-    app.state.warmer = warmer(database, retrieval, content, loader) if warm else None
-    app.state.ring = ring
+    app.state.services = services
     app.include_router(routes.probes)
     app.include_router(routes.v1, responses=PROBLEMS)
 

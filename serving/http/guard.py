@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from time import monotonic
 
 import psycopg
@@ -23,7 +24,7 @@ from serving.errors import NO_DATABASE, NO_KEY, NO_SCOPE, RATE_LIMITED, UNKNOWN_
 from serving.http import keys
 from serving.http.keys import ApiKey
 from serving.http.limits import address_of
-from serving.metrics import Metrics
+from serving.metrics import ServerMetrics
 
 LOG = logging.getLogger(__name__)
 FRESH = 2.0  # seconds that the keys in memory are believed
@@ -52,7 +53,7 @@ class TokenBucket:
     tokens: float
     at: float
 
-    def take(self, now: float) -> float:
+    def spend(self, now: float) -> float:
         """Takes one token and answers 0, or answers the seconds until there is one."""
         self.tokens = min(self.burst, self.tokens + (now - self.at) * self.rate)
         self.at = now
@@ -68,13 +69,13 @@ class Strangers:
     def __init__(self) -> None:
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
 
-    def take(self, address: str, now: float) -> None:
+    def count_try(self, address: str, now: float) -> None:
         """Counts one try. Raises Problem beyond TRIES at once and one a second."""
         bucket = self._buckets.setdefault(address, TokenBucket(1.0, TRIES, TRIES, now))
         self._buckets.move_to_end(address)
         while len(self._buckets) > ADDRESSES:
             self._buckets.popitem(last=False)
-        wait = bucket.take(now)
+        wait = bucket.spend(now)
         if wait:
             detail = "too many keys from this address were unknown or revoked; a valid one is still let in"
             raise Problem(RATE_LIMITED, detail, retry_after=math.ceil(wait))
@@ -106,7 +107,7 @@ class KeyRing:
         stranger = fingerprint not in self._keys
         self._read_if_stale()
         if stranger:  # before it waits for anything
-            self._strangers.take(address, self._clock())
+            self._strangers.count_try(address, self._clock())
         await self._fresh()
         key = self._keys.get(fingerprint)
         if key is None:
@@ -143,7 +144,7 @@ class KeyRing:
         bucket = self._buckets.get(key.key_id)
         if bucket is None or (bucket.rate, bucket.burst) != (key.rate, key.burst):
             bucket = self._buckets[key.key_id] = TokenBucket(key.rate, key.burst, key.burst, now)
-        wait = bucket.take(now)
+        wait = bucket.spend(now)
         if wait:
             detail = f"key {key.key_id} may ask {key.rate:g} times a second, {key.burst} at once"
             raise Problem(RATE_LIMITED, detail, retry_after=math.ceil(wait))
@@ -192,9 +193,9 @@ class KeyRing:
 
 
 class Guard:
-    """Says of each request which key it brings; the key itself is then in scope["state"]["key"]."""
+    """Says of each request which key it brings; scope["state"]["charge"] then counts further requests against it."""
 
-    def __init__(self, ring: KeyRing, metrics: Metrics) -> None:
+    def __init__(self, ring: KeyRing, metrics: ServerMetrics) -> None:
         self.ring = ring
         self.metrics = metrics
 
@@ -205,7 +206,7 @@ class Guard:
             return None
         with self.metrics.stage("key"):
             key = await self.ring.admit(_presented(scope), needed, address_of(scope))
-        scope.setdefault("state", {})["key"] = key
+        scope.setdefault("state", {})["charge"] = partial(self.ring.charge, key)
         return key.key_id
 
 

@@ -27,7 +27,7 @@ class HotRoute:
     endpoint: Callable[[Any, Request], Awaitable[Response]]
 
 
-class Straight:
+class HotRoutes:
     """Wraps the application. respond: the response to an error."""
 
     def __init__(

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import INTERNAL, REQUEST_ID, TOO_LARGE, TOO_LATE, TOO_MANY, TOO_SLOW, Problem
 from serving.http.respond import problem_of, send_problem
-from serving.metrics import Metrics
+from serving.metrics import ServerMetrics
 
 # Ids that are taken from a request: what a log line and a header can hold as they are.
 SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
@@ -40,7 +40,7 @@ class Limits:
     def __init__(
         self,
         app: ASGIApp,
-        metrics: Metrics,
+        metrics: ServerMetrics,
         *,
         body: int,
         concurrency: int,

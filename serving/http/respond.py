@@ -11,7 +11,7 @@ from starlette.types import Send
 
 from serving.errors import INTERNAL, INVALID, MEDIA_TYPE, REQUEST_ID, Kind, Problem, from_postgres
 from serving.json_columns import json_bytes
-from serving.metrics import Metrics
+from serving.metrics import ServerMetrics
 
 LOG = logging.getLogger(__name__)
 # What a request may fail with; anything else is the server's own failure.
@@ -26,7 +26,7 @@ def problem_of(error: Exception) -> Problem:
     return problem
 
 
-def respond(error: Exception, metrics: Metrics) -> Response:
+def respond(error: Exception, metrics: ServerMetrics) -> Response:
     """The response to an error, counted."""
     problem = problem_of(error)
     metrics.problem(problem.kind.slug)
@@ -35,7 +35,7 @@ def respond(error: Exception, metrics: Metrics) -> Response:
     return Response(json_bytes(problem.as_json()), problem.kind.status, headers, MEDIA_TYPE)
 
 
-async def send_problem(send: Send, problem: Problem, metrics: Metrics) -> None:
+async def send_problem(send: Send, problem: Problem, metrics: ServerMetrics) -> None:
     """The same where there is no application around: plain ASGI."""
     metrics.problem(problem.kind.slug)
     headers = {"content-type": MEDIA_TYPE, **problem.headers}

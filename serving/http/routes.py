@@ -1,7 +1,7 @@
 """The endpoints: each borrows a connection, asks one question and writes its answer."""
 
-import asyncio
 from base64 import b64encode
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import psycopg
@@ -13,23 +13,20 @@ from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 
 from serving import queries
-from serving.database import Session
-from serving.errors import NOT_READY, PROBLEMS, Problem, from_postgres
+from serving.answering import answer, answer_batch
+from serving.errors import NOT_READY, PROBLEMS, Problem
+from serving.field_types import MAX_K, Id
 from serving.http import interactions
 from serving.http.openapi import CONFLICT, UNREADY
 from serving.http.reading import json_of
 from serving.json_columns import json_bytes
-from serving.loaded.content_queries import ContentVector
 from serving.models import (
-    MAX_CONDITIONS,
-    MAX_K,
     BatchAnswer,
     BatchRequest,
     FeaturesAnswer,
     FeaturesRequest,
     GenerationsAnswer,
     Health,
-    Id,
     InteractionsAnswer,
     InteractionsRequest,
     InterestsAnswer,
@@ -37,12 +34,13 @@ from serving.models import (
     RetrieveAnswer,
     RetrieveRequest,
     SimilarAnswer,
-    Space,
 )
 from serving.queries import Interest, Neighbour
+from serving.question import MAX_CONDITIONS, Space
 from serving.rank.feature_service import ARROW, as_arrow, with_columns
 from serving.rank.features import json_rows
-from serving.rank.ranking import Ranked
+from serving.retrieve.live import live, live_or_none
+from serving.services import Services
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,95 +55,38 @@ def _json(content: Any) -> Response:
     return Response(written, media_type="application/json")
 
 
+def services_of(request: Request) -> Services:
+    """The server's parts, which create_app made."""
+    services: Services = request.app.state.services
+    return services
+
+
 _ARROW = {"content": {ARROW: {"schema": {"type": "string", "format": "binary"}}}}
 
 
 @v1.post("/retrieve", response_model=RetrieveAnswer, tags=["retrieval"], responses={200: _ARROW, **CONFLICT})
 async def retrieve(question: RetrieveRequest, request: Request) -> Response:
     """Candidates for a user, a raw history, given vectors, a text or a picture; filtered before the cut, merged."""
-    try:
-        ranked = await _ranked(question, request)
-    except (psycopg.Error, Problem) as error:
-        if (error if isinstance(error, Problem) else from_postgres(error)).kind is not PROBLEMS["PT013"]:
-            raise
-        # The generation was dropped, or replaced, under the request: the next one is live.
-        ranked = await _ranked(question, request)
+    ranked = await answer(services_of(request), question)
     if _wants_arrow(request):
         return Response(as_arrow(ranked.as_table()), media_type=ARROW)
     return _json(ranked.as_json())
-
-
-async def _ranked(question: RetrieveRequest, request: Request) -> Ranked:
-    state = request.app.state
-    content = await state.content.embed(question) if question.asks_by_content else None
-    if not question.is_ranked:
-        async with state.database.connection() as connection:
-            return Ranked(question, await state.retrieval.answer(connection, question, content))
-    async with state.database.snapshot() as connection:
-        await _check_live(connection, content)
-        answer = await state.retrieval.answer(connection, question, content)
-        ranked: Ranked = await state.ranking.complete(connection, question, answer)
-    return ranked
-
-
-async def _check_live(connection: Session, content: ContentVector | None) -> None:
-    """A text or picture was embedded before the snapshot: refuses it if another generation is live by now."""
-    if content is not None and content.generation != await _live(connection):
-        raise Problem(PROBLEMS["PT013"], "another generation went live while the question was read; try again")
 
 
 @v1.post("/retrieve:batch", response_model=BatchAnswer, tags=["retrieval"])
 async def retrieve_batch(batch: BatchRequest, request: Request) -> Response:
     """Several questions over one snapshot, and so one generation; a question that fails leaves the others alone."""
     _charge(request, len(batch.requests) - 1)
-    embedded = await asyncio.gather(*(_embedded(question, request) for question in batch.requests))
-    async with request.app.state.database.snapshot() as connection:
-        answers = [
-            await _one_of_batch(request, connection, question, content)
-            for question, content in zip(batch.requests, embedded, strict=True)
-        ]
+    found = await answer_batch(services_of(request), batch.requests)
+    answers = [each.as_json() if isinstance(each, Problem) else Fragment(each.as_json()) for each in found]
     return _json({"answers": answers})
 
 
 def _charge(request: Request, further: int) -> None:
     """A batch counts as many requests as it holds against the key's rate."""
-    key = getattr(request.state, "key", None)
-    if key is not None:
-        request.app.state.ring.charge(key, further)
-
-
-async def _embedded(question: RetrieveRequest, request: Request) -> ContentVector | Problem | None:
-    """What a question by content is embedded as, or the problem with it."""
-    if not question.asks_by_content:
-        return None
-    try:
-        vector: ContentVector = await request.app.state.content.embed(question)
-    except Problem as problem:
-        return problem
-    return vector
-
-
-async def _one_of_batch(
-    request: Request, connection: Session, question: RetrieveRequest, content: ContentVector | Problem | None
-) -> Fragment | dict[str, Any]:
-    state = request.app.state
-    try:
-        if isinstance(content, Problem):
-            raise content
-        await _check_live(connection, content)
-        async with connection.transaction():
-            answer = await state.retrieval.answer(connection, question, content)
-        ranked = Ranked(question, answer)
-        if question.is_ranked:
-            ranked = await state.ranking.complete(connection, question, answer)
-        return Fragment(ranked.as_json())
-    except Problem as refusal:
-        return refusal.as_json()
-    except psycopg.Error as error:
-        problem = from_postgres(error)
-        if problem.kind.status >= 500:
-            raise
-        return problem.as_json()
+    charge: Callable[[int], None] | None = getattr(request.state, "charge", None)
+    if charge is not None:
+        charge(further)
 
 
 Filter = Annotated[
@@ -166,13 +107,14 @@ async def similar(
     if isinstance(wanted, dict) and len(wanted) > MAX_CONDITIONS:
         raise Problem(PROBLEMS["PT008"], f"the filter names more than {MAX_CONDITIONS} attributes")
     parameters = {"item_id": item_id, "k": k, "space": space, "filter": Jsonb(wanted)}
-    with request.app.state.metrics.stage("search"):
+    services = services_of(request)
+    with services.metrics.stage("search"):
         async with (
-            request.app.state.database.connection() as connection,
+            services.database.connection() as connection,
             connection.cursor(row_factory=class_row(Neighbour)) as cursor,
         ):
             found = await (await cursor.execute(queries.NEIGHBOURS, parameters)).fetchall()
-            generation = found[0].generation if found else await _live(connection)
+            generation = found[0].generation if found else await live(connection)
     items = [{"item_id": n.item_id, "score": n.score, "rank": n.rank} for n in found]
     return _json({"generation": generation, "space": space, "items": items})
 
@@ -187,7 +129,7 @@ async def interests(
 ) -> Response:
     """The interests stored with the live generation."""
     async with (
-        request.app.state.database.connection() as connection,
+        services_of(request).database.connection() as connection,
         connection.cursor(binary=True, row_factory=class_row(Interest)) as cursor,
     ):
         found = await (await cursor.execute(queries.INTERESTS, {"user_id": user_id})).fetchall()
@@ -207,8 +149,9 @@ def _vector(vector: HalfVector, form: Literal["numbers", "base64"]) -> list[floa
 @v1.post("/interactions", response_model=InteractionsAnswer, tags=["data"], responses=CONFLICT)
 async def interact(question: InteractionsRequest, request: Request) -> InteractionsAnswer:
     """Takes events, all or none; the next retrieval for these users knows them."""
-    with request.app.state.metrics.stage("write"):
-        async with request.app.state.database.connection() as connection:
+    services = services_of(request)
+    with services.metrics.stage("write"):
+        async with services.database.connection() as connection:
             return await interactions.append(connection, question.interactions)
 
 
@@ -227,15 +170,16 @@ async def features(question: FeaturesRequest, request: Request) -> Response:
 
 
 async def _feature_table(question: FeaturesRequest, request: Request) -> "pa.Table":
-    state, entities = request.app.state, dict(question.entities)
+    services, entities = services_of(request), dict(question.entities)
     if not question.similarity:
-        return await state.features.fetch(question.service, entities)
+        assert question.service is not None
+        return await services.features.fetch(question.service, entities)
     rows: pa.Table | dict[str, list[str]] = entities
-    async with state.database.snapshot() as connection:
+    async with services.database.snapshot() as connection:
         if question.service is not None:
-            rows = await state.features.fetch(question.service, entities, await connection.exported())
-        generation = await _live_or_none(connection)
-        similar = await state.ranking.similarity(connection, generation, entities["user_id"], entities["item_id"])
+            rows = await services.features.fetch(question.service, entities, await connection.exported())
+        generation = await live_or_none(connection)
+        similar = await services.ranking.similarity(connection, generation, entities["user_id"], entities["item_id"])
     return with_columns(rows, similar)
 
 
@@ -247,7 +191,7 @@ def _wants_arrow(request: Request) -> bool:
 async def generations(request: Request) -> Response:
     """All generations, newest first."""
     async with (
-        request.app.state.database.connection() as connection,
+        services_of(request).database.connection() as connection,
         connection.cursor(row_factory=dict_row) as cursor,
     ):
         rows = await (await cursor.execute(queries.GENERATIONS)).fetchall()
@@ -263,24 +207,13 @@ async def health() -> Health:
 @probes.get("/readyz", responses=UNREADY)
 async def ready(request: Request) -> Ready:
     """503 without Postgres, without the tables, without a live generation, or while `--warm` is loading."""
-    if request.app.state.warmer is not None and not request.app.state.warmer.done:
+    services = services_of(request)
+    if services.warmer is not None and not services.warmer.done:
         raise Problem(
             NOT_READY, "torch, the user tower or an encoder is being loaded; questions are answered meanwhile"
         )
     try:
-        async with request.app.state.database.connection(timeout=2) as connection:
-            return Ready(status="ready", generation=await _live(connection))
+        async with services.database.connection(timeout=2) as connection:
+            return Ready(status="ready", generation=await live(connection))
     except psycopg.errors.UndefinedTable as error:
         raise Problem(NOT_READY, "the database is not migrated; run `polytower init`") from error
-
-
-async def _live(connection: Session) -> int:
-    generation = await _live_or_none(connection)
-    if generation is None:
-        raise Problem(PROBLEMS["PT001"], "no generation is live; build one and promote it")
-    return generation
-
-
-async def _live_or_none(connection: Session) -> int | None:
-    row = await (await connection.execute(queries.READY)).fetchone()
-    return None if row is None else int(row[0])

@@ -36,8 +36,8 @@ from serving.errors import (
 )
 from serving.loaded.batching import Batcher
 from serving.loaded.loader import Loader
-from serving.metrics import Metrics
-from serving.models import RetrieveRequest
+from serving.metrics import ServerMetrics
+from serving.question import Question
 
 if TYPE_CHECKING:
     from encoders.content.image import ImageEncoder, PixelBatch
@@ -51,7 +51,7 @@ WINDOW = 0.002
 BATCH = 16
 VARIABLE: dict[Modality, str] = {"text": "POLYTOWER_TEXT_ENCODER", "image": "POLYTOWER_IMAGE_ENCODER"}
 
-Rows = dict[str, NDArray[np.float32]]
+ContentRows = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ class Projection(NamedTuple):
     """One question for the content tower: its generation, and a row per modality that was asked with."""
 
     generation: int
-    rows: Rows
+    rows: ContentRows
 
 
 class ContentQueries:
     """Encoders by modality, content towers of the newest generations, one thread for both; pictures decoded beside."""
 
-    def __init__(self, database: Database, metrics: Metrics, loader: Loader) -> None:
+    def __init__(self, database: Database, metrics: ServerMetrics, loader: Loader) -> None:
         self._database = database
         self._metrics = metrics
         self._loader = loader
@@ -94,7 +94,7 @@ class ContentQueries:
             observe=lambda size: metrics.batch("text", size),
         )  # fmt: skip
 
-    async def embed(self, question: RetrieveRequest) -> ContentVector:
+    async def embed(self, question: Question) -> ContentVector:
         """The question's text and picture as one vector of the live generation's content space. Raises Problem.
 
         Holds no connection while it encodes.
@@ -106,7 +106,7 @@ class ContentQueries:
                     _check_has(live, modality)
                     self._loader.start(*_load_of(modality))
             await self._load_tower(live.generation)
-            rows: Rows = {}
+            rows: ContentRows = {}
             if question.text is not None:
                 rows["text"] = await self._text(live, question.text)
             if question.image is not None:
@@ -233,7 +233,7 @@ def _encode_picture(encoder: "ImageEncoder", batch: "PixelBatch") -> NDArray[np.
     return vector
 
 
-def _forward(tower: "Content", rows: Rows) -> NDArray[np.float32]:
+def _forward(tower: "Content", rows: ContentRows) -> NDArray[np.float32]:
     """One question through the content tower; the modalities that it was not asked with are missing ones."""
     import torch
 

@@ -17,7 +17,7 @@ from encoders.content.attributes import user_vectors
 from serving.errors import PROBLEMS, Problem
 from serving.loaded.batching import Batcher
 from serving.loaded.loader import Loader
-from serving.metrics import Metrics
+from serving.metrics import ServerMetrics
 
 if TYPE_CHECKING:
     from encoders.towers.towers import UserTower
@@ -56,7 +56,7 @@ class History:
 class UserTowers:
     """The user towers of the newest generations, and the one thread that runs them, batch by batch."""
 
-    def __init__(self, metrics: Metrics, loader: Loader, *, window: float = WINDOW) -> None:
+    def __init__(self, metrics: ServerMetrics, loader: Loader, *, window: float = WINDOW) -> None:
         self._loader = loader
         self._towers: OrderedDict[int, UserTower] = OrderedDict()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="user-tower")

@@ -95,13 +95,13 @@ class TooLarge(Exception):  # noqa: N818 no error: SQL answers then
     """The live generation would not fit the memory that the index may take."""
 
 
-def load(url: str, limit: int) -> ItemIndex | None:
+def load(url: str, limit: int, kind: str | None = None) -> ItemIndex | None:
     """read() over a connection and a snapshot of its own."""
     try:
         with psycopg.connect(url, connect_timeout=5, **OPTIONS) as connection:
             open_session(connection)
             connection.isolation_level = IsolationLevel.REPEATABLE_READ
-            return read(connection, limit)
+            return read(connection, limit, kind)
     finally:
         _give_back()
 
@@ -113,8 +113,11 @@ def _give_back() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def read(connection: psycopg.Connection[Any], limit: int) -> ItemIndex | None:
-    """The live generation as an index; None when there is none. Raises TooLarge beyond `limit` bytes."""
+def read(connection: psycopg.Connection[Any], limit: int, kind: str | None = None) -> ItemIndex | None:
+    """The live generation as an index; None when there is none. Raises TooLarge beyond `limit` bytes.
+
+    kind: of its vector index; None: by size.
+    """
     live = connection.execute(LIVE).fetchone()
     if live is None:
         return None
@@ -138,6 +141,7 @@ def read(connection: psycopg.Connection[Any], limit: int) -> ItemIndex | None:
         _integers(available).astype(bool),
         postings,
         _sample(connection, generation, dim),
+        kind,
     )
     if index.bytes > limit:
         raise TooLarge(f"generation {generation} takes {index.bytes >> 20} MiB, more than {limit >> 20} MiB")

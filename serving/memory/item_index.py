@@ -1,25 +1,26 @@
 """The item embeddings of one generation in memory, searched for several interests at once.
 
 Answers as the SQL functions do (migrations/sql/retrieve_vectors_v1.sql), item for item where both are exact. Small
-catalogues and selective filters are scanned, exactly; large ones are searched in the nearest cells of an inverted file
-(faiss) whose codes are the stored 16-bit values themselves, so that scores are exact and only the choice is not.
+catalogues and selective filters are scanned, exactly; large ones are probed, as their vector index does that.
 docs/adr/0007 has the measurements. Nothing here writes: a new generation, or new attributes, make a new index.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.memory.inverted_file import EXACT_ITEMS, Cells, Floats, Ints, Lists, Mask
-from serving.memory.merges import MERGES, Question, provenance
+from serving.memory.interest_lists import Floats, Ints, Lists, Mask, scan_members
+from serving.memory.merges import MERGES, MergeContext, provenance
 from serving.memory.packed_strings import Ids, Texts
 from serving.memory.postings import Postings
+from serving.memory.vector_index import EXACT_ITEMS, make_vector_index
 from serving.queries import Candidates, Found
+from serving.question import Interests, Question
 
 # Selective filters whose items are kept at hand, at most EXACT_ITEMS each.
 FILTERS = 4
@@ -27,28 +28,6 @@ FILTERS = 4
 LARGEST, SMALLEST = 3e38, 1e-37
 # Products of two numbers that take a core three milliseconds at most.
 QUICK = 4_000_000
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One question to an index.
-
-    interests: float32 [K, D], as 16 bits hold them; numbers: what candidates call them; weights: [K], None for equal;
-    allow: None for all items; diversity: {"attribute": text, "weight": number}, with the merge `diverse` only.
-    titles and found_by: whether candidates come with them.
-    """
-
-    interests: Floats
-    numbers: Sequence[int]
-    weights: Sequence[float] | None
-    k: int
-    filter: Mapping[str, Any]
-    exclude: Sequence[str]
-    merge: str
-    allow: Sequence[str] | None = None
-    diversity: Mapping[str, Any] | None = None
-    titles: bool = False
-    found_by: bool = True
 
 
 class ItemIndex:
@@ -67,8 +46,9 @@ class ItemIndex:
         available: Mask,
         postings: Postings,
         sample: Floats | None = None,
+        kind: str | None = None,
     ) -> None:
-        """vectors: [V, D]. sample: interests [Q, D] that the search is tuned with."""
+        """vectors: [V, D]. sample: interests [Q, D] that the search is tuned with. kind: of make_vector_index."""
         self.generation = generation
         self.version = version
         self.dim = vectors.shape[1]
@@ -79,8 +59,8 @@ class ItemIndex:
         self._all_available = bool(available.all())
         self._lock = Lock()
         self._filtered: dict[str, tuple[Ints, Floats]] = {}
-        self.cells = Cells(vectors)
-        self.recall = 1.0 if sample is None else self.cells.tune(sample)
+        self.vector_index = make_vector_index(vectors, kind)
+        self.recall = 1.0 if sample is None else self.vector_index.tune(sample)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -89,81 +69,83 @@ class ItemIndex:
     def bytes(self) -> int:
         """What it holds in memory."""
         held = self._ids.bytes + self._titles.bytes + self._available.nbytes
-        return held + self._postings.bytes + self.cells.bytes
+        return held + self._postings.bytes + self.vector_index.bytes
 
-    def quick(self, asked: Asked) -> bool:
+    def quick(self, question: Question, interests: Interests) -> bool:
         """Whether the answer takes so little that handing it to a thread would cost as much."""
-        return (
-            not asked.filter
-            and asked.allow is None
-            and asked.merge != "diverse"
-            and asked.interests.size * max(self.cells.searched, 2 * asked.k) <= QUICK
-        )
+        vectors_KD = interests.matrix
+        if vectors_KD is None or question.filter or question.allow is not None or question.merge == "diverse":
+            return vectors_KD is None
+        return vectors_KD.size * max(self.vector_index.searched, 2 * question.k) <= QUICK
 
-    def answer(self, asked: Asked) -> Candidates | None:
+    def answer(self, question: Question, interests: Interests) -> Candidates | None:
         """Candidates, best first. None: only Postgres knows (see Postings), or the question has a fault to name."""
-        if asked.interests.shape[1:] != (self.dim,) or not self._readable(asked):
+        vectors_KD = interests.matrix
+        if question.searched_space != "item" or vectors_KD is None or vectors_KD.shape[1:] != (self.dim,):
             return None
-        wanted = self._postings.mask(asked.filter) if asked.filter else None
-        merge = self._question(asked)
-        if merge is None or (asked.filter and wanted is None):
+        weights = [1.0] * len(vectors_KD) if interests.weights is None else interests.weights
+        if not self._answerable(question, len(vectors_KD), weights):
             return None
-        lists = self._search(asked, self._allowed(asked, wanted))
-        merged = MERGES[asked.merge](lists, merge)
-        return self._written(lists, merged.row, merged.score, asked)
+        wanted = self._postings.mask(question.filter) if question.filter else None
+        context = self._merge_context(question, weights)
+        if context is None or (question.filter and wanted is None):
+            return None
+        exclude = [*question.exclude, *interests.banned]
+        lists = self._search(vectors_KD, question, len(exclude), self._allowed(question, exclude, wanted))
+        merged = MERGES[question.merge](lists, context)
+        numbers = np.asarray(interests.numbers)[lists.interest]
+        return self._candidates(lists, merged.row, merged.score, numbers, question)
 
     def vectors(self, item_ids: Sequence[str]) -> list[NDArray[np.float32] | None]:
         """The embedding of each item, None for items that the generation does not know."""
         positions = self._ids.positions(item_ids)
-        rows = iter(self.cells.vectors(positions[positions >= 0]))
+        rows = iter(self.vector_index.vectors(positions[positions >= 0]))
         return [next(rows) if position >= 0 else None for position in positions]
 
-    def _readable(self, asked: Asked) -> bool:
-        weights = _weights(asked)
+    def _answerable(self, question: Question, interests: int, weights: Sequence[float]) -> bool:
         return (
-            1 <= asked.k <= 1000
-            and 1 <= len(asked.interests) <= 64
-            and len(weights) == len(asked.interests)
+            1 <= interests <= 64
+            and len(weights) == interests
             and all(0 <= weight <= LARGEST for weight in weights)
             and any(weight >= SMALLEST for weight in weights)
-            and asked.merge in MERGES
-            and (asked.merge == "diverse") == (asked.diversity is not None)
+            and question.merge in MERGES
+            and (question.merge == "diverse") == (question.diversity is not None)
         )
 
-    def _question(self, asked: Asked) -> Question | None:
-        if asked.diversity is None:
-            return Question(asked.k, _weights(asked))
-        attribute, weight = str(asked.diversity["attribute"]), float(asked.diversity["weight"])
+    def _merge_context(self, question: Question, weights: Sequence[float]) -> MergeContext | None:
+        """None: the attribute of `diverse` is one that only Postgres knows."""
+        if question.diversity is None:
+            return MergeContext(question.k, weights)
+        attribute = question.diversity.attribute
         if not self._postings.knows(attribute):
             return None
-        return Question(
-            asked.k, _weights(asked), weight, lambda positions: self._postings.categories(attribute, positions)
-        )
+        categories = partial(self._postings.categories, attribute)
+        return MergeContext(question.k, weights, question.diversity.weight, categories)
 
-    def _allowed(self, asked: Asked, wanted: Mask | None) -> Mask | None:
+    def _allowed(self, question: Question, exclude: Sequence[str], wanted: Mask | None) -> Mask | None:
         """Which items may be answered; None: all. wanted: those that the filter leaves, None for no filter."""
-        if wanted is None and asked.allow is None and not asked.exclude and self._all_available:
+        if wanted is None and question.allow is None and not exclude and self._all_available:
             return None
         allowed: Mask = self._available.copy() if wanted is None else self._available & wanted
-        if asked.allow is not None:
+        if question.allow is not None:
             listed = np.zeros(len(self), bool)
-            positions = self._ids.positions(asked.allow)
+            positions = self._ids.positions(question.allow)
             listed[positions[positions >= 0]] = True
             allowed &= listed
-        if asked.exclude:
-            positions = self._ids.positions(asked.exclude)
+        if exclude:
+            positions = self._ids.positions(exclude)
             allowed[positions[positions >= 0]] = False
         return allowed
 
-    def _search(self, asked: Asked, allowed: Mask | None) -> Lists:
-        count = len(self) - len(asked.exclude)
-        if allowed is not None and (asked.filter or asked.allow is not None):
+    def _search(self, interests: Floats, question: Question, excluded: int, allowed: Mask | None) -> Lists:
+        count = len(self) - excluded
+        if allowed is not None and (question.filter or question.allow is not None):
             count = int(np.count_nonzero(allowed))
-            if asked.allow is None and count <= EXACT_ITEMS < len(self):
-                return self.cells.scan_members(asked.interests, asked.k, *self._members(asked.filter), allowed)
-        if count <= EXACT_ITEMS or len(self) <= EXACT_ITEMS:
-            return self.cells.scan(asked.interests, asked.k, allowed)
-        return self.cells.probe(asked.interests, asked.k, allowed, len(self) / count)
+            if question.allow is None and count <= EXACT_ITEMS < len(self):
+                return scan_members(interests, question.k, *self._members(question.filter), allowed)
+        if count <= EXACT_ITEMS:
+            return self.vector_index.scan(interests, question.k, allowed)
+        return self.vector_index.probe(interests, question.k, allowed, len(self) / count)
 
     def _members(self, wanted: Mapping[str, Any]) -> tuple[Ints, Floats]:
         """What a selective filter leaves, with its vectors: the same few filters come again and again."""
@@ -176,31 +158,27 @@ class ItemIndex:
         mask = self._postings.mask(wanted)
         assert mask is not None
         positions = np.flatnonzero(mask & self._available)
-        made = positions, self.cells.vectors(positions)
+        made = positions, self.vector_index.vectors(positions)
         with self._lock:
             self._filtered[key] = made
             while len(self._filtered) > FILTERS:
                 self._filtered.pop(next(iter(self._filtered)))
         return made
 
-    def _written(self, lists: Lists, rows: Ints, scores: Floats, asked: Asked) -> Candidates:
+    def _candidates(self, lists: Lists, rows: Ints, scores: Floats, numbers: Ints, question: Question) -> Candidates:
+        """numbers: what candidates call the interest of each row of the lists."""
         positions = lists.position[rows]
-        numbers = np.asarray(asked.numbers)[lists.interest]
         return Candidates(
             self.generation,
             self._ids.at(positions),
             scores,
             numbers[rows],
             lists.rank[rows],
-            _found(lists, rows, numbers) if asked.found_by else None,
-            self._titles.at(positions) if asked.titles else None,
+            _found(lists, rows, numbers) if question.found_by else None,
+            self._titles.at(positions) if "title" in question.fields else None,
         )
 
 
 def _found(lists: Lists, rows: Ints, numbers: Ints) -> Found:
     found, ends = provenance(lists, rows)
     return Found(numbers[found], lists.rank[found], lists.score[found], ends)
-
-
-def _weights(asked: Asked) -> Sequence[float]:
-    return [1.0] * len(asked.interests) if asked.weights is None else asked.weights

@@ -12,9 +12,11 @@ from time import monotonic
 import psycopg
 
 from serving.memory.fill import TooLarge, load
-from serving.memory.item_index import Asked, ItemIndex
-from serving.metrics import Metrics
+from serving.memory.item_index import ItemIndex
+from serving.memory.vector_index import check_kind
+from serving.metrics import ServerMetrics
 from serving.queries import Candidates
+from serving.question import Interests, Question
 
 LOG = logging.getLogger(__name__)
 # Seconds before the next try after one that failed, or was too large.
@@ -22,10 +24,18 @@ PATIENCE = 10.0
 SEARCHERS = 2
 
 
-class Indexes:
-    """Holds one index and replaces it. limit: bytes that it may take, 0 for no index at all. threads: of one search."""
+class LiveIndex:
+    """Holds one index and replaces it.
 
-    def __init__(self, url: str, metrics: Metrics, *, limit: int, threads: int = 1) -> None:
+    limit: bytes that it may take, 0 for no index at all. threads: of one search. kind: of the vector index; None: the
+    one that fits the catalogue's size. Raises UserError for a kind that does not exist.
+    """
+
+    def __init__(
+        self, url: str, metrics: ServerMetrics, *, limit: int, threads: int = 1, kind: str | None = None
+    ) -> None:
+        check_kind(kind)
+        self._kind = kind
         self._url = url
         self._metrics = metrics
         self._limit = limit
@@ -56,11 +66,11 @@ class Indexes:
             await asyncio.shield(self._loading)
         return self._index
 
-    async def answer(self, index: ItemIndex, asked: Asked) -> Candidates | None:
+    async def answer(self, index: ItemIndex, question: Question, interests: Interests) -> Candidates | None:
         """index.answer(), off the event loop unless it is done in a moment."""
-        if index.quick(asked):
-            return index.answer(asked)
-        return await asyncio.get_running_loop().run_in_executor(self._searchers, index.answer, asked)
+        if index.quick(question, interests):
+            return index.answer(question, interests)
+        return await asyncio.get_running_loop().run_in_executor(self._searchers, index.answer, question, interests)
 
     async def close(self) -> None:
         """Ends the threads; a load that is going on is waited for."""
@@ -73,9 +83,11 @@ class Indexes:
     async def _load(self) -> None:
         started = monotonic()
         try:
-            index = await asyncio.get_running_loop().run_in_executor(self._loader, load, self._url, self._limit)
+            index = await asyncio.get_running_loop().run_in_executor(
+                self._loader, load, self._url, self._limit, self._kind
+            )
             if index is not None:
-                index.cells.threads = self._threads
+                index.vector_index.threads = self._threads
             self._index = index
         except TooLarge as reason:
             self._index = None

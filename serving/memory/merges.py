@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.memory.inverted_file import Floats, Ints, Lists
+from serving.memory.interest_lists import Floats, Ints, Lists
 
 # Reciprocal rank fusion's constant (Cormack et al., SIGIR 2009).
 FUSION = 60
@@ -26,8 +26,10 @@ class Merged:
 
 
 @dataclass(frozen=True)
-class Question:
-    """What a merge may look at. weights: one per interest; categories: of rows given by number, for `diverse` only."""
+class MergeContext:
+    """What a merge may look at beside the lists. k: candidates wanted; weights: one per interest; diversity: the weight
+    of differing; categories: those of rows given by number. The last two are for `diverse` only.
+    """
 
     k: int
     weights: Sequence[float]
@@ -45,21 +47,21 @@ def best_rows(lists: Lists) -> Ints:
     return rows[np.argsort(-lists.score[rows], kind="stable")]
 
 
-def merge_max(lists: Lists, question: Question) -> Merged:
+def merge_max(lists: Lists, context: MergeContext) -> Merged:
     """By the best score of any interest."""
-    rows = best_rows(lists)[: question.k]
+    rows = best_rows(lists)[: context.k]
     return Merged(rows, lists.score[rows])
 
 
-def merge_quota(lists: Lists, question: Question) -> Merged:
+def merge_quota(lists: Lists, context: MergeContext) -> Merged:
     """Each interest places its share of k by weight (largest remainder), what is left goes by score."""
     rows = best_rows(lists)
-    quotas = shares(question.weights, question.k)
+    quotas = shares(context.weights, context.k)
     interests = lists.interest[rows]
     over = np.zeros(len(rows), bool)
     for interest, quota in enumerate(quotas):
         over[np.flatnonzero(interests == interest)[quota:]] = True
-    rows = rows[np.sort(np.argsort(over, kind="stable")[: question.k])]
+    rows = rows[np.sort(np.argsort(over, kind="stable")[: context.k])]
     return Merged(rows, lists.score[rows])
 
 
@@ -73,14 +75,14 @@ def shares(weights: Sequence[float], k: int) -> list[int]:
     return places
 
 
-def merge_rrf(lists: Lists, question: Question) -> Merged:
+def merge_rrf(lists: Lists, context: MergeContext) -> Merged:
     """Reciprocal rank fusion: the sum of 1 / (60 + rank) over the interests that found the item."""
     order = np.lexsort((lists.rank, lists.position))  # summed from the best rank on, as SQL does
     positions, starts = np.unique(lists.position[order], return_index=True)
-    return _fused(lists, question.k, positions, _sums(1.0 / (FUSION + lists.rank[order]), starts))
+    return _fused(lists, context.k, positions, _sums(1.0 / (FUSION + lists.rank[order]), starts))
 
 
-def merge_soft(lists: Lists, question: Question) -> Merged:
+def merge_soft(lists: Lists, context: MergeContext) -> Merged:
     """τ · log Σ exp(score / τ) over the interests that found the item: the soft maximum of `soft_consistent`.
 
     An interest that did not list it would add less than its last one does: recall moves by .001 (docs/LOG.md).
@@ -90,7 +92,7 @@ def merge_soft(lists: Lists, question: Question) -> Merged:
     scores = lists.score[order].astype(np.float64)
     best = np.maximum.reduceat(scores, starts) if len(scores) else scores
     ratios = np.exp((scores - np.repeat(best, np.diff(starts, append=len(scores)))) / SOFTNESS)
-    return _fused(lists, question.k, positions, best + SOFTNESS * np.log(_sums(ratios, starts)))
+    return _fused(lists, context.k, positions, best + SOFTNESS * np.log(_sums(ratios, starts)))
 
 
 def _fused(lists: Lists, k: int, positions: Ints, scores: NDArray[np.float64]) -> Merged:
@@ -111,20 +113,20 @@ def _sums(values: NDArray[np.float64], starts: Ints) -> NDArray[np.float64]:
     return sums
 
 
-def merge_diverse(lists: Lists, question: Question) -> Merged:
+def merge_diverse(lists: Lists, context: MergeContext) -> Merged:
     """One by one the item of largest score + weight × (number of picked ones that share no category with it).
 
     ComiRec's greedy inference (KDD 2020, section 3.4), for items of any number of categories.
     """
-    assert question.categories is not None
+    assert context.categories is not None
     rows = best_rows(lists)
     scores = lists.score[rows].astype(np.float64)
-    categories = question.categories(lists.position[rows])
+    categories = context.categories(lists.position[rows])
     shared = np.zeros(len(rows))
     free = np.ones(len(rows), bool)
     picks = []
-    for _ in range(min(question.k, len(rows))):
-        pick = int(np.argmax(np.where(free, scores - question.diversity * shared, -np.inf)))
+    for _ in range(min(context.k, len(rows))):
+        pick = int(np.argmax(np.where(free, scores - context.diversity * shared, -np.inf)))
         free[pick] = False
         shared += categories[:, categories[pick]].any(axis=1)
         picks.append(pick)
@@ -132,7 +134,7 @@ def merge_diverse(lists: Lists, question: Question) -> Merged:
     return Merged(rows, lists.score[rows])
 
 
-MERGES: Mapping[str, Callable[[Lists, Question], Merged]] = {
+MERGES: Mapping[str, Callable[[Lists, MergeContext], Merged]] = {
     "max": merge_max,
     "quota": merge_quota,
     "rrf": merge_rrf,

@@ -15,7 +15,7 @@ from feature_repo.schema import ITEM_ID, USER_ID
 from polytower.errors import UserError
 from polytower.postgres import OPTIONS, open_session
 from serving.errors import UNKNOWN_SERVICE, UNUSABLE_FEATURES, Problem
-from serving.metrics import Metrics
+from serving.metrics import ServerMetrics
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,7 +31,7 @@ class Features:
     timeout: seconds that a statement may run, and that a request waits for a connection.
     """
 
-    def __init__(self, url: str, metrics: Metrics, *, timeout: float = 8.0) -> None:
+    def __init__(self, url: str, metrics: ServerMetrics, *, timeout: float = 8.0) -> None:
         self._metrics = metrics
 
         def configure(connection: psycopg.Connection[Any]) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 from serving import json_columns
 from serving.database import Session
 from serving.errors import UNUSABLE_FEATURES, Problem
-from serving.metrics import Metrics
-from serving.models import RetrieveRequest
+from serving.metrics import ServerMetrics
 from serving.queries import Candidates, Found
+from serving.question import Question
 from serving.rank.feature_service import Features
 from serving.rank.similarity import Pair, similarities
 from serving.retrieve.retrieval import Answer
@@ -29,7 +29,7 @@ class Ranked:
     user_columns: the columns of features that say something of the user alone, and so the same in every row.
     """
 
-    question: RetrieveRequest
+    question: Question
     answer: Answer
     features: "pa.Table | None" = None
     similarity: "pa.Table | None" = None
@@ -41,13 +41,27 @@ class Ranked:
         columns = _columns(answer.candidates)
         document: dict[str, Any] = {"generation": answer.generation, "interests": answer.interests}
         if self.features is not None:
-            once = [name for name in self.features.column_names if name in self.user_columns]
-            document["user_features"] = next(iter(self.features.select(once).slice(0, 1).to_pylist()), {})
-            columns["features"] = json_columns.values(self.features.drop_columns([*once, "item_id"]).to_pylist())
-        if self.similarity is not None:
-            columns["similarity"] = json_columns.values(self.similarity.to_pylist())
+            document["user_features"] = self.user_features()
+        columns |= {name: json_columns.values(values) for name, values in self.further().items()}
         document |= {"candidates": json_columns.array(json_columns.objects(columns))}
         return json_columns.json_bytes(document | {"skipped": answer.skipped, "degraded": answer.degraded})
+
+    def user_features(self) -> dict[str, Any] | None:
+        """The service's features of the user; None where no service was asked for."""
+        if self.features is None:
+            return None
+        own = [name for name in self.features.column_names if name in self.user_columns]
+        return next(iter(self.features.select(own).slice(0, 1).to_pylist()), {})
+
+    def further(self) -> dict[str, list[Any]]:
+        """What was asked for beside candidates, by name: one value for each."""
+        found: dict[str, list[Any]] = {}
+        if self.features is not None:
+            others = [name for name in self.features.column_names if name not in (*self.user_columns, "item_id")]
+            found["features"] = self.features.select(others).to_pylist()
+        if self.similarity is not None:
+            found["similarity"] = self.similarity.to_pylist()
+        return found
 
     def as_table(self) -> "pa.Table":
         """One row per candidate with all that was asked for; the rest of the answer is in the schema's metadata."""
@@ -92,10 +106,12 @@ class Ranking:
     """
 
     features: Features
-    metrics: Metrics
+    metrics: ServerMetrics
 
-    async def complete(self, connection: Session, question: RetrieveRequest, answer: Answer) -> Ranked:
-        """The answer with its features. Raises Problem."""
+    async def complete(self, connection: Session, question: Question, answer: Answer) -> Ranked:
+        """The answer with what its question asks for, which may be nothing. Raises Problem."""
+        if not question.is_ranked:
+            return Ranked(question, answer)
         features = asyncio.create_task(self._features(connection, question, answer))
         features.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
@@ -106,7 +122,7 @@ class Ranking:
         return Ranked(question, answer, values, similarity, user_columns)
 
     async def _features(
-        self, connection: Session, question: RetrieveRequest, answer: Answer
+        self, connection: Session, question: Question, answer: Answer
     ) -> tuple["pa.Table | None", list[str]]:
         if question.features is None:
             return None, []
@@ -114,7 +130,7 @@ class Ranking:
         items = answer.candidates.item_ids
         return await self.features.of_candidates(question.features, question.user_id, items, snapshot)
 
-    async def _similarity(self, connection: Session, question: RetrieveRequest, answer: Answer) -> "pa.Table | None":
+    async def _similarity(self, connection: Session, question: Question, answer: Answer) -> "pa.Table | None":
         if not question.similarity:
             return None
         if question.user_id is None:

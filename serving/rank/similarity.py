@@ -72,7 +72,7 @@ from content_embeddings e join content_encoders c using (modality, revision)
 where c.active and e.item_id = any (%(item_ids)s) limit 10000000
 """
 
-ITEMS = """
+ITEM_EMBEDDINGS = """
 select e.generation, e.item_id, e.embedding
 from unnest(%(generations)s::bigint[], %(item_ids)s::text[]) wanted (generation, item_id)
 join item_embeddings e on e.generation = wanted.generation and e.item_id = wanted.item_id limit 10000000
@@ -82,7 +82,7 @@ join item_embeddings e on e.generation = wanted.generation and e.item_id = wante
 def cosine_histogram(candidates_ND: Floats, history_TD: Floats) -> Floats:
     """log(1 + count) of the cosines that fall into [-1 + .1·b, -1 + .1·(b + 1)), b = 0 … 19: float32 [N, 20].
 
-    Rows have unit length. The last bin holds 1 as well. T may be 0: then all counts are.
+    FetchedRows have unit length. The last bin holds 1 as well. T may be 0: then all counts are.
     """
     millionths_NT = np.rint((_cosines(candidates_ND, history_TD) + 1) * 1e6).astype(np.int64)
     bins_NT = (millionths_NT // (2_000_000 // BINS)).clip(0, BINS - 1)
@@ -139,10 +139,10 @@ async def similarities(
                 return _table(done.value)
 
 
-Rows = list[tuple[Any, ...]]
+FetchedRows = list[tuple[Any, ...]]
 Columns = dict[str, list[Any]]
 # A computation that asks for rows of the database and is told them: the same for both kinds of connection.
-Steps = Generator[tuple[str, dict[str, Any]], Rows, Columns]
+Steps = Generator[tuple[str, dict[str, Any]], FetchedRows, Columns]
 
 
 def _run(steps: Steps, cursor: psycopg.Cursor[Any]) -> Columns:
@@ -177,7 +177,8 @@ def _steps(
     keys = sorted(wanted)
     parameters = {"generations": [of for of, _ in keys], "item_ids": [item for _, item in keys]}
     items = {
-        (of, item_id): embedding.to_numpy().astype(np.float32) for of, item_id, embedding in (yield ITEMS, parameters)
+        (of, item_id): embedding.to_numpy().astype(np.float32)
+        for of, item_id, embedding in (yield ITEM_EMBEDDINGS, parameters)
     }
     columns: Columns = {name: [None] * len(pairs) for name in _names()}
     for n, rows in groups.items():

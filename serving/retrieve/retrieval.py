@@ -8,11 +8,10 @@ answer. A question to a warm server is one statement.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pgvector import HalfVector
 from psycopg.rows import dict_row
 
 from feature_repo.schema import SEQUENCE_LENGTH
@@ -22,14 +21,13 @@ from serving.database import Session
 from serving.errors import LOADING, NO_TOWER, PROBLEMS, UNKNOWN_HISTORY, UNREADABLE, Problem
 from serving.loaded.content_queries import ContentVector
 from serving.loaded.user_towers import UserTowers
-from serving.memory.item_index import Asked, ItemIndex
-from serving.memory.live_index import Indexes
-from serving.metrics import Metrics
-from serving.models import RetrieveRequest
+from serving.memory.item_index import ItemIndex
+from serving.memory.live_index import LiveIndex
+from serving.metrics import ServerMetrics
 from serving.queries import Candidates, Found, State
+from serving.question import Interests, Question, Source
 from serving.retrieve.shadow import Shadow
 
-Source = Literal["stored", "online", "given", "content"]
 # Merges whose answer is a prefix by score: the others may rightly prefer a lower score.
 SHADOWED = ("max",)
 STALE = "interests are older than what arrived of the user's events: "
@@ -48,33 +46,15 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Interests:
-    """What is searched for. vectors: K of D values that 16 bits hold; numbers: what candidates call them.
-
-    weights: None for equal. banned: items to leave out, beside those that the question names.
-    """
-
-    source: Source
-    vectors: Sequence[NDArray[np.float32]] | NDArray[np.float32]
-    weights: Sequence[float] | None
-    numbers: Sequence[int]
-    banned: Sequence[str] = ()
-    skipped: list[str] = field(default_factory=list)
-    degraded: str | None = None
-
-
-@dataclass(frozen=True)
 class Retrieval:
     """Answers questions over connections that the caller lends."""
 
     towers: UserTowers
-    metrics: Metrics
-    indexes: Indexes
+    metrics: ServerMetrics
+    live_index: LiveIndex
     shadow: Shadow | None = None
 
-    async def answer(
-        self, connection: Session, question: RetrieveRequest, content: ContentVector | None = None
-    ) -> Answer:
+    async def answer(self, connection: Session, question: Question, content: ContentVector | None = None) -> Answer:
         """Raises Problem, or psycopg.Error with a SQLSTATE of errors.PROBLEMS.
 
         content: what a question by text or picture was embedded as (ContentQueries.embed).
@@ -82,9 +62,9 @@ class Retrieval:
         state = await self._state(connection, question)
         # a text or picture was embedded before this snapshot was taken: it stays with the generation that embedded it
         generation = state.generation if content is None else content.generation
-        index = self.indexes.current(generation, state.version)
+        index = self.live_index.current(generation, state.version)
         if content is not None:
-            interests = Interests("content", [_half(content.vector)], None, [0])
+            interests = Interests("content", [half_precision(content.vector)], None, [0])
         elif question.vectors is not None:
             interests = _given(question)
         elif question.history is not None or question.attributes is not None:
@@ -95,7 +75,7 @@ class Retrieval:
         self.metrics.candidates(interests.source, len(candidates))
         return Answer(generation, interests.source, candidates, interests.skipped, interests.degraded)
 
-    async def _state(self, connection: Session, question: RetrieveRequest) -> State:
+    async def _state(self, connection: Session, question: Question) -> State:
         with self.metrics.stage("state"):
             statement = queries.STATE if question.user_id is None else queries.USER_STATE
             asked = {"user_id": question.user_id, "exclude_seen": question.exclude_seen, "length": SEQUENCE_LENGTH}
@@ -105,7 +85,7 @@ class Retrieval:
         return State(*row)
 
     async def _of_history(
-        self, connection: Session, question: RetrieveRequest, state: State, index: ItemIndex | None
+        self, connection: Session, question: Question, state: State, index: ItemIndex | None
     ) -> Interests:
         history = question.history or []
         known = await self._vectors(connection, state.generation, index, history)
@@ -121,7 +101,7 @@ class Retrieval:
         return replace(interests, banned=history if question.exclude_seen else (), skipped=skipped)
 
     async def _of_user(
-        self, connection: Session, question: RetrieveRequest, state: State, index: ItemIndex | None
+        self, connection: Session, question: Question, state: State, index: ItemIndex | None
     ) -> Interests:
         if not state.stale:
             return await self._stored(connection, question, state)
@@ -143,7 +123,7 @@ class Retrieval:
         return replace(found, banned=state.seen or (), skipped=unknown, degraded=reason)
 
     async def _stored(
-        self, connection: Session, question: RetrieveRequest, state: State, degraded: str | None = None
+        self, connection: Session, question: Question, state: State, degraded: str | None = None
     ) -> Interests:
         if state.vectors is None or state.numbers is None:
             parameters = {"user_id": question.user_id, "generation": state.generation}
@@ -176,7 +156,7 @@ class Retrieval:
         with self.metrics.stage("tower"):
             await self.load_tower(connection, generation)
             found = await self.towers.interests(generation, history, microseconds, attributes)
-        return Interests("online", _half(found.vectors), found.weights, range(len(found.vectors)))
+        return Interests("online", half_precision(found.vectors), found.weights, range(len(found.vectors)))
 
     async def _reads(self, connection: Session, generation: int, attributes: Mapping[str, Any] | None) -> bool:
         """Whether attributes alone make interests: they are there, and the generation's tower reads them."""
@@ -197,73 +177,33 @@ class Retrieval:
     async def _search(
         self,
         connection: Session,
-        question: RetrieveRequest,
+        question: Question,
         generation: int,
         index: ItemIndex | None,
         interests: Interests,
     ) -> Candidates:
         with self.metrics.stage("search"):
-            found = None if index is None else await self._in_memory(index, question, interests)
+            found = None if index is None else await self.live_index.answer(index, question, interests)
             by = "sql" if found is None else "memory"
             if found is None:
-                found = await _by_sql(
-                    connection, question, _parameters(question, generation, interests), interests.numbers
-                )
+                found = await _by_sql(connection, question, interests, generation)
         self.metrics.searched(by)
         if self.shadow is not None and question.merge in SHADOWED and self.shadow.due:
-            self.shadow.sample(by, _parameters(question, generation, interests), found.scores)
+            self.shadow.sample(by, queries.search_parameters(question, interests, generation, exact=True), found.scores)
         return found
 
-    async def _in_memory(self, index: ItemIndex, question: RetrieveRequest, interests: Interests) -> Candidates | None:
-        vectors = interests.vectors
-        if question.searched_space != "item" or len({len(vector) for vector in vectors}) > 1:
-            return None
-        asked = Asked(
-            vectors if isinstance(vectors, np.ndarray) else np.stack(vectors),
-            interests.numbers,
-            interests.weights,
-            question.k,
-            question.filter,
-            [*question.exclude, *interests.banned],
-            question.merge,
-            question.allow,
-            None if question.diversity is None else question.diversity.model_dump(),
-            "title" in question.fields,
-            question.found_by,
-        )
-        return await self.indexes.answer(index, asked)
 
-
-def _given(question: RetrieveRequest) -> Interests:
-    vectors = [_half(vector) for vector in question.vectors or []]
+def _given(question: Question) -> Interests:
+    vectors = [half_precision(vector) for vector in question.vectors or []]
     return Interests("given", vectors, question.weights, range(len(vectors)))
 
 
-def _parameters(question: RetrieveRequest, generation: int, interests: Interests) -> dict[str, Any]:
-    parameters = queries.candidate_parameters(
-        k=question.k,
-        filter=question.filter,
-        exclude=[*question.exclude, *interests.banned],
-        merge=question.merge,
-        allow=question.allow,
-        diversity=None if question.diversity is None else question.diversity.model_dump(),
-    )
-    weights = None if interests.weights is None else list(interests.weights)
-    searched = {
-        "interests": [HalfVector(vector) for vector in interests.vectors],
-        "weights": weights,
-        "generation": generation,
-    }
-    return parameters | searched | {"space": question.searched_space}
-
-
-async def _by_sql(
-    connection: Session, question: RetrieveRequest, parameters: Mapping[str, Any], numbers: Sequence[int]
-) -> Candidates:
+async def _by_sql(connection: Session, question: Question, interests: Interests, generation: int) -> Candidates:
+    parameters = queries.search_parameters(question, interests, generation)
     async with connection.cursor(binary=True) as cursor:
         await cursor.execute(queries.CANDIDATES_BY_VECTORS, parameters)
         rows = await cursor.fetchall()
-    item_ids, scores, _, interests, ranks, _, *found = (
+    item_ids, scores, _, places, ranks, _, *found = (
         map(list, zip(*rows, strict=True)) if rows else ([] for _ in range(9))
     )
     titles = None
@@ -271,12 +211,12 @@ async def _by_sql(
         known = await _fetch(connection, queries.TITLES, {"item_ids": item_ids})
         by_id = {row["item_id"]: row["title"] for row in known}
         titles = [by_id.get(item_id) for item_id in item_ids]
-    called = np.asarray(numbers)
+    called = np.asarray(interests.numbers)
     return Candidates(
-        parameters["generation"],
+        generation,
         item_ids,
         np.array(scores, np.float32),
-        called[np.array(interests, int)],
+        called[np.array(places, int)],
         np.array(ranks, int),
         _found(found, called) if question.found_by else None,
         titles,
@@ -290,7 +230,7 @@ def _found(columns: Sequence[list[list[Any]]], called: NDArray[Any]) -> Found:
     return Found(called[np.array(interests, int)], np.array(ranks, int), np.array(scores, np.float32), ends)
 
 
-def _half(vector: Sequence[float] | NDArray[Any]) -> NDArray[np.float32]:
+def half_precision(vector: Sequence[float] | NDArray[Any]) -> NDArray[np.float32]:
     """The vector in the precision that embeddings are stored in."""
     values: NDArray[Any] = np.asarray(vector)
     if np.abs(values).max() > np.finfo(np.float16).max:

@@ -16,7 +16,7 @@ import psycopg
 from serving import queries
 from serving.database import Database
 from serving.errors import Problem
-from serving.metrics import Metrics
+from serving.metrics import ServerMetrics
 from serving.queries import Column
 
 LOG = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ SHARE = 0.01
 class Shadow:
     """Samples answers of one server. Exported as polytower_shadow_recall."""
 
-    def __init__(self, database: Database, metrics: Metrics, *, interval: float = INTERVAL) -> None:
+    def __init__(self, database: Database, metrics: ServerMetrics, *, interval: float = INTERVAL) -> None:
         """interval: seconds between two samples, at least."""
         self._database = database
         self._metrics = metrics
@@ -41,7 +41,7 @@ class Shadow:
         return monotonic() >= self._not_before and (self._asking is None or self._asking.done())
 
     def sample(self, by: str, parameters: Mapping[str, Any], scores: Column) -> None:
-        """Takes an answer, if it is time for one. parameters: of queries.CANDIDATES_BY_VECTORS."""
+        """Takes an answer, if it is time for one. parameters: of an exact search."""
         if len(scores) and self.due:
             self._not_before = float("inf")
             self._asking = asyncio.get_running_loop().create_task(self._ask(by, parameters, scores))
@@ -58,7 +58,7 @@ class Shadow:
                 self._database.connection() as connection,
                 connection.cursor(binary=True) as cursor,
             ):
-                await cursor.execute(queries.CANDIDATES_BY_VECTORS, {**parameters, "exact": True})
+                await cursor.execute(queries.CANDIDATES_BY_VECTORS, parameters)
                 exact = [float(row[1]) for row in await cursor.fetchall()]
             if exact:
                 # By score, so that one of two equal items is as good as the other; a rounding apart is equal.

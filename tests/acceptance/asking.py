@@ -9,7 +9,7 @@ import numpy as np
 
 from feature_repo.schema import SPACES
 from polytower.client import Answer, Merge, ProblemError, Question
-from serving.memory.inverted_file import EXACT_ITEMS
+from serving.memory.vector_index import EXACT_ITEMS
 from tests.acceptance.agreeing import overlap, rows, same, sound
 from tests.acceptance.generated import taste_of
 from tests.acceptance.world import World, check, equal

@@ -9,7 +9,7 @@ import pandas as pd
 from feature_repo.schema import RETRIEVAL_SERVICE
 from polytower.client import Interaction, Merge
 from tests.acceptance.agreeing import overlap, same, sound
-from tests.acceptance.asking import ENOUGH, K, ONE_LIST, by_sql
+from tests.acceptance.asking import ENOUGH, ONE_LIST, K, by_sql
 from tests.acceptance.folder import NEW_ITEM, NEW_USER, write_second
 from tests.acceptance.world import World, check, equal
 

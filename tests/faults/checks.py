@@ -9,6 +9,7 @@ from typing import Any, Literal
 import psycopg
 
 from serving import queries
+from serving.question import Question
 from tests.faults.data import USERS
 from tests.faults.home import APPLICATION, Home
 from tests.faults.ledger import Ledger, event
@@ -97,7 +98,7 @@ def answers(connection: psycopg.Connection[Any]) -> list[Fault]:
     faults = []
     for user in ("u0", f"u{USERS // 2}", f"u{USERS - 1}"):
         try:
-            found = queries.retrieve(connection, user, k=5, exclude_seen=False)
+            found = queries.retrieve(connection, Question(user_id=user, k=5, exclude_seen=False))
         except psycopg.Error as error:
             faults.append(Fault("lost", f"no answer for {user}: {error}"))
             continue

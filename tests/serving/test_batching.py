@@ -17,7 +17,7 @@ from encoders.training.checkpoint import user_tower_bytes
 from serving.loaded.batching import Batcher
 from serving.loaded.loader import Loader
 from serving.loaded.user_towers import UserTowers
-from serving.metrics import Metrics
+from serving.metrics import ServerMetrics
 
 
 def _doubled(numbers: Sequence[int]) -> list[int]:
@@ -86,7 +86,7 @@ def test_a_batch_of_histories_is_what_each_would_get_alone() -> None:
     weights, config = user_tower_bytes(towers)
     random = np.random.default_rng(0)
     histories = [list(random.standard_normal((n, 8)).astype(np.float16)) for n in (1, 7, 30, 2, 60)]
-    metrics = Metrics()
+    metrics = ServerMetrics()
 
     async def ask(window: float) -> list[np.ndarray]:
         online = UserTowers(metrics, Loader(patience=60), window=window)

@@ -8,8 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving.memory.fill import read
-from serving.memory.item_index import Asked, ItemIndex
+from serving.memory.item_index import ItemIndex
+from serving.memory.vector_index import VECTOR_INDEXES
 from serving.queries import Candidate, retrieve
+from serving.question import Interests, Question
 from tests.generation_factory import Synthetic, write_generation
 from tests.serving.reference import MERGES, Found, eighths, interest_lists, matches, merge_diverse, with_provenance
 
@@ -59,11 +61,11 @@ def generations(draw: st.DrawFn) -> tuple[Synthetic, int]:
     return data, draw(st.sampled_from([1, 2, 7, 100, 1000]))
 
 
-Question = dict[str, Any]
+Drawn = dict[str, Any]
 
 
 @st.composite
-def questions(draw: st.DrawFn) -> Question:
+def questions(draw: st.DrawFn) -> Drawn:
     """Everything that retrieve() takes beside user and k."""
     merge = draw(st.sampled_from([*MERGES, "diverse"]))
     ids = [f"{'Éabß'[n % 4]}-{n}" for n in range(0, 200, draw(st.sampled_from([1, 2, 5])))]
@@ -82,7 +84,7 @@ def questions(draw: st.DrawFn) -> Question:
     }
 
 
-def expected(data: Synthetic, k: int, question: Question) -> list[Found]:
+def expected(data: Synthetic, k: int, question: Drawn) -> list[Found]:
     """The reference's answer for user u."""
     assert data.attributes is not None
     allow, merge = question["allow"], question["merge"]
@@ -118,36 +120,25 @@ def plain(candidates: list[Candidate]) -> list[Found]:
     ]
 
 
-def in_memory(index: ItemIndex | None, data: Synthetic, k: int, question: Question) -> list[Candidate]:
+def in_memory(index: ItemIndex | None, data: Synthetic, question: Question) -> list[Candidate]:
     assert index is not None
-    seen = data.seen["u"] if question["exclude_seen"] else ()
-    interests = data.interests["u"]
-    asked = Asked(
-        interests,
-        range(len(interests)),
-        data.weights["u"],
-        k,
-        question["filter"],
-        [*question["exclude"], *seen],
-        question["merge"],
-        question["allow"],
-        question["diversity"],
-        titles=True,
-    )
-    found = index.answer(asked)
+    vectors = data.interests["u"]
+    seen = data.seen["u"] if question.exclude_seen else ()
+    found = index.answer(question, Interests("stored", vectors, data.weights["u"], range(len(vectors)), seen))
     assert found is not None
     return [*found]
 
 
 @settings(max_examples=36, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
-@given(drawn=generations(), question=questions())
+@given(drawn=generations(), parts=questions())
 def test_sql_and_memory_agree_with_the_reference(
-    connection: psycopg.Connection[Any], drawn: tuple[Synthetic, int], question: Question
+    connection: psycopg.Connection[Any], drawn: tuple[Synthetic, int], parts: Drawn
 ) -> None:
     data, k = drawn
     with connection.transaction(force_rollback=True):
         write_generation(connection, data, index=False)
-        found = retrieve(connection, "u", k=k, **question, titles=True)
-        index = read(connection, 1 << 30)
-        assert plain(found) == expected(data, k, question)
-        assert in_memory(index, data, k, question) == found
+        question = Question(user_id="u", k=k, **parts, fields=["title"])
+        found = retrieve(connection, question)
+        assert plain(found) == expected(data, k, parts)
+        for kind in VECTOR_INDEXES:
+            assert in_memory(read(connection, 1 << 30, kind), data, question) == found, kind

@@ -200,7 +200,7 @@ def test_no_text_waits_for_a_picture(client: TestClient, monkeypatch: pytest.Mon
     with ThreadPoolExecutor(1) as other:
         waiting = other.submit(_ask, client, **image)
         try:
-            while client.app.state.content._pictures == 0:  # type: ignore[attr-defined]
+            while client.app.state.services.content._pictures == 0:  # type: ignore[attr-defined]
                 time.sleep(0.01)
             assert _order(_ask(client, text=WORDS[5], k=1)) == ["w05"]
             refused = client.post("/v1/retrieve", json=image)

@@ -51,7 +51,7 @@ def test_a_hidden_item_is_nowhere(
     def answers() -> list[list[str]]:
         if warm:
             assert own_client.portal is not None
-            own_client.portal.call(own_client.app.state.indexes.settled)  # type: ignore[attr-defined]
+            own_client.portal.call(own_client.app.state.services.index.settled)  # type: ignore[attr-defined]
         found = [ids(own_client.post("/v1/retrieve", json=question)) for question in questions]
         found.append(ids(own_client.get("/v1/items/i04/similar", params={"k": 60})))
         with connect(own) as connection:

@@ -8,8 +8,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from polytower.postgres import connect
-from serving.queries import Candidate, retrieve, similar
+from serving.queries import Candidate, similar
 from tests.generation_factory import Synthetic
+from tests.serving.asking import retrieve
 
 
 def _candidates(body: dict[str, Any]) -> list[Candidate]:

@@ -22,7 +22,7 @@ from serving.http import guard, keys
 from serving.http.app import create_app
 from serving.http.guard import KeyRing, TokenBucket
 from serving.http.keys import Scope
-from serving.metrics import Metrics
+from serving.metrics import ServerMetrics
 from tests.conftest import as_server
 
 ASK = {"user_id": "ada", "k": 3}
@@ -132,7 +132,7 @@ def test_a_revoked_key_is_refused_within_seconds(own: str) -> None:
 
     async def ask() -> list[str]:
         nonlocal now
-        database = Database(own, Metrics(), size=1, timeout=5)
+        database = Database(own, ServerMetrics(), size=1, timeout=5)
         await database.open()
         ring = KeyRing(database, clock=lambda: now)
         answers = []
@@ -171,7 +171,7 @@ def test_without_postgres_a_guarded_server_says_so() -> None:
     with TestClient(
         create_app("postgresql://nobody@127.0.0.1:1/nothing", require_keys=True), raise_server_exceptions=False
     ) as client:
-        client.app.state.database._timeout = 0.5  # type: ignore[attr-defined]
+        client.app.state.services.database._timeout = 0.5  # type: ignore[attr-defined]
         answer = client.get("/v1/generations", headers={"Authorization": "Bearer x"})
     _refused(answer, 503, "no-database")
 
@@ -186,11 +186,11 @@ def test_a_bucket_never_gives_more_than_its_rate_allows(rate: float, burst: int,
     now, given_out = 0.0, 0
     for gap in gaps:
         now += gap
-        wait = bucket.take(now)
+        wait = bucket.spend(now)
         if wait == 0:
             given_out += 1
         else:
-            assert TokenBucket(rate, burst, bucket.tokens, now).take(now + wait * (1 + 1e-9)) == 0
+            assert TokenBucket(rate, burst, bucket.tokens, now).spend(now + wait * (1 + 1e-9)) == 0
     assert given_out <= burst + rate * now + 1e-6
 
 
@@ -246,7 +246,7 @@ def test_the_setting(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _ring(url: str) -> tuple[Database, KeyRing]:
-    database = Database(url, Metrics(), size=2, timeout=5)
+    database = Database(url, ServerMetrics(), size=2, timeout=5)
     return database, KeyRing(database)
 
 

@@ -18,7 +18,7 @@ from polytower.postgres import connect
 from serving.http import limits
 from serving.http.connections import Connection
 from serving.http.limits import Limits, address_of
-from serving.metrics import Metrics
+from serving.metrics import ServerMetrics
 
 BACK = {"type": "http.response.start", "status": 200, "headers": []}
 
@@ -77,7 +77,7 @@ def test_endless_bodies_take_no_place() -> None:
         await never.wait()
 
     async def ask() -> tuple[list[httpx.Response], list[httpx.Response], int]:
-        bounded = Limits(_ok, Metrics(), body=100, concurrency=2, deadline=20, per_client=2, reading=1)
+        bounded = Limits(_ok, ServerMetrics(), body=100, concurrency=2, deadline=20, per_client=2, reading=1)
         async with _client(bounded, "1.1.1.1") as greedy, _client(bounded, "2.2.2.2") as other:
             sending = [asyncio.create_task(greedy.post("/v1/x", content=endless())) for _ in range(8)]
             while bounded.arriving < 2:
@@ -99,7 +99,7 @@ def test_a_key_that_cannot_be_looked_up_takes_no_place_and_has_a_deadline() -> N
         return None
 
     async def ask() -> tuple[list[httpx.Response], int]:
-        bounded = Limits(_ok, Metrics(), body=100, concurrency=1, deadline=0.5, admit=never)
+        bounded = Limits(_ok, ServerMetrics(), body=100, concurrency=1, deadline=0.5, admit=never)
         async with _client(bounded, "1.1.1.1") as client:
             asking = [asyncio.create_task(client.get("/v1/x")) for _ in range(limits.ARRIVING + 2)]
             while sum(task.done() for task in asking) < 2:
@@ -125,7 +125,7 @@ def test_one_client_cannot_take_all_places() -> None:
         return dict(scope["headers"]).get(b"key", b"").decode() or None
 
     async def ask() -> list[list[int]]:
-        bounded = Limits(wait, Metrics(), body=100, concurrency=4, deadline=20, per_client=3, admit=admit)
+        bounded = Limits(wait, ServerMetrics(), body=100, concurrency=4, deadline=20, per_client=3, admit=admit)
         async with _client(bounded, "1.1.1.1") as one, _client(bounded, "2.2.2.2") as two:
             asking = [asyncio.create_task(one.get("/v1/x")) for _ in range(5)]
             while sum(task.done() for task in asking) < 2:
@@ -145,7 +145,7 @@ def test_an_answer_that_nobody_takes_gives_its_place_back(monkeypatch: pytest.Mo
     monkeypatch.setattr(limits, "SENDING", 0.05)
 
     async def ask() -> int:
-        bounded = Limits(_ok, Metrics(), body=100, concurrency=1, deadline=20)
+        bounded = Limits(_ok, ServerMetrics(), body=100, concurrency=1, deadline=20)
 
         async def stuck(message: Any) -> None:
             if message["type"] == "http.response.body":

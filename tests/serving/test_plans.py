@@ -8,9 +8,12 @@ import psycopg
 import pytest
 
 from polytower.postgres import connect
-from serving.queries import Candidate, retrieve
+from serving import queries
+from serving.queries import Candidate
+from serving.question import Question
 from tests.conftest import cloned
 from tests.generation_factory import Floats, Synthetic, clustered, create_indexes, write_generation
+from tests.serving.asking import retrieve
 
 ITEMS, DIM, USERS, K = 20_000, 64, 20, 100
 
@@ -127,7 +130,8 @@ def test_fewer_than_k_qualify(large: tuple[str, Synthetic], large_connection: ps
     data = large[1]
     keep = {f"i{n:05d}" for n in range(0, ITEMS, 400)}
     banned = [item_id for item_id in data.item_ids if item_id not in keep]
-    found = retrieve(large_connection, "u1", k=K, exclude=banned)
+    # more than a question may name: model_construct checks nothing
+    found = queries.retrieve(large_connection, Question.model_construct(user_id="u1", k=K, exclude=banned))
     assert {row.item_id for row in found} == keep - data.unavailable - {*data.seen["u1"]}
 
 

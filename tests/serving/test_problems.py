@@ -15,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict
 from polytower.postgres import connect
 from serving.http.app import Caps, create_app
 from serving.http.limits import Limits
-from serving.metrics import Metrics
+from serving.metrics import ServerMetrics
 
 UNIT = [1, 0, 0, 0, 0, 0, 0, 0]
 
@@ -98,7 +98,7 @@ def test_a_failure_of_the_server_says_nothing(client: TestClient, monkeypatch: p
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("a secret")
 
-    monkeypatch.setattr(Metrics, "searched", fail)
+    monkeypatch.setattr(ServerMetrics, "searched", fail)
     answer = client.post("/v1/retrieve", json={"user_id": "ada"})
     assert "secret" not in answer.text
     _problem(answer, 500, "internal-error")
@@ -230,7 +230,7 @@ def test_bounded_concurrency() -> None:
         while metrics.registry.get_sample_value("polytower_problems_total", {"type": "too-many-requests"}) is None:
             await asyncio.sleep(0)
 
-    metrics = Metrics()
+    metrics = ServerMetrics()
     answers = _ask(Limits(_app(until_refused), metrics, body=100, concurrency=2, deadline=10), 3)
     assert [answer.status_code for answer in answers] == [200, 200, 429]
     _problem(answers[2], 429, "too-many-requests")
@@ -238,7 +238,7 @@ def test_bounded_concurrency() -> None:
 
 
 def test_deadline() -> None:
-    limits = Limits(_app(asyncio.Event().wait), Metrics(), body=100, concurrency=2, deadline=0.05)
+    limits = Limits(_app(asyncio.Event().wait), ServerMetrics(), body=100, concurrency=2, deadline=0.05)
     _problem(_ask(limits, 1)[0], 503, "deadline-exceeded")
     assert limits.running == 0
 
@@ -251,5 +251,5 @@ def test_an_answer_that_has_begun_is_finished() -> None:
         await asyncio.sleep(0.1)
         await send({"type": "http.response.body", "body": b"whole"})
 
-    (answer,) = _ask(Limits(app, Metrics(), body=100, concurrency=2, deadline=0.05), 1)
+    (answer,) = _ask(Limits(app, ServerMetrics(), body=100, concurrency=2, deadline=0.05), 1)
     assert (answer.status_code, answer.content) == (200, b"whole")

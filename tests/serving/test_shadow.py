@@ -8,19 +8,21 @@ import psycopg
 
 from serving import queries
 from serving.database import Database
-from serving.metrics import Metrics
-from serving.queries import retrieve
+from serving.metrics import ServerMetrics
+from serving.question import Interests, Question
 from serving.retrieve.shadow import Shadow
+from tests.serving.asking import retrieve
 
 
 def _parameters(connection: psycopg.Connection[Any], k: int) -> dict[str, Any]:
     interests = connection.execute("select array_agg(embedding) from user_interests('ada')").fetchone()
     assert interests is not None
-    parameters = queries.candidate_parameters(k=k, filter={}, exclude=(), merge="max")
-    return parameters | {"interests": interests[0], "weights": None, "generation": None}
+    vectors = [vector.to_numpy() for vector in interests[0]]
+    question = Question(user_id="ada", k=k)
+    return queries.search_parameters(question, Interests("stored", vectors, None, range(3)), None, exact=True)
 
 
-def _recalls(metrics: Metrics) -> list[str]:
+def _recalls(metrics: ServerMetrics) -> list[str]:
     lines = metrics.exposition().decode().splitlines()
     return [
         line.split()[-1]
@@ -34,7 +36,7 @@ def test_recall_of_a_sample(served: str, connection: psycopg.Connection[Any]) ->
 
     async def ask(answer: list[queries.Candidate], interval: float) -> list[str]:
         scores = np.array([row.score for row in answer], np.float32)
-        metrics = Metrics()
+        metrics = ServerMetrics()
         database = Database(served, metrics, size=1, timeout=10)
         await database.open()
         shadow = Shadow(database, metrics, interval=interval)
@@ -55,7 +57,7 @@ def test_postgres_away(connection: psycopg.Connection[Any]) -> None:
     found = retrieve(connection, "ada", k=3)
 
     async def ask() -> list[str]:
-        metrics = Metrics()
+        metrics = ServerMetrics()
         database = Database("postgresql://nobody@127.0.0.1:1/nothing", metrics, size=1, timeout=0.2)
         await database.open()
         shadow = Shadow(database, metrics, interval=0)

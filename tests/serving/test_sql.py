@@ -11,9 +11,12 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from polytower.postgres import connect
+from serving import queries
 from serving.errors import PROBLEMS
-from serving.queries import retrieve, similar
+from serving.queries import similar
+from serving.question import Question
 from tests.generation_factory import Synthetic, promote, write_generation
+from tests.serving.asking import retrieve
 
 SQL = Path(__file__).parents[2] / "migrations" / "sql"
 INJECTION = "x'; drop table items; -- \" \\ $$ %s {} ||"
@@ -142,7 +145,7 @@ def test_strings_are_data(connection: psycopg.Connection[Any], small: Synthetic)
         lambda: retrieve(connection, INJECTION),
         lambda: similar(connection, INJECTION),
         lambda: similar(connection, "i01", space=INJECTION),
-        lambda: retrieve(connection, "ada", merge=INJECTION),
+        lambda: queries.retrieve(connection, Question.model_construct(user_id="ada", merge=INJECTION)),
         lambda: retrieve(connection, "ada", filter={"no" + INJECTION: 1}),
         lambda: retrieve(connection, "ada", filter={"year": {INJECTION: 1}}),
     ):

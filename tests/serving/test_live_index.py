@@ -11,8 +11,10 @@ from fastapi.testclient import TestClient
 from polytower.errors import UserError
 from polytower.postgres import connect
 from serving.http.app import create_app
-from serving.memory.live_index import Indexes
-from serving.metrics import Metrics
+from serving.memory import vector_index
+from serving.memory.exact import Exact
+from serving.memory.live_index import LiveIndex
+from serving.metrics import ServerMetrics
 from tests.generation_factory import Synthetic, write_generation
 
 QUESTION = {"user_id": "ada", "k": 9, "fields": ["title"]}
@@ -28,7 +30,7 @@ def _by(client: TestClient) -> dict[str, float]:
 def _settle(client: TestClient) -> None:
     """Waits for the load that is going on in the client's server."""
     assert client.portal is not None
-    client.portal.call(client.app.state.indexes.settled)  # type: ignore[attr-defined]
+    client.portal.call(client.app.state.services.index.settled)  # type: ignore[attr-defined]
 
 
 def _ask(client: TestClient, **question: Any) -> dict[str, Any]:
@@ -92,10 +94,31 @@ def test_threads_of_a_search_are_a_setting(own: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("POLYTOWER_SEARCH_THREADS", "2")
     with TestClient(create_app(own)) as client:
         _settle(client)
-        index = client.app.state.indexes.current(1, _version(own))  # type: ignore[attr-defined]
-        assert index.cells.threads == 2
+        index = client.app.state.services.index.current(1, _version(own))  # type: ignore[attr-defined]
+        assert index.vector_index.threads == 2
     monkeypatch.setenv("POLYTOWER_SEARCH_THREADS", "0")
     with pytest.raises(UserError, match="POLYTOWER_SEARCH_THREADS='0' must be a whole number of at least 1"):
+        create_app(own)
+
+
+def test_a_toy_index_serves(own: str, own_client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registered, chosen by the setting, and answering: nothing else knows of it."""
+    asked = []
+
+    class Toy(Exact):
+        def scan(self, *question: Any) -> Any:
+            asked.append(question)
+            return super().scan(*question)
+
+    monkeypatch.setattr(vector_index, "VECTOR_INDEXES", {**vector_index.VECTOR_INDEXES, "toy": Toy})
+    monkeypatch.setenv("POLYTOWER_VECTOR_INDEX", "toy")
+    with TestClient(create_app(own)) as client:
+        _settle(client)
+        assert _ask(client) == _ask(own_client)
+        assert _by(client) == {"memory": 1}
+    assert asked
+    monkeypatch.setenv("POLYTOWER_VECTOR_INDEX", "toys")
+    with pytest.raises(UserError, match="POLYTOWER_VECTOR_INDEX='toys' is not a vector index; there are exact, invert"):
         create_app(own)
 
 
@@ -108,7 +131,7 @@ def _version(url: str) -> int:
 
 def test_postgres_away_while_loading(caplog: pytest.LogCaptureFixture) -> None:
     async def load() -> None:
-        indexes = Indexes("postgresql://nobody@127.0.0.1:1/nothing", Metrics(), limit=1 << 30)
+        indexes = LiveIndex("postgresql://nobody@127.0.0.1:1/nothing", ServerMetrics(), limit=1 << 30)
         indexes.refresh()
         assert await indexes.settled() is None
         assert indexes.current(1, 0) is None  # not tried again at once
