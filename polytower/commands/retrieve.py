@@ -110,8 +110,8 @@ FILTER = click.option(
 @click.option(
     "--diversity",
     type=JsonObject(),
-    help='For --merge diverse: \'{"attribute": "genres", "weight": 0.05}\'; weight is the worth of each candidate'
-    " already picked that shares no value of the attribute adds the weight.",
+    help='For --merge diverse: \'{"attribute": "genres", "weight": 0.05}\'; each candidate already'
+    " picked that shares no value of the attribute adds the weight.",
 )
 @click.option(
     "--found-by/--no-found-by",
