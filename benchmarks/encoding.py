@@ -25,9 +25,8 @@ import torch
 from psycopg.types.json import Jsonb
 
 import migrations
-from encoders.content.encoder import item_text
 from encoders.content.registry import CONTENT_ENCODERS
-from feature_repo.schema import Modality
+from feature_repo.modalities import item_text
 from pipelines.content_embeddings import encode_modality
 from polytower.postgres import EmbeddedPostgres, connect
 
@@ -89,7 +88,7 @@ def _insert(connection: psycopg.Connection[Any], items: list[dict[str, Any]]) ->
 
 
 def _measure(
-    connection: psycopg.Connection[Any], modality: Modality, items: list[dict[str, Any]], device: str, rounds: int
+    connection: psycopg.Connection[Any], modality: str, items: list[dict[str, Any]], device: str, rounds: int
 ) -> dict[str, Any]:
     encoder: Any = CONTENT_ENCODERS[modality](device=device)
     if modality == "text":

@@ -1,4 +1,4 @@
-"""THE names: tables, columns, modalities, states. Standard library only; everything else imports from here."""
+"""THE names: tables, columns, states. Standard library only; everything else imports from here."""
 
 from typing import Literal, get_args
 
@@ -32,9 +32,6 @@ ITEM_ID = "item_id"
 
 # The kind of an interaction whose source names none
 DEFAULT_KIND = "interaction"
-
-Modality = Literal["text", "image", "attributes"]
-MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
 GenerationState = Literal["building", "ready", "live", "retired", "failed"]
 GENERATION_STATES: tuple[GenerationState, ...] = get_args(GenerationState)

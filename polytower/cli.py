@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from feature_repo.modalities import MODALITIES
 from polytower import __version__, signals
 from polytower.commands.generations import generations
 from polytower.commands.output import AS_JSON, answer, experiment_table, metrics_table, require_schema, say, table
@@ -280,7 +281,7 @@ def demo(images: Path | None, preset: str, as_json: bool) -> None:
     "--modalities",
     "content",
     multiple=True,
-    type=click.Choice(["text", "image", "attributes"]),
+    type=click.Choice(list(MODALITIES)),
     help="Content to encode and learn from (repeatable); none by default.",
 )
 @click.option("--images", type=FOLDER, help="Folder of the pictures that the items name, for --content image.")

@@ -11,7 +11,6 @@ import numpy as np
 from encoders.catalogue import BoolArray, Catalogue, FloatArray, Histories
 from encoders.config import TrainConfig, changed
 from encoders.content.attributes import user_vectors
-from encoders.content.encoder import item_text, says_something
 from encoders.content.registry import CONTENT_ENCODERS
 from encoders.evaluation.baselines import baselines
 from encoders.evaluation.evaluate import Metrics, TowersScorer, asked, evaluate, interests_report
@@ -27,7 +26,7 @@ from encoders.evaluation.splits import (
 from encoders.presets import preset
 from encoders.training.distributed import ALONE, World
 from encoders.training.train import TrainResult, train
-from feature_repo.schema import Modality
+from feature_repo.modalities import modality
 from polytower.errors import UserError
 
 SPLITS = ("leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items", "cold_users")
@@ -55,7 +54,7 @@ def run_experiment(
     seeds: Sequence[int],
     *,
     directory: Path,
-    modalities: Sequence[Modality] = (),
+    modalities: Sequence[str] = (),
     split: str = "leave_one_out",
     options: Mapping[str, Any] | None = None,
     device: str = "auto",
@@ -108,7 +107,7 @@ def run_experiment(
 
 
 def encoded_catalogue(
-    data: Dataset, modalities: Sequence[Modality] = (), *, device: str = "auto", images: Path | None = None
+    data: Dataset, modalities: Sequence[str] = (), *, device: str = "auto", images: Path | None = None
 ) -> Catalogue:
     """The catalogue with the content of these modalities.
 
@@ -117,8 +116,8 @@ def encoded_catalogue(
     """
     content: dict[str, FloatArray] = {}
     present: dict[str, BoolArray] = {}
-    for modality in modalities:
-        content[modality], present[modality] = _encoded(modality, data, device, images)
+    for name in modalities:
+        content[name], present[name] = _encoded(name, data, device, images)
     return Catalogue(data.item_ids, content, present)
 
 
@@ -174,20 +173,13 @@ def _spread(runs: list[Metrics]) -> dict[str, dict[str, float]]:
     }
 
 
-def _encoded(modality: Modality, data: Dataset, device: str, images: Path | None) -> tuple[FloatArray, BoolArray]:
+def _encoded(name: str, data: Dataset, device: str, images: Path | None) -> tuple[FloatArray, BoolArray]:
     """(rows [V, dim], present [V]) of one modality; items without it, or without a description, have zero rows."""
-    contents: list[Any]
-    if modality == "image":
-        contents = [_picture(images, row["image"]) for row in data.items]
-        has = [path is not None for path in contents]
-    elif modality == "text":
-        contents = [item_text(row["title"], row["description"]) for row in data.items]
-        has = [bool(text) for text in contents]
-    else:
-        contents = [row["attributes"] for row in data.items]
-        has = [says_something(attributes) for attributes in contents]
-    encoder = CONTENT_ENCODERS[modality](device=device)
-    there = np.flatnonzero(has)
+    record = modality(name)
+    items = [_pictured(images, row) for row in data.items] if record.is_file else data.items
+    contents = [record.content(row) for row in items]
+    there = np.flatnonzero([content is not None for content in contents])
+    encoder = CONTENT_ENCODERS[name](device=device)
     size = len(data.item_ids)
     embeddings, present = np.zeros((size, encoder.dim), dtype=np.float32), np.zeros(size, dtype=np.bool_)
     chunks = [there[start : start + _CHUNK] for start in range(0, len(there), _CHUNK)]
@@ -199,9 +191,12 @@ def _encoded(modality: Modality, data: Dataset, device: str, images: Path | None
     return embeddings, present
 
 
-def _picture(images: Path | None, name: str | None) -> Path | None:
-    """The file of an item's image; None where there is none inside the folder."""
+def _pictured(images: Path | None, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The item with the file of its image, where there is one inside the folder."""
     if images is None or not images.is_dir():
         raise UserError(f"experiment: images need the folder that holds them (--images DIR); {images} is none")
+    name = row["image"]
     path = (images / name).resolve() if name else None
-    return path if path is not None and path.is_relative_to(images.resolve()) and path.is_file() else None
+    found = path is not None and path.is_relative_to(images.resolve()) and path.is_file()
+    # Nobody asks an experiment whether a file changed: the name stands for its hash.
+    return {**row, "image_path": path, "image_sha256": name} if found else dict(row)

@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 
 import dagster as dg
 import psycopg
 
-from feature_repo.schema import MODALITIES, Modality
-from pipelines.content_embeddings import EncodeReport, build_encoder, encode_modality
+from encoders.content.registry import encoder_of
+from feature_repo.modalities import MODALITIES
+from pipelines.content_embeddings import EncodeReport, encode_modality
 from pipelines.generation.quality import content_sample, encodable
 from pipelines.load.folder import load_folder
 from pipelines.orchestration import plots
@@ -119,13 +120,13 @@ def content_embeddings(
     terminal: Terminal,
 ) -> dg.MaterializeResult[Any]:
     """What each item is, by modality: encodes the items whose content the encoder in force has not seen."""
-    chosen = (context.partition_key,) if context.has_partition_key else MODALITIES
+    chosen = (context.partition_key,) if context.has_partition_key else tuple(MODALITIES)
     reports = []
-    for modality in cast("Sequence[Modality]", chosen):
+    for modality in chosen:
         with postgres.connect() as connection:
             if not encodable(connection, modality):
                 continue  # no model is loaded for a modality that nothing has
-            encoder = build_encoder(modality, encoders.settings())
+            encoder = encoder_of(modality, encoders.settings())
             report = encode_modality(
                 connection, modality, encoder, progress=terminal.progress, take_over=config.take_over
             )

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encoders.content.encoder import BLANK, content_hash, item_text
 from encoders.content.registry import CONTENT_ENCODERS
-from feature_repo.schema import MODALITIES, Modality
+from feature_repo.modalities import BLANK, MODALITIES, content_hash, item_text
 from polytower.errors import UserError
 
 
-def _contents(modality: Modality, tmp_path: Any) -> list[Any]:
+def _contents(modality: str, tmp_path: Any) -> list[Any]:
     picture = tmp_path / "picture.png"
     Image.linear_gradient("L").convert("RGB").save(picture)
     return {
@@ -29,7 +28,7 @@ def test_every_modality_has_an_encoder() -> None:
 
 
 @pytest.mark.parametrize("modality", CONTENT_ENCODERS)
-def test_an_encoder_keeps_the_protocol(modality: Modality, tmp_path: Any) -> None:
+def test_an_encoder_keeps_the_protocol(modality: str, tmp_path: Any) -> None:
     encoder = CONTENT_ENCODERS[modality](device="cpu")
     contents = _contents(modality, tmp_path)
     rows = np.concatenate(list(encoder.encode(contents, 2)))
@@ -44,7 +43,7 @@ def test_an_encoder_keeps_the_protocol(modality: Modality, tmp_path: Any) -> Non
 
 
 @pytest.mark.parametrize("modality", CONTENT_ENCODERS)
-def test_a_model_that_does_not_exist_is_refused(modality: Modality, tmp_path: Any) -> None:
+def test_a_model_that_does_not_exist_is_refused(modality: str, tmp_path: Any) -> None:
     with pytest.raises(UserError, match="default"):
         CONTENT_ENCODERS[modality](model=str(tmp_path / "absent"), device="cpu")
 

@@ -21,10 +21,11 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from encoders.content.attributes import AttributesEncoder
-from encoders.content.encoder import BLANK, TEXT_SEPARATOR, Encoded, Rows, content_hash
-from encoders.content.registry import CONTENT_ENCODERS
-from feature_repo.schema import MODALITIES, Modality
-from pipelines.content_embeddings import CONTENT, build_encoder, encode_modality, gpu_lock
+from encoders.content.encoder import Encoded, Rows
+from encoders.content.registry import CONTENT_ENCODERS, encoder_of
+from feature_repo.modalities import BLANK, MODALITIES, TEXT_SEPARATOR, content_hash
+from pipelines.content_embeddings import encode_modality, gpu_lock
+from pipelines.item_content import content_of
 from polytower.locks import holder
 from polytower.postgres import connect
 from polytower.settings import settings as read_settings
@@ -36,7 +37,7 @@ Connection = psycopg.Connection[Any]
 class Letters:
     """A text encoder that counts letters: exact, instant, and it remembers what it was asked."""
 
-    modality: Modality = "text"
+    modality = "text"
     model = "letters"
     device = "cpu"
 
@@ -224,7 +225,7 @@ def test_a_new_revision_encodes_all_and_takes_over(connection: Connection) -> No
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_no_items_at_all(connection: Connection, modality: Modality) -> None:
+def test_no_items_at_all(connection: Connection, modality: str) -> None:
     encoder = AttributesEncoder() if modality == "attributes" else Letters()
     report = encode_modality(connection, modality, encoder)
     assert (report.items, report.encoded, report.items_per_second) == (0, 0, 0.0)
@@ -247,7 +248,7 @@ def test_every_registered_encoder_end_to_end(platform: str, tmp_path: Path) -> N
                 [*row[:4], Jsonb(row[4])],
             )
         reports = {
-            modality: encode_modality(connection, modality, build_encoder(modality, read_settings()))
+            modality: encode_modality(connection, modality, encoder_of(modality, read_settings()))
             for modality in CONTENT_ENCODERS
         }
         assert {modality: (r.items, r.encoded, r.failed) for modality, r in reports.items()} == {
@@ -263,7 +264,7 @@ def test_every_registered_encoder_end_to_end(platform: str, tmp_path: Path) -> N
         ).fetchall()
         assert wide == [("broken", 384, None, None), ("full", 384, 1280, 256)]
         again = [
-            encode_modality(connection, modality, build_encoder(modality, read_settings())).encoded
+            encode_modality(connection, modality, encoder_of(modality, read_settings())).encoded
             for modality in CONTENT_ENCODERS
         ]
         assert again == [0, 0, 0]
@@ -277,7 +278,7 @@ def test_the_settings_choose_the_encoder(platform: str, tmp_path: Path) -> None:
         text_encoder=str(checkpoints.bert(tmp_path / "bert")),
         image_encoder=str(checkpoints.vit(tmp_path / "vit")),
     )
-    assert [build_encoder(modality, config).dim for modality in ("text", "image", "attributes")] == [16, 16, 256]
+    assert [encoder_of(modality, config).dim for modality in ("text", "image", "attributes")] == [16, 16, 256]
 
 
 def test_ten_thousand_unchanged_items_are_passed_over_in_less_than_a_second(connection: Connection) -> None:
@@ -326,7 +327,6 @@ def test_sql_and_python_say_the_same_of_any_content(
     with connection.cursor(row_factory=dict_row) as cursor:
         row = cursor.execute("select title, description, image_path, image_sha256, attributes from items").fetchone()
     assert row is not None
-    values = {"separator": TEXT_SEPARATOR, "blank": BLANK}
     for modality in MODALITIES:
-        found = connection.execute(CONTENT[modality], values).fetchone()
+        found = connection.execute(content_of(modality)).fetchone()
         assert (found and found[2]) == content_hash(modality, row)
