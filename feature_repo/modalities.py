@@ -36,7 +36,8 @@ class Modality:
     identity of a content that is there. is_file: the content is a file's path. setting: the field of `Settings` that
     names its encoder, None where it cannot be chosen. package: holds the default encoder's weights.
     dead_dimensions, duplicates: what the gates on its embeddings let pass (as shares). asked: questions can be asked
-    with it.
+    with it. option, option_help: of `load`, for a modality that is a column of the user's own; `reads` are then columns
+    of `items` that hold nothing else, and model_column the one of them that names the encoder's model.
     """
 
     name: str
@@ -52,6 +53,9 @@ class Modality:
     dead_dimensions: float = 0.5
     duplicates: float = 0.5
     asked: bool = False
+    option: str | None = None
+    option_help: str = ""
+    model_column: str | None = None
 
     def __post_init__(self) -> None:
         # The name becomes part of columns, features and partitions.
@@ -157,6 +161,18 @@ _RECORDS = (
         # only a constant vector is suspect there.
         dead_dimensions=0.98,
         duplicates=0.95,
+    ),
+    Modality(
+        name="vector",
+        reads=("vector", "vector_model"),
+        content_sql="vector",
+        hash_sql="encode(sha256(vector_send(content)), 'hex')",
+        has_sql="content is not null",
+        content=lambda item: item.get("vector"),
+        content_hash=lambda item: _sha256(item["vector"].to_binary()),
+        option="vectors",
+        option_help="Column of the items that holds embeddings of your own: lists of numbers, of one width.",
+        model_column="vector_model",
     ),
 )
 # By name, in the order in which they are encoded and listed.

@@ -1,5 +1,8 @@
 """What the items have to encode, as SQL made of the records in feature_repo/modalities.py."""
 
+from typing import Any
+
+import psycopg
 from psycopg import sql
 
 from feature_repo.modalities import BLANK, MODALITIES, TEXT_SEPARATOR, modality
@@ -26,3 +29,16 @@ def with_content() -> sql.Composed:
     """SQL of the ids of all items that have content of any modality."""
     each = (sql.SQL("select item_id from ({}) as c").format(content_of(name)) for name in MODALITIES)
     return sql.SQL(" union ").join(each)
+
+
+def model_of(connection: psycopg.Connection[Any], name: str) -> str | None:
+    """The encoder's model where the items name it, or else, when they lost the modality, the one in force."""
+    column = modality(name).model_column
+    if column is None:
+        return None
+    statement = sql.SQL(
+        """select coalesce((select {column} from items where {column} is not null limit 1),
+                           (select model from content_encoders where modality = %(modality)s and active))"""
+    ).format(column=sql.Identifier(column))
+    row = connection.execute(statement, {"modality": name}).fetchone()
+    return row and row[0]

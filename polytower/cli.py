@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from feature_repo.modalities import MODALITIES
 from polytower import __version__, signals
 from polytower.commands.generations import generations
+from polytower.commands.modalities import CONTENT, own_columns
 from polytower.commands.output import AS_JSON, answer, experiment_table, metrics_table, require_schema, say, table
 from polytower.commands.serve import keys, serve
 from polytower.commands.tools import bench, dagster, db, env, feast
@@ -92,7 +92,10 @@ def init(as_json: bool) -> None:
 )
 @TAKE_OVER
 @AS_JSON
-def load(folder: Path, images: Path | None, max_rejected: float, take_over: bool, as_json: bool) -> None:
+@own_columns
+def load(
+    folder: Path, images: Path | None, max_rejected: float, take_over: bool, as_json: bool, own: dict[str, str]
+) -> None:
     """Load interactions, items and users from FOLDER (Parquet, CSV or JSON lines). Loading twice changes nothing.
 
     Exit status: 0 when every row was taken, 3 when the rest was loaded but some rows were put aside (they are listed
@@ -103,7 +106,9 @@ def load(folder: Path, images: Path | None, max_rejected: float, take_over: bool
 
     _initialise()
     with connect() as connection:
-        report = load_folder(connection, folder, images, max_rejected=max_rejected, progress=True, take_over=take_over)
+        report = load_folder(
+            connection, folder, images, own=own, max_rejected=max_rejected, progress=True, take_over=take_over
+        )
     answer(report.as_json(), as_json=as_json, text="\n".join(report.lines()))
     if report.rejected:
         raise SystemExit(ROWS_PUT_ASIDE)
@@ -276,14 +281,7 @@ def demo(images: Path | None, preset: str, as_json: bool) -> None:
     type=click.Choice(["leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items", "cold_users"]),
     help="How the test items are held out.",
 )
-@click.option(
-    "--content",
-    "--modalities",
-    "content",
-    multiple=True,
-    type=click.Choice(list(MODALITIES)),
-    help="Content to encode and learn from (repeatable); none by default.",
-)
+@CONTENT
 @click.option("--images", type=FOLDER, help="Folder of the pictures that the items name, for --content image.")
 @OPTIONS
 @click.option(
@@ -297,6 +295,7 @@ def demo(images: Path | None, preset: str, as_json: bool) -> None:
     help="Folder for checkpoints, resumed from when run again [default: below $POLYTOWER_HOME].",
 )
 @AS_JSON
+@own_columns
 def experiment(
     folder: Path,
     preset: str,
@@ -308,6 +307,7 @@ def experiment(
     distributed: bool,
     into: Path | None,
     as_json: bool,
+    own: dict[str, str],
 ) -> None:
     """Train and evaluate a preset straight from FOLDER, without a database, beside the baselines."""
     from encoders.experiments.experiment import run_experiment
@@ -318,7 +318,7 @@ def experiment(
     config = settings()
     # Runs that differ in anything keep apart, so that each finds its own state when it goes on.
     name = "-".join([folder.resolve().name, preset, split, *content, *options]).replace("/", "_")
-    data, rejections = read_folder(folder)
+    data, rejections = read_folder(folder, own=own)
     with processes() if distributed else nullcontext(ALONE) as world:
         for rejection in rejections.kept[:SHOWN] if world.first else ():
             say(f"left out: {rejection}")

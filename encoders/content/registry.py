@@ -30,11 +30,18 @@ def _attributes(*, model: str = DEFAULT, device: str = "auto") -> ContentEncoder
     return AttributesEncoder()
 
 
+def _vector(*, model: str = DEFAULT, device: str = "auto") -> ContentEncoder[Any]:  # noqa: ARG001 nothing is computed
+    from encoders.content.own_vectors import OwnVectors
+
+    return OwnVectors(model)
+
+
 # modality → builder(model="default" | a checkpoint's name or path, device="auto" | …)
 CONTENT_ENCODERS: dict[str, Callable[..., ContentEncoder[Any]]] = {
     "text": _text,
     "image": _image,
     "attributes": _attributes,
+    "vector": _vector,
 }
 
 
@@ -45,8 +52,11 @@ class Chosen(Protocol):
     def device(self) -> str: ...
 
 
-def encoder_of(name: str, config: Chosen) -> ContentEncoder[Any]:
-    """The encoder that the settings name for a modality. Raises UserError when it cannot be loaded."""
+def encoder_of(name: str, config: Chosen, model: str | None = None) -> ContentEncoder[Any]:
+    """The encoder that the settings, or else the items themselves (model), name for a modality.
+
+    Raises UserError when it cannot be loaded.
+    """
     record = modality(name)
-    model = getattr(config, record.setting) if record.setting else DEFAULT
+    model = model or (getattr(config, record.setting) if record.setting else DEFAULT)
     return CONTENT_ENCODERS[name](model=model, device=config.device)

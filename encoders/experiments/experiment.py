@@ -11,7 +11,7 @@ import numpy as np
 from encoders.catalogue import BoolArray, Catalogue, FloatArray, Histories
 from encoders.config import TrainConfig, changed
 from encoders.content.attributes import user_vectors
-from encoders.content.registry import CONTENT_ENCODERS
+from encoders.content.registry import CONTENT_ENCODERS, DEFAULT
 from encoders.evaluation.baselines import baselines
 from encoders.evaluation.evaluate import Metrics, TowersScorer, asked, evaluate, interests_report
 from encoders.evaluation.splits import (
@@ -26,7 +26,7 @@ from encoders.evaluation.splits import (
 from encoders.presets import preset
 from encoders.training.distributed import ALONE, World
 from encoders.training.train import TrainResult, train
-from feature_repo.modalities import modality
+from feature_repo.modalities import Modality, modality
 from polytower.errors import UserError
 
 SPLITS = ("leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items", "cold_users")
@@ -37,7 +37,7 @@ _CHUNK = 512  # contents encoded at a time
 class Dataset:
     """What an experiment reads (pipelines.load.dataset.read_folder makes it of a contract folder).
 
-    item_ids: the catalogue in its order. items: title, description, image (a name) and attributes of the first of them.
+    item_ids: the catalogue in its order. items: the columns of `items` (image: a name) of the first of them.
     users: what is known of each user of the histories, {attribute: value}; None where there is no table of users.
     """
 
@@ -179,7 +179,7 @@ def _encoded(name: str, data: Dataset, device: str, images: Path | None) -> tupl
     items = [_pictured(images, row) for row in data.items] if record.is_file else data.items
     contents = [record.content(row) for row in items]
     there = np.flatnonzero([content is not None for content in contents])
-    encoder = CONTENT_ENCODERS[name](device=device)
+    encoder = CONTENT_ENCODERS[name](device=device, model=_model(record, items))
     size = len(data.item_ids)
     embeddings, present = np.zeros((size, encoder.dim), dtype=np.float32), np.zeros(size, dtype=np.bool_)
     chunks = [there[start : start + _CHUNK] for start in range(0, len(there), _CHUNK)]
@@ -189,6 +189,11 @@ def _encoded(name: str, data: Dataset, device: str, images: Path | None) -> tupl
         present[chunk] = True
         present[chunk[list(found.failures)]] = False
     return embeddings, present
+
+
+def _model(record: Modality, items: Sequence[Mapping[str, Any]]) -> str:
+    named = (row[record.model_column] for row in items if record.model_column and row[record.model_column])
+    return next(named, DEFAULT)
 
 
 def _pictured(images: Path | None, row: Mapping[str, Any]) -> dict[str, Any]:
