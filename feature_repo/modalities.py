@@ -7,7 +7,8 @@ only.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, LiteralString
@@ -106,6 +107,12 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def _array_sent(numbers: Sequence[float]) -> bytes:
+    """`array_send(numbers::real[])`: dimensions, nulls, the type's oid, length, first index; then length and number."""
+    header = struct.pack(">5i", 1, 0, 700, len(numbers), 1)
+    return header + b"".join(struct.pack(">if", 4, number) for number in numbers)
+
+
 def _jsonb_text(value: Any) -> str:
     """`value::jsonb::text`: keys by length in bytes, then by bytes; numbers without an exponent."""
     if isinstance(value, Mapping):
@@ -166,10 +173,10 @@ _RECORDS = (
         name="vector",
         reads=("vector", "vector_model"),
         content_sql="vector",
-        hash_sql="encode(sha256(vector_send(content)), 'hex')",
+        hash_sql="encode(sha256(array_send(content)), 'hex')",
         has_sql="content is not null",
         content=lambda item: item.get("vector"),
-        content_hash=lambda item: _sha256(item["vector"].to_binary()),
+        content_hash=lambda item: _sha256(_array_sent(item["vector"])),
         option="vectors",
         option_help="Column of the items that holds embeddings of your own: lists of numbers, of one width.",
         model_column="vector_model",

@@ -5,7 +5,7 @@ The DDL that runs is in versions/. A test holds the two equal.
 
 from typing import Any
 
-from pgvector.sqlalchemy import HALFVEC, VECTOR
+from pgvector.sqlalchemy import HALFVEC
 from sqlalchemy import (
     ARRAY,
     REAL,
@@ -67,7 +67,7 @@ Table(
     Column("available", Boolean, nullable=False, server_default=text("true")),
     _json("attributes"),
     _time("updated_at", server_default=NOW),
-    Column("vector", VECTOR),
+    Column("vector", ARRAY(REAL)),
     Column("vector_model", Text),
     CheckConstraint("(vector is null) = (vector_model is null)", name="items_vector_model_check"),
     Index(

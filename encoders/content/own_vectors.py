@@ -15,7 +15,7 @@ SCHEME = "own-vectors-v1"
 class OwnVectors:
     """Unit vectors of what a column of the items holds.
 
-    model: "column/width", as the load wrote it (`items.vector_model`). Contents are `pgvector.Vector`s of that width.
+    model: "column/width", as the load wrote it (`items.vector_model`). Contents are lists of that many numbers.
     Raises UserError for a name that tells no width.
     """
 
@@ -45,6 +45,6 @@ class OwnVectors:
         return (Encoded(self._unit(chunk)) for chunk in chunks)
 
     def _unit(self, contents: Sequence[Any]) -> Rows:
-        rows = np.array([content.to_numpy() for content in contents], np.float64).reshape(len(contents), self.dim)
+        rows = np.array(contents, np.float64).reshape(len(contents), self.dim)
         units: Rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
         return units

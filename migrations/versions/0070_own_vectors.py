@@ -13,7 +13,7 @@ depends_on = None
 
 def upgrade() -> None:
     op.execute(
-        """alter table items add column vector vector, add column vector_model text,
+        """alter table items add column vector real[], add column vector_model text,
                add constraint items_vector_model_check check ((vector is null) = (vector_model is null))"""
     )
 

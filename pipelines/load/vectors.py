@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pgvector import Vector
 
 from pipelines.load.columns import Checked
 from pipelines.load.contract import Batch
@@ -36,7 +35,7 @@ class VectorColumn:
                 found.append((None, None))
             else:
                 assert not isinstance(cell, str)
-                found.append((Vector(cell.astype(np.float32)), f"{self.column}/{self.width}"))
+                found.append((cell.astype(np.float32).tolist(), f"{self.column}/{self.width}"))
         return found
 
     def _fault(self, cell: Floats) -> str | None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pgvector import Vector
 from PIL import Image
 
 from encoders.content.registry import CONTENT_ENCODERS
@@ -18,7 +17,7 @@ def _contents(modality: str, tmp_path: Any) -> list[Any]:
     picture = tmp_path / "picture.png"
     Image.linear_gradient("L").convert("RGB").save(picture)
     return {
-        "vector": [Vector([3.0, 4.0]), Vector([-1e-30, 0.0]), Vector([1e38, 1e38])],
+        "vector": [[3.0, 4.0], [-1e-30, 0.0], [1e38, 1e38]],
         "text": ["Toy Story", "鞋 für den Winter", "x"],
         "image": [str(picture), str(picture), picture.read_bytes()],
         "attributes": [{"year": 1995}, {"genres": ["Comedy", "Noir"]}, {"a": None}],

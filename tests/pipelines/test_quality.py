@@ -194,7 +194,7 @@ def test_a_modality_that_nothing_has_is_not_encodable(connection: Connection) ->
     assert [modality for modality in MODALITIES if quality.encodable(connection, modality)] == []
     connection.execute(
         """update items set title = 't', image_path = 'p', image_sha256 = 's', attributes = '{"a": 1}',
-           vector = '[1]', vector_model = 'own/1'"""
+           vector = '{1}', vector_model = 'own/1'"""
     )
     assert [modality for modality in MODALITIES if quality.encodable(connection, modality)] == list(MODALITIES)
 
