@@ -25,13 +25,14 @@ import torch
 from psycopg.types.json import Jsonb
 
 import migrations
-from encoders.content.encoder import item_text
 from encoders.content.registry import CONTENT_ENCODERS
-from feature_repo.schema import Modality
+from feature_repo.modalities import MODALITIES
 from pipelines.content_embeddings import encode_modality
 from polytower.postgres import EmbeddedPostgres, connect
 
 _CONTRACT = ("item_id", "title", "description", "image", "available")
+# The modalities whose encoder is a model that can be chosen.
+MODELLED = tuple(record.name for record in MODALITIES.values() if record.setting)
 
 
 def main() -> None:
@@ -42,12 +43,12 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=512, help="items")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--modality", choices=list(CONTENT_ENCODERS), action="append")
+    parser.add_argument("--modality", choices=MODELLED, action="append")
     given = parser.parse_args()
     items = _items(given.folder, given.images, given.limit)
     with _database() as connection:
         _insert(connection, items)
-        for modality in given.modality or ("text", "image"):
+        for modality in given.modality or MODELLED:
             print(json.dumps(_measure(connection, modality, items, given.device, given.rounds)), flush=True)
 
 
@@ -55,6 +56,7 @@ def _items(folder: Path, images: Path | None, limit: int) -> list[dict[str, Any]
     items: list[dict[str, Any]] = pyarrow.parquet.read_table(folder / "items.parquet").to_pylist()[:limit]
     for item in items:
         name = item.get("image")
+        item["image_sha256"] = name
         item["image_path"] = str(images / name) if images and name and (images / name).is_file() else None
     return items
 
@@ -89,13 +91,10 @@ def _insert(connection: psycopg.Connection[Any], items: list[dict[str, Any]]) ->
 
 
 def _measure(
-    connection: psycopg.Connection[Any], modality: Modality, items: list[dict[str, Any]], device: str, rounds: int
+    connection: psycopg.Connection[Any], modality: str, items: list[dict[str, Any]], device: str, rounds: int
 ) -> dict[str, Any]:
     encoder: Any = CONTENT_ENCODERS[modality](device=device)
-    if modality == "text":
-        contents = [text for item in items if (text := item_text(item.get("title"), item.get("description")))]
-    else:
-        contents = [item["image_path"] for item in items if item["image_path"]]
+    contents = [content for item in items if (content := MODALITIES[modality].content(item)) is not None]
     batches = encoder.prepare(contents)
     encoder.forward(batches[0])
     bare, whole, unchanged, bare_cpu, whole_cpu = [], [], [], [], []

@@ -9,6 +9,7 @@ from feast import Entity, FeatureService, FeatureView, Field, ValueType
 from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source import PostgreSQLSource
 from feast.types import Array, Bool, Float32, Float64, Int64, String
 
+from feature_repo.modalities import MODALITIES
 from feature_repo.schema import (
     FEAST_SCHEMA,
     ITEM,
@@ -99,9 +100,7 @@ item_content = FeatureView(
     description="Content embeddings by the active encoder of each modality",
     schema=[
         Field(name=ITEM_ID, dtype=String),
-        Field(name="text_embedding", dtype=Array(Float32)),
-        Field(name="image_embedding", dtype=Array(Float32)),
-        Field(name="attributes_embedding", dtype=Array(Float32)),
+        *(Field(name=modality.feature, dtype=Array(Float32)) for modality in MODALITIES.values()),
     ],
 )
 

@@ -1,6 +1,6 @@
-"""THE names: tables, columns, modalities, states. Standard library only; everything else imports from here."""
+"""THE names: tables, columns, states. Standard library only; everything else imports from here."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 SCHEMA = "polytower"
 READER_ROLE = "polytower_reader"
@@ -21,9 +21,6 @@ ITEM_ID = "item_id"
 
 # The kind of an interaction whose source names none
 DEFAULT_KIND = "interaction"
-
-Modality = Literal["text", "image", "attributes"]
-MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
 GenerationState = Literal["building", "ready", "live", "retired", "failed"]
 

@@ -10,6 +10,7 @@ from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError
 
 from feature_repo.schema import READER_ROLE, SERVER_ROLE
+from migrations import content_views
 from polytower.errors import UserError
 from polytower.postgres import connect
 
@@ -55,7 +56,8 @@ def _complete(url: str | None) -> bool:
                from polytower.alembic_version""",
             [[READER_ROLE, SERVER_ROLE]],
         ).fetchone()
-    return row is not None and row[0] == head() and row[1] is not False
+        columns = [name for (name,) in connection.execute(content_views.COLUMNS)]
+    return row is not None and row[0] == head() and row[1] is not False and not content_views.missing(columns)
 
 
 def downgrade(revision: str, url: str | None = None) -> None:

@@ -3,7 +3,7 @@
 from alembic import context
 from sqlalchemy import NullPool, create_engine, text
 
-from migrations import bridge, comments, head, privileges
+from migrations import bridge, comments, content_views, head, privileges
 from migrations.env_names import include_name
 from migrations.tables import metadata
 from polytower.locks import MIGRATE, held
@@ -35,6 +35,7 @@ def run() -> None:
                 bridge.cross(context.get_context())
                 context.run_migrations()
                 if context.get_context().get_current_revision() == head():
+                    content_views.refresh(connection)
                     privileges.grant(connection)
                     comments.write(connection)
 

@@ -74,6 +74,9 @@ Table(
     ),
     _json("attributes", comment="Text, numbers, true/false or lists of these; filtered by, and encoded as content."),
     _time("updated_at", server_default=NOW, comment="When a load last changed the row."),
+    Column("vector", ARRAY(REAL), comment="The user's own embedding of the item, as loaded with --vectors."),
+    Column("vector_model", Text, comment="The column and width that the vector came from."),
+    CheckConstraint("(vector is null) = (vector_model is null)", name="items_vector_model_check"),
     Index(
         "items_attributes_idx", "attributes", postgresql_using="gin", postgresql_ops={"attributes": "jsonb_path_ops"}
     ),

@@ -21,43 +21,14 @@ from psycopg.rows import args_row
 from psycopg.types.json import Jsonb
 from tqdm import tqdm
 
-from encoders.content.encoder import BLANK, TEXT_SEPARATOR, ContentEncoder, Encoded
-from encoders.content.registry import CONTENT_ENCODERS
-from feature_repo.schema import Modality
+from encoders.content.encoder import ContentEncoder, Encoded
+from feature_repo.modalities import modality
+from pipelines.item_content import content_of
 from polytower import locks
-from polytower.settings import Settings
 
 # Items between two commits: seconds of work at either speed, and what is held in memory.
 _CHUNK = {"cpu": 512, "cuda": 4096}
 _FAILURES_SHOWN = 20
-
-# Per modality: the items that have it, what the encoder reads of them, and its identity. `content_hash` in
-# encoders/content/encoder.py says the same in Python.
-CONTENT: dict[Modality, sql.SQL] = {
-    "text": sql.SQL("""
-        select item_id, content, encode(sha256(convert_to(content, 'UTF8')), 'hex') as content_hash
-        from (
-            select item_id, concat_ws(
-                %(separator)s::text,
-                nullif(btrim(title, %(blank)s::text), ''),
-                nullif(btrim(description, %(blank)s::text), '')
-            ) as content
-            from items
-        ) as rendered
-        where content <> ''
-    """),
-    "image": sql.SQL("""
-        select item_id, image_path as content, image_sha256 as content_hash
-        from items
-        where image_path <> '' and image_sha256 <> ''
-    """),
-    "attributes": sql.SQL("""
-        select item_id, attributes as content,
-               encode(sha256(convert_to(attributes::text, 'UTF8')), 'hex') as content_hash
-        from items
-        where exists (select from jsonb_each(attributes) where value not in ('null', '""', '[]', '{}'))
-    """),
-}
 
 _COUNT = sql.SQL("""
     select count(*) as items, count(*) filter (where e.content_hash is distinct from c.content_hash) as missing
@@ -143,7 +114,7 @@ class EncodeReport:
     items_per_second: encoded over encode_seconds. failures: the first few.
     """
 
-    modality: Modality
+    modality: str
     revision: str
     model: str
     items: int
@@ -161,15 +132,9 @@ class EncodeReport:
         return asdict(self)
 
 
-def build_encoder(modality: Modality, config: Settings) -> ContentEncoder[Any]:
-    """The encoder that the settings name for a modality. Raises UserError when it cannot be loaded."""
-    models = {"text": config.text_encoder, "image": config.image_encoder}
-    return CONTENT_ENCODERS[modality](model=models.get(modality, "default"), device=config.device)
-
-
 def encode_modality(
     connection: psycopg.Connection[Any],
-    modality: Modality,
+    name: str,
     encoder: ContentEncoder[Any],
     *,
     progress: bool = False,
@@ -184,12 +149,12 @@ def encode_modality(
     encoder still in force.
     """
     started = perf_counter()
-    run = _Run(connection, modality, encoder, chunk or _CHUNK.get(encoder.device.split(":")[0], _CHUNK["cpu"]))
-    with locks.held(connection, f"polytower.encode.{modality}", take_over=take_over), ExitStack() as stack:
+    run = _Run(connection, name, encoder, chunk or _CHUNK.get(encoder.device.split(":")[0], _CHUNK["cpu"]))
+    with locks.held(connection, f"polytower.encode.{name}", take_over=take_over), ExitStack() as stack:
         connection.execute(_STAGING)
         connection.execute(_REGISTER, run.values)
-        removed = connection.execute(_REMOVE.format(content=CONTENT[modality]), run.values).rowcount
-        counts = connection.execute(_COUNT.format(content=CONTENT[modality]), run.values).fetchone()
+        removed = connection.execute(_REMOVE.format(content=run.content), run.values).rowcount
+        counts = connection.execute(_COUNT.format(content=run.content), run.values).fetchone()
         assert counts is not None
         items, missing = counts
         connection.commit()
@@ -197,14 +162,14 @@ def encode_modality(
         if missing:
             stack.enter_context(gpu_lock(connection, encoder.device, take_over=take_over))
             bar = stack.enter_context(
-                tqdm(total=missing, desc=f"encode {modality}", unit="item", disable=None if progress else True)
+                tqdm(total=missing, desc=f"encode {name}", unit="item", disable=None if progress else True)
             )
             encode_seconds = run.encode(bar)
         connection.execute(_RETIRE, run.values)
         connection.execute(_ACTIVATE, run.values)
         connection.commit()
     return EncodeReport(
-        modality=modality,
+        modality=name,
         revision=encoder.revision,
         model=encoder.model,
         items=items,
@@ -223,23 +188,22 @@ class _Run:
     """The stream from items through the model to embeddings, and its counts so far."""
 
     def __init__(
-        self, connection: psycopg.Connection[Any], modality: Modality, encoder: ContentEncoder[Any], chunk: int
+        self, connection: psycopg.Connection[Any], name: str, encoder: ContentEncoder[Any], chunk: int
     ) -> None:
         self.connection = connection
-        self.modality = modality
+        self.record = modality(name)
+        self.content = content_of(name)
         self.encoder = encoder
         self.chunk = chunk
         self.encoded = 0
         self.failed = 0
         self.failures: list[Failure] = []
         self.values = {
-            "modality": modality,
+            "modality": name,
             "revision": encoder.revision,
             "model": encoder.model,
             "dim": encoder.dim,
             "config": Jsonb(dict(encoder.config)),
-            "separator": TEXT_SEPARATOR,
-            "blank": BLANK,
         }
 
     def encode(self, bar: "tqdm[Any]") -> float:
@@ -269,7 +233,7 @@ class _Run:
     def _cursor(self) -> Iterator[psycopg.ServerCursor[_Row]]:
         """A cursor on the server that outlives the commits: the missing items as they are now."""
         with self.connection.cursor("missing_content", row_factory=args_row(_Row), withhold=True) as cursor:
-            cursor.execute(_MISSING.format(content=CONTENT[self.modality]), self.values)
+            cursor.execute(_MISSING.format(content=self.content), self.values)
             self.connection.commit()
             yield cursor
 
@@ -306,7 +270,7 @@ class _Run:
         self.failed += len(failures)
         for place in sorted(failures)[: _FAILURES_SHOWN - len(self.failures)]:
             row = rows[place]
-            source = row.content if self.modality == "image" else self.modality
+            source = row.content if self.record.is_file else self.record.name
             self.failures.append(Failure(row.item_id, source, failures[place]))
 
 

@@ -11,6 +11,7 @@ import click
 
 from polytower import __version__, signals
 from polytower.commands.generations import generations
+from polytower.commands.modalities import CONTENT, own_columns
 from polytower.commands.output import AS_JSON, answer, experiment_table, metrics_table, require_schema, say, table
 from polytower.commands.retrieve import retrieve, similar
 from polytower.commands.serve import keys, serve
@@ -65,7 +66,10 @@ def init(as_json: bool) -> None:
 )
 @TAKE_OVER
 @AS_JSON
-def load(folder: Path, images: Path | None, max_rejected: float, take_over: bool, as_json: bool) -> None:
+@own_columns
+def load(
+    folder: Path, images: Path | None, max_rejected: float, take_over: bool, as_json: bool, own: dict[str, str]
+) -> None:
     """Load interactions, items and users from FOLDER (Parquet, CSV or JSON lines). Loading twice changes nothing.
 
     Exit status: 0 if every row was taken, 3 if some rows were put aside (they are listed, and kept in the table
@@ -76,7 +80,9 @@ def load(folder: Path, images: Path | None, max_rejected: float, take_over: bool
 
     _initialise()
     with connect() as connection:
-        report = load_folder(connection, folder, images, max_rejected=max_rejected, progress=True, take_over=take_over)
+        report = load_folder(
+            connection, folder, images, own=own, max_rejected=max_rejected, progress=True, take_over=take_over
+        )
     answer(report.as_json(), as_json=as_json, text="\n".join(report.lines()))
     if report.rejected:
         raise SystemExit(ROWS_PUT_ASIDE)
@@ -150,14 +156,7 @@ def demo(images: Path | None, preset: str, as_json: bool) -> None:
     ),
     help="How the test items are held out.",
 )
-@click.option(
-    "--content",
-    "--modalities",
-    "content",
-    multiple=True,
-    type=click.Choice(["text", "image", "attributes"]),
-    help="Content to encode and learn from (repeatable); none by default.",
-)
+@CONTENT
 @click.option("--images", type=FOLDER, help="Folder of the items' pictures, for --content image.")
 @OPTIONS
 @click.option(
@@ -183,6 +182,7 @@ def demo(images: Path | None, preset: str, as_json: bool) -> None:
     help="Compare with another run, question by question: the folder that it was written --into.",
 )
 @AS_JSON
+@own_columns
 def experiment(
     folder: Path,
     preset: str,
@@ -196,6 +196,7 @@ def experiment(
     controls: tuple[str, ...],
     against: Path | None,
     as_json: bool,
+    own: dict[str, str],
 ) -> None:
     """Train and evaluate a preset straight from FOLDER, without a database, next to the baselines."""
     from encoders.experiments.experiment import run_experiment
@@ -206,7 +207,7 @@ def experiment(
     config = settings()
     # Runs that differ in anything keep apart, so that each finds its own state when it goes on.
     name = "-".join([folder.resolve().name, preset, split, *content, *options]).replace("/", "_")
-    data, rejections = read_folder(folder)
+    data, rejections = read_folder(folder, own=own)
     with processes() if distributed else nullcontext(ALONE) as world:
         for rejection in rejections.kept[:SHOWN] if world.first else ():
             say(f"skipped: {rejection}")

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, create_model, model_validator
 
+from feature_repo.modalities import MODALITIES
 from feature_repo.schema import DEFAULT_KIND, MAX_QUERY_CHARACTERS
 from serving.field_types import Base64, BinaryVector, Id, Key, Strict, Text
 from serving.question import Question, Source, Space
@@ -37,12 +38,13 @@ class BatchRequest(Strict):
     model_config = ConfigDict(json_schema_extra={"examples": [{"requests": [{"user_id": "196"}, {"user_id": "186"}]}]})
 
 
-class SimilarityModel(BaseModel):
+_HISTOGRAM: Any = (list[float] | None, Field(description="log(1 + events) per bin of the cosine, width .1 from -1"))
+_Similarities: Any = create_model("_Similarities", **{one.similarity: _HISTOGRAM for one in MODALITIES.values()})
+
+
+class SimilarityModel(_Similarities):  # type: ignore[misc]
     """How close a candidate is to what the user did. Null: the item has no such content, or no embedding."""
 
-    similarity_text: list[float] | None = Field(description="log(1 + events) per bin of the cosine, width .1 from -1")
-    similarity_image: list[float] | None
-    similarity_attributes: list[float] | None
     interest_max: float | None = Field(description="cosine with the closest interest of the live generation")
     interest_mean: float | None
 

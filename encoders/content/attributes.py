@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from encoders.content.encoder import BLANK, Encoded, Rows, says_something
-from feature_repo.schema import Modality
+from encoders.content.encoder import Encoded, Rows
+from feature_repo.modalities import BLANK, says_something
 from polytower.errors import UserError
 
 SCHEME = "signed-hash-v1"
@@ -39,7 +39,7 @@ class AttributesEncoder:
     An item whose every value is blank is described by the names of its attributes.
     """
 
-    modality: Modality = "attributes"
+    modality = "attributes"
     device = "cpu"
 
     def __init__(self, dim: int = DIM) -> None:

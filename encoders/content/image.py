@@ -21,7 +21,6 @@ from encoders.content.encoder import Encoded, Rows
 from encoders.content.picture import PictureError
 from encoders.content.pretrained import checkpoint_folder, digest, load_image_processor, load_model, revision, unit
 from encoders.device import autocast, resolve_device, to_device
-from feature_repo.schema import Modality
 from polytower.errors import UserError
 
 SCHEME = "image-v1"
@@ -57,7 +56,7 @@ class ImageEncoder:
     UserError when the checkpoint cannot be loaded.
     """
 
-    modality: Modality = "image"
+    modality = "image"
 
     def __init__(
         self,

@@ -16,7 +16,6 @@ from encoders.content.encoder import Encoded, Rows
 from encoders.content.pretrained import checkpoint_folder, digest, load_model, load_tokenizer, revision, unit
 from encoders.content.sentences import pool, read_sentences
 from encoders.device import autocast, resolve_device, to_device
-from feature_repo.schema import Modality
 from polytower.errors import UserError
 
 SCHEME = "text-v1"
@@ -49,7 +48,7 @@ class TextEncoder:
     when it cannot be loaded.
     """
 
-    modality: Modality = "text"
+    modality = "text"
 
     def __init__(
         self,

@@ -12,8 +12,7 @@ import torch
 from encoders.catalogue import BoolArray, Catalogue, FloatArray, Histories, digest
 from encoders.config import TrainConfig, changed
 from encoders.content.attributes import user_vectors
-from encoders.content.encoder import item_text, says_something
-from encoders.content.registry import CONTENT_ENCODERS
+from encoders.content.registry import CONTENT_ENCODERS, DEFAULT
 from encoders.evaluation.baselines import baselines, item_tokens
 from encoders.evaluation.comparison import differences, segments
 from encoders.evaluation.evaluate import TRACKS, Metrics, Ranked, TowersScorer, asked, interests_report, rank, summary
@@ -32,7 +31,7 @@ from encoders.presets import preset
 from encoders.training import checkpoint
 from encoders.training.distributed import ALONE, World
 from encoders.training.train import TrainResult, train
-from feature_repo.schema import Modality
+from feature_repo.modalities import Modality, modality
 from polytower.errors import UserError
 
 SPLITS = ("leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items", "cold_users", "future")
@@ -44,7 +43,7 @@ _RANKS = "ranks.safetensors"
 class Dataset:
     """What an experiment reads (pipelines.load.dataset.read_folder makes it of a contract folder).
 
-    item_ids: the catalogue in its order. items: title, description, image (a name) and attributes of the first of them.
+    item_ids: the catalogue in its order. items: the columns of `items` (image: a name) of the first of them.
     users: what is known of each user of the histories, {attribute: value}; None where there is no table of users.
     """
 
@@ -61,7 +60,7 @@ def run_experiment(
     seeds: Sequence[int],
     *,
     directory: Path,
-    modalities: Sequence[Modality] = (),
+    modalities: Sequence[str] = (),
     split: str = "leave_one_out",
     options: Mapping[str, Any] | None = None,
     device: str = "auto",
@@ -131,7 +130,7 @@ def run_experiment(
 
 def encoded_catalogue(
     data: Dataset,
-    modalities: Sequence[Modality] = (),
+    modalities: Sequence[str] = (),
     *,
     device: str = "auto",
     images: Path | None = None,
@@ -144,8 +143,8 @@ def encoded_catalogue(
     """
     content: dict[str, FloatArray] = {}
     present: dict[str, BoolArray] = {}
-    for modality in modalities:
-        content[modality], present[modality] = _encoded(modality, data, device, images, cache)
+    for name in modalities:
+        content[name], present[name] = _encoded(name, data, device, images, cache)
     return Catalogue(data.item_ids, content, present)
 
 
@@ -282,22 +281,15 @@ def _spread(runs: list[Metrics]) -> dict[str, dict[str, float]]:
 
 
 def _encoded(
-    modality: Modality, data: Dataset, device: str, images: Path | None, cache: Path | None = None
+    name: str, data: Dataset, device: str, images: Path | None, cache: Path | None = None
 ) -> tuple[FloatArray, BoolArray]:
     """(rows [V, dim], present [V]) of one modality; items without it, or without a description, have zero rows."""
-    contents: list[Any]
-    if modality == "image":
-        contents = [_picture(images, row["image"]) for row in data.items]
-        has = [path is not None for path in contents]
-    elif modality == "text":
-        contents = [item_text(row["title"], row["description"]) for row in data.items]
-        has = [bool(text) for text in contents]
-    else:
-        contents = [row["attributes"] for row in data.items]
-        has = [says_something(attributes) for attributes in contents]
-    encoder = CONTENT_ENCODERS[modality](device=device)
-    there, size = np.flatnonzero(has), len(data.item_ids)
-    kept = cache / f"{modality}-{_cache_key(encoder.revision, contents, size)}.safetensors" if cache else None
+    record = modality(name)
+    items = [_pictured(images, row) for row in data.items] if record.is_file else data.items
+    contents = [record.content(row) for row in items]
+    there, size = np.flatnonzero([content is not None for content in contents]), len(data.item_ids)
+    encoder = CONTENT_ENCODERS[name](device=device, model=_model(record, items))
+    kept = cache / f"{name}-{_cache_key(encoder.revision, contents, size)}.safetensors" if cache else None
     if kept is not None and kept.is_file():
         found_before = checkpoint.read_tensors(kept)
         return found_before["embeddings"].numpy(), found_before["present"].numpy()
@@ -326,9 +318,17 @@ def _cache_key(revision: str, contents: Sequence[Any], size: int) -> str:
     return digest([revision, str(size), *told])
 
 
-def _picture(images: Path | None, name: str | None) -> Path | None:
-    """The file of an item's image; None where there is none inside the folder."""
+def _model(record: Modality, items: Sequence[Mapping[str, Any]]) -> str:
+    named = (row[record.model_column] for row in items if record.model_column and row[record.model_column])
+    return next(named, DEFAULT)
+
+
+def _pictured(images: Path | None, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The item with the file of its image, where there is one inside the folder."""
     if images is None or not images.is_dir():
         raise UserError(f"experiment: images need the folder that holds them (--images DIR); {images} is none")
+    name = row["image"]
     path = (images / name).resolve() if name else None
-    return path if path is not None and path.is_relative_to(images.resolve()) and path.is_file() else None
+    found = path is not None and path.is_relative_to(images.resolve()) and path.is_file()
+    # Nobody asks an experiment whether a file changed: the name stands for its hash.
+    return {**row, "image_path": path, "image_sha256": name} if found else dict(row)

@@ -15,6 +15,7 @@ from feature_repo.schema import (
     USER_SEQUENCE_VIEW,
     USER_STATS_VIEW,
 )
+from feature_repo.views.content_columns import with_embeddings
 
 # View → subquery with the view's features, given wanted.user_id or wanted.item_id, and wanted.moment (timestamptz).
 # {length}: events of a sequence at most.
@@ -63,15 +64,16 @@ HISTORICAL_VIEWS: dict[str, LiteralString] = {
         select title, description, available, attributes::text as attributes
         from polytower.items where item_id = wanted.item_id and updated_at <= wanted.moment
     """,
-    ITEM_CONTENT_VIEW: """
-        select ((array_agg(embedding) filter (where modality = 'text'))[1])::real[] as text_embedding,
-               ((array_agg(embedding) filter (where modality = 'image'))[1])::real[] as image_embedding,
-               ((array_agg(embedding) filter (where modality = 'attributes'))[1])::real[] as attributes_embedding
+    ITEM_CONTENT_VIEW: with_embeddings(
+        """
+        select {embeddings}
         from polytower.content_embeddings
         join polytower.content_encoders using (modality, revision)
         where active and item_id = wanted.item_id
         having max(encoded_at) <= wanted.moment
-    """,
+        """,
+        cast="::real[]",
+    ),
     ITEM_EMBEDDING_VIEW: """
         select embedding::real[] as embedding, content_embedding::real[] as content_embedding,
                id_embedding::real[] as id_embedding, generation as embedding_generation

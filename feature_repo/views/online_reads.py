@@ -26,6 +26,7 @@ from feature_repo.schema import (
     USER_SEQUENCE_VIEW,
     USER_STATS_VIEW,
 )
+from feature_repo.views.content_columns import sent_embeddings, with_embeddings
 
 
 @dataclass(frozen=True)
@@ -115,22 +116,17 @@ ONLINE_VIEWS: dict[str, OnlineView] = {
     ),
     ITEM_CONTENT_VIEW: OnlineView(
         key=ITEM_ID,
-        rows="""cross join lateral (
-            select max(encoded_at) as encoded_at,
-                   (array_agg(embedding) filter (where modality = 'text'))[1] as text_embedding,
-                   (array_agg(embedding) filter (where modality = 'image'))[1] as image_embedding,
-                   (array_agg(embedding) filter (where modality = 'attributes'))[1] as attributes_embedding
+        rows=with_embeddings(
+            """cross join lateral (
+            select max(encoded_at) as encoded_at, {embeddings}
             from content_embeddings
             join content_encoders using (modality, revision)
             where active and item_id = wanted.id
             having count(*) > 0
-        ) as content""",
+        ) as content"""
+        ),
         as_of="encoded_at",
-        features={
-            "text_embedding": ("halfvec_send(text_embedding)", "halves"),
-            "image_embedding": ("halfvec_send(image_embedding)", "halves"),
-            "attributes_embedding": ("halfvec_send(attributes_embedding)", "halves"),
-        },
+        features=sent_embeddings(),
     ),
     ITEM_EMBEDDING_VIEW: OnlineView(
         key=ITEM_ID,

@@ -12,6 +12,7 @@ import numpy as np
 import psycopg
 from psycopg import sql
 
+from feature_repo.modalities import modality
 from feature_repo.schema import SCHEMA, SPACES
 from pipelines.generation.embedding_gates import (
     VECTOR_GATES,
@@ -22,6 +23,7 @@ from pipelines.generation.embedding_gates import (
     norm_error,
     vector_gates,
 )
+from pipelines.item_content import content_of
 
 SAMPLE = 5_000
 RECALL_QUERIES = 100
@@ -31,34 +33,26 @@ EF_SEARCH = 100
 # The most popular items that together make the head: the usual fifth of the catalogue.
 HEAD_SHARE = 0.2
 
-# The items that have something to encode, by modality (what pipelines/content_embeddings.py reads, without the hashes).
-ENCODABLE = {
-    "text": "concat(title, description) ~ '[^[:space:]]'",
-    "image": "image_path <> '' and image_sha256 <> ''",
-    "attributes": """exists (select from jsonb_each(attributes) where value not in ('null', '""', '[]', '{}'))""",
-}
-
 CONTENT_GATES = (*(f"content_{name}" for name in VECTOR_GATES), "content_coverage")
 
 
-def content_gates(connection: psycopg.Connection[Any], modality: str, revision: str) -> list[Gate]:
+def content_gates(connection: psycopg.Connection[Any], name: str, revision: str) -> list[Gate]:
     """Gates on one modality's content embeddings by one encoder revision, in the order of CONTENT_GATES.
 
     A modality that no item has passes without values.
     """
-    # Hashed attributes leave most buckets empty in a small catalogue, and items of one year and genre are alike: only
-    # a constant vector is suspect there.
-    limits = Limits(dead_dimensions=0.98, duplicates=0.95) if modality == "attributes" else Limits(dead_dimensions=0.5)
-    gates = vector_gates("content", content_sample(connection, modality, revision), limits)
+    record = modality(name)
+    limits = Limits(dead_dimensions=record.dead_dimensions, duplicates=record.duplicates)
+    gates = vector_gates("content", content_sample(connection, name, revision), limits)
     found = _row(
         connection,
         sql.SQL(
             """select count(*) filter (where exists (
-                   select from content_embeddings c where c.item_id = items.item_id
+                   select from content_embeddings e where e.item_id = c.item_id
                    and modality = %(modality)s and revision = %(revision)s)), count(*)
-               from items where {}"""
-        ).format(sql.SQL(ENCODABLE[modality])),
-        {"modality": modality, "revision": revision},
+               from ({}) as c"""
+        ).format(content_of(name)),
+        {"modality": name, "revision": revision},
     )
     return [*gates, Gate("content_coverage", _ratio(*found), 0.8, "at least")]
 
@@ -252,15 +246,15 @@ GENERATION_GATES = (
 )
 
 
-def encodable(connection: psycopg.Connection[Any], modality: str) -> bool:
+def encodable(connection: psycopg.Connection[Any], name: str) -> bool:
     """Whether a modality has anything to do: items that have it, or embeddings of items that lost it."""
     (found,) = _row(
         connection,
         sql.SQL(
-            """select exists (select from items where {})
+            """select exists (select from ({}) as c)
                    or exists (select from content_embeddings where modality = %(modality)s)"""
-        ).format(sql.SQL(ENCODABLE[modality])),
-        {"modality": modality},
+        ).format(content_of(name)),
+        {"modality": name},
     )
     return bool(found)
 

@@ -13,7 +13,7 @@ import pyarrow.csv as pa_csv
 
 from encoders.catalogue import Catalogue, Histories
 from encoders.content.attributes import user_vectors
-from feature_repo.schema import MODALITIES
+from feature_repo.modalities import modality
 from polytower.errors import UserError
 
 # Users, and items with their embeddings, that are fetched at once.
@@ -72,10 +72,11 @@ def read_catalogue(connection: psycopg.Connection[Any]) -> tuple[Catalogue, dict
     present: dict[str, np.ndarray] = {}
     revisions: dict[str, str] = {}
     active = connection.execute("select modality, revision, dim from content_encoders where active").fetchall()
-    for modality, revision, dim in sorted(active, key=lambda row: MODALITIES.index(row[0])):
-        vectors, found = _read_content(connection, modality, revision, dim, index)
+    for name, revision, dim in sorted(active):
+        modality(name)  # one that this version does not know is refused
+        vectors, found = _read_content(connection, name, revision, dim, index)
         if found.any():
-            content[modality], present[modality], revisions[modality] = vectors, found, revision
+            content[name], present[name], revisions[name] = vectors, found, revision
     return Catalogue(item_ids, content, present), revisions
 
 

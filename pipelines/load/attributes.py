@@ -18,6 +18,9 @@ from polytower.errors import UserError
 
 Reader = Callable[[Any], Any]
 
+# So many fractional numbers in one cell are hardly a property of an item.
+WIDE = 16
+
 _FLAG = re.compile(r"true|false", re.IGNORECASE)
 
 
@@ -25,12 +28,14 @@ _FLAG = re.compile(r"true|false", re.IGNORECASE)
 class Attributes:
     """How the attribute columns of one table are read, and what types were met.
 
-    met: attribute → type ("number", "text", "true/false") → the first row that has it.
+    met: attribute → type ("number", "text", "true/false") → the first row that has it. wide: attribute → length of its
+    first list of at least WIDE fractional numbers.
     """
 
     known: tuple[str, ...]
     readers: Mapping[str, Reader]
     met: dict[str, dict[str, int]] = field(default_factory=dict)
+    wide: dict[str, int] = field(default_factory=dict)
 
     def objects(self, checked: Checked) -> list[dict[str, Any]]:
         """One object per row: name → scalar or list of scalars; null where a column that the row names has no value.
@@ -58,6 +63,8 @@ class Attributes:
                     continue
                 if found is not None or batch.gives(offset, name):
                     objects[offset][name] = found
+                if isinstance(found, list) and len(found) >= WIDE and all(type(each) is float for each in found):
+                    self.wide.setdefault(name, len(found))
                 for element in found if isinstance(found, list) else (found,):
                     if element is not None:
                         met.setdefault(_TYPES[type(element)], batch.first_row + offset)

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from encoders.content.encoder import BLANK
+from feature_repo.modalities import BLANK
 from feature_repo.schema import MAX_AHEAD_SECONDS, MAX_ID_BYTES
 from pipelines.load.contract import Batch
 from pipelines.load.csv_records import MAX_ROW_BYTES

@@ -4,6 +4,7 @@ polytower experiment DIR
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipelines.load.columns import shown
 from pipelines.load.contract import Source, find_sources
 from pipelines.load.entities import ITEMS, USERS, item_rows, user_rows
 from pipelines.load.interactions import checked_interactions
+from pipelines.load.own_columns import OwnColumns
 from pipelines.load.rejections import Rejection, Rejections
 from polytower.errors import UserError
 
@@ -27,8 +29,10 @@ UNSEEN = "is not in items"
 _EVENT = ["user_id", "occurred_at", "item_id", "kind", "query"]
 
 
-def read_folder(folder: Path, max_rejected: float = 0.05) -> tuple[Dataset, Rejections]:
-    """(what an experiment reads, the rows that were left out).
+def read_folder(
+    folder: Path, max_rejected: float = 0.05, own: Mapping[str, str] | None = None
+) -> tuple[Dataset, Rejections]:
+    """(what an experiment reads, the rows that were left out). own: modality → the column of items that holds it.
 
     The catalogue is that of the items file, in its order; where there is none, all items with an event, by id. Of the
     same event or item the first row counts. Raises UserError as the load does.
@@ -37,7 +41,7 @@ def read_folder(folder: Path, max_rejected: float = 0.05) -> tuple[Dataset, Reje
     if "interactions" not in sources:
         raise UserError(f"{folder} has no interactions (.parquet, .csv or .jsonl); see docs/data.md")
     rejections = Rejections(max_rejected)
-    items = _items(sources["items"], rejections) if "items" in sources else {}
+    items = _items(sources["items"], rejections, OwnColumns(own, ITEMS.known)) if "items" in sources else {}
     events = _events(sources["interactions"], rejections)
     item_ids = list(items) if "items" in sources else sorted(set(pc.unique(events["item_id"]).to_pylist()))
     histories = _histories(events, sources["interactions"], item_ids, rejections)
@@ -46,15 +50,16 @@ def read_folder(folder: Path, max_rejected: float = 0.05) -> tuple[Dataset, Reje
     return Dataset(folder.resolve().name, item_ids, list(items.values()), histories, known), rejections
 
 
-def _items(source: Source, rejections: Rejections) -> dict[str, dict[str, Any]]:
+def _items(source: Source, rejections: Rejections, own: OwnColumns) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     read = 0
     rejections.read_from(source)
-    for size, rows in item_rows(source, read_attributes(source, ITEMS.known), rejections, None, progress=False):
+    attributes = read_attributes(source, (*ITEMS.known, *own.columns.values()))
+    for size, rows in item_rows(source, attributes, rejections, None, own, progress=False):
         read += size
-        for _, _, item_id, title, description, image, *_, attributes in rows:
-            texts = {"title": title, "description": description, "image": image}
-            found.setdefault(item_id, {**texts, "attributes": _there(attributes)})
+        for _, _, *values, texts in rows:
+            row = dict(zip(ITEMS.columns, values, strict=True))
+            found.setdefault(row["item_id"], {**row, "attributes": _there(texts)})
     rejections.refuse_if_many(source.name, read)
     return found
 

@@ -5,7 +5,7 @@ empty cell empties, a column that the file lacks leaves what is there (of a new 
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,14 @@ from pipelines.load.columns import Checked, flags, shown, text
 from pipelines.load.contract import Batch, Source, check_columns
 from pipelines.load.csv_records import MAX_ROW_BYTES
 from pipelines.load.images import CheckedImage, ImageChecks, images_root
+from pipelines.load.own_columns import OwnColumns, own_modalities, refuse_mixed
 from pipelines.load.rejections import KEPT_PER_FILE, Rejection, Rejections
 from polytower.errors import UserError
+
+# Which columns a stored one depends on, by the name that says whether a row gives it.
+_GIVEN_AS = {"image_path": "image", "image_sha256": "image"} | {
+    column: record.name for record in own_modalities() for column in record.reads
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,10 @@ class Entity:
 
 ITEMS = Entity(
     "items",
-    ("item_id", "title", "description", "image", "image_path", "image_sha256", "available"),
+    (
+        *("item_id", "title", "description", "image", "image_path", "image_sha256", "available"),
+        *(column for record in own_modalities() for column in record.reads),
+    ),
     ("item_id", "title", "description", "image", "available"),
 )
 USERS = Entity("users", ("user_id",), ("user_id",))
@@ -93,16 +102,19 @@ def load_items(
     source: Source,
     rejections: Rejections,
     images: Path | None,
+    own: Mapping[str, str] | None = None,
     *,
     progress: bool,
 ) -> Loaded:
     """Loads the catalogue; counts of rows read, new, changed, unchanged, rejected, and of images taken and dropped.
 
-    A faulty image is dropped alone: the item stays, without image. UserError when none of the named files exists.
+    own: modality → the column that holds it. A faulty image is dropped alone: the item stays, without image. UserError
+    when none of the named files exists.
     """
     pictures = None if images is None else _Images(images_root(images), rejections)
-    attributes = read_attributes(source, ITEMS.known)
-    rows = item_rows(source, attributes, rejections, pictures, progress=progress)
+    columns = OwnColumns(own, ITEMS.known)
+    attributes = read_attributes(source, (*ITEMS.known, *columns.columns.values()))
+    rows = item_rows(source, attributes, rejections, pictures, columns, progress=progress)
     try:
         read = _stage(connection, ITEMS, rows)
     finally:
@@ -113,7 +125,8 @@ def load_items(
     else:
         pictures.refuse_if_all_missing(source.name)
     counts = _upsert(connection, ITEMS, source, rejections, read)
-    warnings = _mixed_types(connection, ITEMS, source, attributes, counts)
+    refuse_mixed(connection, columns)
+    warnings = _mixed_types(connection, ITEMS, source, attributes, counts) + _look_like_vectors(source, attributes)
     if pictures is not None:
         counts |= {"images": pictures.taken, "images_dropped": pictures.dropped}
     return Loaded(counts, described(attributes.met), warnings)
@@ -137,22 +150,39 @@ def _mixed_types(
     return mixed_types(connection, entity.table, entity.key, source.name, attributes.met)
 
 
+def _look_like_vectors(source: Source, attributes: Attributes) -> list[str]:
+    return [
+        f"{source.name}: column {name} holds lists of {width} numbers and was taken as an attribute;"
+        f" looks like embeddings: --vectors {name}"
+        for name, width in attributes.wide.items()
+    ]
+
+
 Row = tuple[Any, ...]
 Image = tuple[str | None, str | None, str | None]
 
 
 def item_rows(
-    source: Source, attributes: Attributes, rejections: Rejections, pictures: "_Images | None", *, progress: bool
+    source: Source,
+    attributes: Attributes,
+    rejections: Rejections,
+    pictures: "_Images | None",
+    own: OwnColumns,
+    *,
+    progress: bool,
 ) -> Iterator[tuple[int, list[Row]]]:
     """Batch by batch: its size, and its sound rows as STAGE wants them."""
+    met: dict[str, None] = {}
     for batch in _batches(source, progress=progress):
+        met |= dict.fromkeys(batch.columns)
         check_columns(batch, ("item_id",))
         checked = Checked(batch)
         checked.read_id("item_id")
         for name in ("title", "description", "image"):
             checked.read(name, text)
         checked.read("available", flags)
-        texts = _attribute_texts(checked, attributes)
+        contents = own.read(checked)
+        texts = _attribute_texts(checked, attributes, own.columns.values())
         rejections.add_batch(checked)
         found = checked.table().to_pylist()
         named = [(row["row"], row["image"] or None) for row in found]
@@ -162,8 +192,10 @@ def item_rows(
             number = row["row"]
             offset = number - batch.first_row
             known = (row["item_id"], row["title"], row["description"], *image, row["available"])
-            rows.append((number, _lacks(batch, offset), *known, texts[offset]))
+            lacks = _lacks(batch, offset) + own.lacks(batch, offset)
+            rows.append((number, lacks, *known, *contents[offset], texts[offset]))
         yield batch.rows, rows
+    own.refuse_missing(source, list(met))
 
 
 def user_rows(
@@ -191,9 +223,9 @@ def _batches(source: Source, *, progress: bool) -> Iterator[Batch]:
             bar.update(batch.rows)
 
 
-def _attribute_texts(checked: Checked, attributes: Attributes) -> list[str]:
-    """JSON texts; a row whose attributes Postgres cannot hold is marked."""
-    objects = attributes.objects(checked)
+def _attribute_texts(checked: Checked, attributes: Attributes, gone: Iterable[str] = ()) -> list[str]:
+    """JSON texts; a row whose attributes Postgres cannot hold is marked. gone: attributes that a row takes away."""
+    objects = [dict.fromkeys(gone) | found for found in attributes.objects(checked)]
     texts = [json.dumps(found, ensure_ascii=False) for found in objects]
     for offset, json_text in enumerate(texts):
         if "\\u0000" in json_text:
@@ -295,7 +327,7 @@ def _merged(entity: Entity, name: str) -> sql.Composed:
     staged = sql.Identifier("s", name)
     if name == entity.key:
         return sql.SQL("{}").format(staged)
-    named = "image" if name.startswith("image") else name
+    named = _GIVEN_AS.get(name, name)
     return sql.SQL("case when {named} = any(s.lacks) and t.{key} is not null then t.{column} else {staged} end").format(
         named=sql.Literal(named), key=sql.Identifier(entity.key), column=sql.Identifier(name), staged=staged
     )

@@ -1,6 +1,6 @@
 """Loads a folder of the input contract: all of it in one transaction, or nothing.
 
-    polytower load DIR [--images DIR]
+    polytower load DIR [--images DIR] [--vectors COLUMN]
 
 What was loaded before stays as it is when a load fails, and loading twice changes nothing. The only traces of a failed
 load are its row in `loads` and its rejected rows, written after the rollback.
@@ -8,7 +8,7 @@ load are its row in `loads` and its rejected rows, written after the rollback.
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,6 +92,7 @@ def load_folder(
     folder: Path,
     images: Path | None = None,
     *,
+    own: Mapping[str, str] | None = None,
     progress: bool = False,
     max_rejected: float = 0.05,
     take_over: bool = False,
@@ -99,7 +100,8 @@ def load_folder(
     """Loads interactions, items and users (each optional, not all) from `folder`, in one transaction of its own.
 
     images: the folder that the items' `image` column names files in; without it, names are stored and no file is read.
-    max_rejected: the share of a file's rows that may be faulty; those are quarantined in rejected_rows. Above it, and
+    own: modality → the column of items that holds it ("vector" → embeddings of the user's own). max_rejected: the share
+    of a file's rows that may be faulty; those are quarantined in rejected_rows. Above it, and
     for whatever makes a file unreadable, UserError, and nothing is loaded. An open transaction is committed first.
     take_over: from another load that is running.
     """
@@ -111,7 +113,7 @@ def load_folder(
         try:
             with _readable_errors(), connection.transaction():
                 sources, overlooked = _sources(folder)
-                found = _load(connection, sources, images, rejections, progress=progress)
+                found = _load(connection, sources, images, own, rejections, progress=progress)
                 report = _report(load_id, folder, found, rejections, overlooked, time.monotonic() - started)
                 rejections.store(connection, load_id)
                 _end(connection, load_id, "done", report.counts)
@@ -135,15 +137,18 @@ def _load(
     connection: psycopg.Connection[Any],
     sources: dict[str, Source],
     images: Path | None,
+    own: Mapping[str, str] | None,
     rejections: Rejections,
     *,
     progress: bool,
 ) -> dict[str, Loaded]:
     found: dict[str, Loaded] = {}
+    if own and "items" not in sources:
+        raise UserError(f"the folder holds no items, of which the column {next(iter(own.values()))} would be read")
     for table, source in sources.items():
         rejections.read_from(source)
         if table == "items":
-            found[table] = load_items(connection, source, rejections, images, progress=progress)
+            found[table] = load_items(connection, source, rejections, images, own, progress=progress)
         elif table == "users":
             found[table] = load_users(connection, source, rejections, progress=progress)
         else:

@@ -9,14 +9,17 @@ from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 
 import dagster as dg
 import psycopg
+from pydantic import Field
 
-from feature_repo.schema import MODALITIES, Modality
-from pipelines.content_embeddings import EncodeReport, build_encoder, encode_modality
+from encoders.content.registry import encoder_of
+from feature_repo.modalities import MODALITIES
+from pipelines.content_embeddings import EncodeReport, encode_modality
 from pipelines.generation.quality import content_sample, encodable
+from pipelines.item_content import model_of
 from pipelines.load.folder import load_folder
 from pipelines.orchestration import plots
 from pipelines.orchestration.resources import EncoderResource, PostgresResource, TakeOver, Terminal
@@ -34,10 +37,14 @@ BY_MODALITY = dg.StaticPartitionsDefinition(list(MODALITIES))
 
 
 class LoadConfig(TakeOver):
-    """folder: in the input contract's format; empty records what the tables hold. images: where its pictures lie."""
+    """folder: in the input contract's format; empty records what the tables hold. images: where its pictures lie.
+
+    own: modality → the items' column that holds it, such as {"vector": "embedding"}.
+    """
 
     folder: str = ""
     images: str = ""
+    own: dict[str, str] = Field(default_factory=dict)
 
 
 @dg.multi_asset(
@@ -59,8 +66,9 @@ def loaded_tables(config: LoadConfig, postgres: PostgresResource, terminal: Term
         if config.folder:
             images = Path(config.images) if config.images else None
             report = load_folder(
-                connection, Path(config.folder), images, progress=terminal.progress, take_over=config.take_over
-            ).as_json()
+                connection, Path(config.folder), images,
+                own=config.own, progress=terminal.progress, take_over=config.take_over,
+            ).as_json()  # fmt: skip
         items, updated = _row(connection, "select count(*), max(updated_at) from items")
         events, users, first, last, position = _row(
             connection,
@@ -119,13 +127,13 @@ def content_embeddings(
     terminal: Terminal,
 ) -> dg.MaterializeResult[Any]:
     """What each item is, by modality: encodes the items whose content the encoder in force has not seen."""
-    chosen = (context.partition_key,) if context.has_partition_key else MODALITIES
+    chosen = (context.partition_key,) if context.has_partition_key else tuple(MODALITIES)
     reports = []
-    for modality in cast("Sequence[Modality]", chosen):
+    for modality in chosen:
         with postgres.connect() as connection:
             if not encodable(connection, modality):
                 continue  # no model is loaded for a modality that nothing has
-            encoder = build_encoder(modality, encoders.settings())
+            encoder = encoder_of(modality, encoders.settings(), model_of(connection, modality))
             report = encode_modality(
                 connection, modality, encoder, progress=terminal.progress, take_over=config.take_over
             )

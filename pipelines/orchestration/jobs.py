@@ -27,13 +27,14 @@ train = dg.define_asset_job(
 class FlowConfig(TakeOver):
     """preset, options: training configuration; without a preset that of the live generation, or else `demo`.
 
-    folder, images: loaded first when given.
+    folder, images, own: loaded first when given (`LoadConfig`).
     """
 
     preset: str = ""
     options: dict[str, Any] = Field(default_factory=dict)
     folder: str = ""
     images: str = ""
+    own: dict[str, str] = Field(default_factory=dict)
 
 
 @dg.op
@@ -63,6 +64,7 @@ def _run(context: dg.OpExecutionContext, config: FlowConfig, postgres: PostgresR
         options=options,
         folder=config.folder,
         images=config.images,
+        own=config.own,
         take_over=config.take_over,
         progress=False,
         instance=context.instance,

@@ -42,6 +42,7 @@ def materialize(
     options: Mapping[str, Any] | None = None,
     folder: str = "",
     images: str = "",
+    own: Mapping[str, str] | None = None,
     progress: bool = True,
     take_over: bool = False,
     instance: dg.DagsterInstance | None = None,
@@ -49,9 +50,9 @@ def materialize(
     """Materialises assets and runs their checks in this process; what is done already is found, not done again.
 
     url: the database (default: the platform's). until: last step of the flow; selection: asset names instead. options:
-    what differs from the preset. folder, images: load them first. progress: step lines and bars on stderr. take_over:
-    ends the session of a process that is at the same step. instance: Dagster's history (default: the one below the
-    platform's home).
+    what differs from the preset. folder, images, own: load them first (`load_folder`). progress: step lines and bars on
+    stderr. take_over: ends the session of a process that is at the same step. instance: Dagster's history (default: the
+    one below the platform's home).
 
     Returns {"generation": number | None, "seconds": {step: s}, "assets": {asset: metadata}, "checks": {check: passed},
     "warnings": [...]}. Raises UserError when a blocking check fails (naming check and reason; nothing downstream ran)
@@ -61,10 +62,11 @@ def materialize(
     keys = [dg.AssetKey(name) for name in (selection if selection is not None else assets_until(until))]
     with _quiet(), _instance(instance) as opened:
         job = _definitions(url or postgres.database_url(), log, progress=progress)
+        given = {"folder": folder, "images": images, "own": dict(own or {}), "take_over": take_over}
         config: dict[str, Any] = {
             "loggers": {"run_log": {}},
             "ops": {
-                "loaded_tables": {"config": {"folder": folder, "images": images, "take_over": take_over}},
+                "loaded_tables": {"config": given},
                 "checkpoint": {"config": {"preset": preset, "options": dict(options or {})}},
             },
         }

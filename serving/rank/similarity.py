@@ -16,7 +16,8 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 
-from feature_repo.schema import MODALITIES, SEQUENCE_LENGTH
+from feature_repo.modalities import MODALITIES
+from feature_repo.schema import SEQUENCE_LENGTH
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -184,14 +185,14 @@ def _steps(
     for n, rows in groups.items():
         at = questions[n - 1][1] if recorded_only else None
         candidates = [pairs[row].item_id for row in rows]
-        for modality in MODALITIES:
+        for modality in MODALITIES.values():
             found = {
                 item: vector
                 for item in {*candidates, *histories.get(n, ())}
-                for vector, encoded_at in [content.get((modality, item), (None, None))]
+                for vector, encoded_at in [content.get((modality.name, item), (None, None))]
                 if vector is not None and (at is None or encoded_at <= at)
             }
-            _fill_histograms(columns[f"similarity_{modality}"], rows, candidates, histories.get(n, ()), found)
+            _fill_histograms(columns[modality.similarity], rows, candidates, histories.get(n, ()), found)
         if n in interests:
             _fill_closeness(columns, rows, candidates, *interests[n], items)
     return columns
@@ -236,7 +237,7 @@ def _matrix(vectors: Sequence[Any]) -> Floats:
 
 
 def _names() -> Iterator[str]:
-    yield from (f"similarity_{modality}" for modality in MODALITIES)
+    yield from (modality.similarity for modality in MODALITIES.values())
     yield from ("interest_max", "interest_mean")
 
 

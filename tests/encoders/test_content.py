@@ -8,20 +8,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encoders.content.encoder import BLANK, content_hash, item_text
 from encoders.content.registry import CONTENT_ENCODERS
-from feature_repo.schema import MODALITIES, Modality
+from feature_repo.modalities import BLANK, MODALITIES, content_hash, item_text
 from polytower.errors import UserError
 
 
-def _contents(modality: Modality, tmp_path: Any) -> list[Any]:
+def _contents(modality: str, tmp_path: Any) -> list[Any]:
     picture = tmp_path / "picture.png"
     Image.linear_gradient("L").convert("RGB").save(picture)
     return {
+        "vector": [[3.0, 4.0], [-1e-30, 0.0], [1e38, 1e38]],
         "text": ["Toy Story", "鞋 für den Winter", "x"],
         "image": [str(picture), str(picture), picture.read_bytes()],
         "attributes": [{"year": 1995}, {"genres": ["Comedy", "Noir"]}, {"a": None}],
     }[modality]
+
+
+def _encoder(modality: str) -> Any:
+    # Own vectors have no default: the load names their column.
+    return CONTENT_ENCODERS[modality](device="cpu", model="embedding/2" if modality == "vector" else "default")
 
 
 def test_every_modality_has_an_encoder() -> None:
@@ -29,8 +34,8 @@ def test_every_modality_has_an_encoder() -> None:
 
 
 @pytest.mark.parametrize("modality", CONTENT_ENCODERS)
-def test_an_encoder_keeps_the_protocol(modality: Modality, tmp_path: Any) -> None:
-    encoder = CONTENT_ENCODERS[modality](device="cpu")
+def test_an_encoder_keeps_the_protocol(modality: str, tmp_path: Any) -> None:
+    encoder = _encoder(modality)
     contents = _contents(modality, tmp_path)
     rows = np.concatenate(list(encoder.encode(contents, 2)))
     assert (encoder.modality, encoder.device) == (modality, "cpu")
@@ -39,12 +44,12 @@ def test_an_encoder_keeps_the_protocol(modality: Modality, tmp_path: Any) -> Non
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     chunks = [each.embeddings for each in encoder.encode_chunks(iter([contents[:1], contents[1:]]))]
     np.testing.assert_allclose(np.concatenate(chunks), rows, atol=1e-5)
-    assert CONTENT_ENCODERS[modality](device="cpu").revision == encoder.revision
+    assert _encoder(modality).revision == encoder.revision
     assert len(encoder.revision) == 12
 
 
 @pytest.mark.parametrize("modality", CONTENT_ENCODERS)
-def test_a_model_that_does_not_exist_is_refused(modality: Modality, tmp_path: Any) -> None:
+def test_a_model_that_does_not_exist_is_refused(modality: str, tmp_path: Any) -> None:
     with pytest.raises(UserError, match="default"):
         CONTENT_ENCODERS[modality](model=str(tmp_path / "absent"), device="cpu")
 

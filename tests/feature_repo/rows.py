@@ -13,6 +13,8 @@ import numpy as np
 import psycopg
 from pgvector import HalfVector
 
+from feature_repo.modalities import MODALITIES
+
 START = datetime(2026, 3, 1, tzinfo=UTC)
 DIM = 4
 USERS = ["u0", "u1", "ü☃ 空", 'u"quote\\{,}', "u\x1fseparator", "u5", "u6"]
@@ -170,7 +172,7 @@ def _content(connection: psycopg.Connection[Any], random: Random) -> dict[str, l
                 [item, modality, revision, _half(vector), encoded_at],
             )
             if active:
-                empty = {"text_embedding": None, "image_embedding": None, "attributes_embedding": None}
+                empty = dict.fromkeys(one.feature for one in MODALITIES.values())
                 as_of, values = rows.get(item, [(encoded_at, empty)])[0]
                 rows[item] = [(max(as_of, encoded_at), {**values, f"{modality}_embedding": vector})]
     return rows

@@ -21,10 +21,11 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from encoders.content.attributes import AttributesEncoder
-from encoders.content.encoder import BLANK, TEXT_SEPARATOR, Encoded, Rows, content_hash
-from encoders.content.registry import CONTENT_ENCODERS
-from feature_repo.schema import MODALITIES, Modality
-from pipelines.content_embeddings import CONTENT, build_encoder, encode_modality, gpu_lock
+from encoders.content.encoder import Encoded, Rows
+from encoders.content.registry import CONTENT_ENCODERS, encoder_of
+from feature_repo.modalities import BLANK, MODALITIES, TEXT_SEPARATOR, content_hash
+from pipelines.content_embeddings import encode_modality, gpu_lock
+from pipelines.item_content import content_of, model_of
 from polytower.locks import holder
 from polytower.postgres import connect
 from polytower.settings import settings as read_settings
@@ -36,7 +37,7 @@ Connection = psycopg.Connection[Any]
 class Letters:
     """A text encoder that counts letters: exact, instant, and it remembers what it was asked."""
 
-    modality: Modality = "text"
+    modality = "text"
     model = "letters"
     device = "cpu"
 
@@ -224,10 +225,14 @@ def test_a_new_revision_encodes_all_and_takes_over(connection: Connection) -> No
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_no_items_at_all(connection: Connection, modality: Modality) -> None:
+def test_no_items_at_all(connection: Connection, modality: str) -> None:
     encoder = AttributesEncoder() if modality == "attributes" else Letters()
     report = encode_modality(connection, modality, encoder)
     assert (report.items, report.encoded, report.items_per_second) == (0, 0, 0.0)
+
+
+def _named(connection: Connection, modality: str) -> Any:
+    return encoder_of(modality, read_settings(), model_of(connection, modality))
 
 
 def test_every_registered_encoder_end_to_end(platform: str, tmp_path: Path) -> None:
@@ -246,14 +251,16 @@ def test_every_registered_encoder_end_to_end(platform: str, tmp_path: Path) -> N
                 "insert into items (item_id, title, image_path, image_sha256, attributes) values (%s, %s, %s, %s, %s)",
                 [*row[:4], Jsonb(row[4])],
             )
+        connection.execute("update items set vector = '{3, 4}', vector_model = 'own/2' where item_id = 'full'")
         reports = {
-            modality: encode_modality(connection, modality, build_encoder(modality, read_settings()))
+            modality: encode_modality(connection, modality, _named(connection, modality))
             for modality in CONTENT_ENCODERS
         }
         assert {modality: (r.items, r.encoded, r.failed) for modality, r in reports.items()} == {
             "text": (2, 2, 0),
             "image": (2, 1, 1),
             "attributes": (1, 1, 0),
+            "vector": (1, 1, 0),
         }
         (failure,) = reports["image"].failures
         assert (failure.item_id, failure.source) == ("broken", str(broken))
@@ -263,10 +270,9 @@ def test_every_registered_encoder_end_to_end(platform: str, tmp_path: Path) -> N
         ).fetchall()
         assert wide == [("broken", 384, None, None), ("full", 384, 1280, 256)]
         again = [
-            encode_modality(connection, modality, build_encoder(modality, read_settings())).encoded
-            for modality in CONTENT_ENCODERS
+            encode_modality(connection, modality, _named(connection, modality)).encoded for modality in CONTENT_ENCODERS
         ]
-        assert again == [0, 0, 0]
+        assert again == [0, 0, 0, 0]
 
 
 def test_the_settings_choose_the_encoder(platform: str, tmp_path: Path) -> None:
@@ -277,7 +283,7 @@ def test_the_settings_choose_the_encoder(platform: str, tmp_path: Path) -> None:
         text_encoder=str(checkpoints.bert(tmp_path / "bert")),
         image_encoder=str(checkpoints.vit(tmp_path / "vit")),
     )
-    assert [build_encoder(modality, config).dim for modality in ("text", "image", "attributes")] == [16, 16, 256]
+    assert [encoder_of(modality, config).dim for modality in ("text", "image", "attributes")] == [16, 16, 256]
 
 
 def test_ten_thousand_unchanged_items_are_passed_over_in_less_than_a_second(connection: Connection) -> None:
@@ -313,20 +319,31 @@ _value = st.recursive(
 )
 
 
-@given(title=st.none() | _text, description=st.none() | _text, attributes=st.dictionaries(_text, _value, max_size=4))
+@given(
+    title=st.none() | _text,
+    description=st.none() | _text,
+    attributes=st.dictionaries(_text, _value, max_size=4),
+    vector=st.none() | st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=4),
+)
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_sql_and_python_say_the_same_of_any_content(
-    connection: Connection, title: str | None, description: str | None, attributes: dict[str, Any]
+    connection: Connection,
+    title: str | None,
+    description: str | None,
+    attributes: dict[str, Any],
+    vector: list[float] | None,
 ) -> None:
     connection.execute("delete from items")
     connection.execute(
-        "insert into items (item_id, title, description, attributes) values ('i', %s, %s, %s)",
-        [title, description, Jsonb(attributes)],
+        "insert into items (item_id, title, description, attributes, vector, vector_model)"
+        " values ('i', %s, %s, %s, %s, %s)",
+        [title, description, Jsonb(attributes), vector, vector and "own"],
     )
     with connection.cursor(row_factory=dict_row) as cursor:
-        row = cursor.execute("select title, description, image_path, image_sha256, attributes from items").fetchone()
+        row = cursor.execute(
+            "select title, description, image_path, image_sha256, attributes, vector from items"
+        ).fetchone()
     assert row is not None
-    values = {"separator": TEXT_SEPARATOR, "blank": BLANK}
     for modality in MODALITIES:
-        found = connection.execute(CONTENT[modality], values).fetchone()
+        found = connection.execute(content_of(modality)).fetchone()
         assert (found and found[2]) == content_hash(modality, row)

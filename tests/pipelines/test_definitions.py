@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from feature_repo.schema import MODALITIES
+from feature_repo.modalities import MODALITIES
 from pipelines.generation.quality import CONTENT_GATES, GENERATION_GATES
 from pipelines.load.folder import load_folder
 from pipelines.orchestration.materialize import STEPS, assets_until

@@ -42,7 +42,7 @@ WARNINGS = {
             select user_id, item_id, occurred_at, 'again' from interactions limit 100""",
     },
     "items": {
-        "at least half of the items have text, an image or attributes": """
+        "at least half of the items have content of some modality": """
             update items set title = null, description = null, attributes = '{}' where item_id < 'i50'""",
         "at most half of the items share their title with another one": "update items set title = 'same'",
     },

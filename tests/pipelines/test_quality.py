@@ -8,9 +8,10 @@ import psycopg
 import pytest
 from pgvector import HalfVector
 
-from feature_repo.schema import MODALITIES
+from feature_repo.modalities import MODALITIES
 from pipelines.generation import quality
 from pipelines.generation.embedding_gates import Gate
+from polytower.errors import UserError
 from tests.generation_factory import Floats, Synthetic, unit, write_generation
 
 ITEMS, USERS, D = 240, 30, 16
@@ -192,9 +193,20 @@ def test_a_modality_that_nothing_has_is_not_encodable(connection: Connection) ->
     connection.execute("insert into items (item_id, attributes) values ('i0', '{\"a\": null}')")
     assert [modality for modality in MODALITIES if quality.encodable(connection, modality)] == []
     connection.execute(
-        """update items set title = 't', image_path = 'p', image_sha256 = 's', attributes = '{"a": 1}'"""
+        """update items set title = 't', image_path = 'p', image_sha256 = 's', attributes = '{"a": 1}',
+           vector = '{1}', vector_model = 'own/1'"""
     )
     assert [modality for modality in MODALITIES if quality.encodable(connection, modality)] == list(MODALITIES)
+
+
+def test_a_title_that_prints_nothing_is_nothing_to_encode(connection: Connection) -> None:
+    connection.execute("insert into items (item_id, title) values ('a', %s)", ["\u200b \ufeff"])
+    assert not quality.encodable(connection, "text")
+
+
+def test_an_unknown_modality_is_refused_by_name(connection: Connection) -> None:
+    with pytest.raises(UserError, match="unknown modality 'audio'"):
+        quality.encodable(connection, "audio")
 
 
 def test_limits_are_looser_for_hashed_attributes(connection: Connection) -> None:
