@@ -120,7 +120,7 @@ def load_folder(
         except BaseException as error:
             if not connection.broken:
                 rejections.store(connection, load_id)
-                _end(connection, load_id, "failed", {"error": str(error) or type(error).__name__})
+                _end(connection, load_id, "failed", {"error": _storable(str(error)) or type(error).__name__})
                 connection.commit()
             raise
     return report
@@ -172,6 +172,11 @@ def _begin(connection: psycopg.Connection[Any], folder: Path) -> int:
     assert row is not None
     connection.commit()
     return int(row[0])
+
+
+def _storable(message: str) -> str:
+    """The message without the one character that Postgres does not hold; it may quote a damaged file."""
+    return message.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _end(connection: psycopg.Connection[Any], load_id: int, state: str, counts: dict[str, Any]) -> None:

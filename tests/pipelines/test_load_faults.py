@@ -49,7 +49,7 @@ def refused(connection: Connection, folder: Path, *words: str, images: Path | No
         assert word in str(caught.value)
     assert contents(connection) == before
     state, counts = connection.execute("select state, counts from loads order by load_id desc limit 1").fetchone()  # type: ignore[misc]
-    assert (state, counts["error"]) == ("failed", str(caught.value))
+    assert (state, counts["error"]) == ("failed", str(caught.value).replace("\0", "\N{REPLACEMENT CHARACTER}"))
 
 
 class TestRefusedFiles:
@@ -61,6 +61,12 @@ class TestRefusedFiles:
         rows = [{name: value for name, value in row.items() if name != missing} for row in GOOD]
         write_rows(folder / f"interactions.{file_format}", rows)
         refused(connection, folder, f"interactions.{file_format}", f"lacks the column {missing}")
+
+    def test_a_zero_byte_in_a_column_s_name(self, connection: Connection, loaded: object, folder: Path) -> None:
+        """Its message quotes what Postgres does not hold; that the load failed is on record all the same."""
+        folder.mkdir()
+        (folder / "interactions.csv").write_bytes(b"user_id,item_id,occurred_at,k\0\nu0,i1,0,x\n")
+        refused(connection, folder, "interactions.csv", "k\0")
 
     @pytest.mark.parametrize("file_format", FORMATS)
     def test_unknown_column(self, connection: Connection, loaded: object, folder: Path, file_format: str) -> None:

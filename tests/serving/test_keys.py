@@ -241,7 +241,7 @@ def test_the_setting(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with TestClient(create_app(own)) as client:
         assert client.get("/v1/generations").status_code == 401
     monkeypatch.setenv("POLYTOWER_REQUIRE_KEYS", "ture")
-    with pytest.raises(UserError, match="set it to 1 or 0"):
+    with pytest.raises(UserError, match="must be 1 or 0"):
         create_app(own)
 
 
