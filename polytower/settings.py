@@ -17,16 +17,19 @@ from polytower.url import normalised
 class Settings:
     """One process's view of its surroundings.
 
-    home: folder of the embedded Postgres, downloads, checkpoints and Dagster's own files.
-    database_url: an external Postgres (>= 16 with pgvector >= 0.8.4); None means the embedded one.
-    server_database_url: the same database for the HTTP server alone, by a role with few rights; None: see postgres.py.
-    device: "auto", "cpu", "cuda", "cuda:1" ...; auto takes CUDA where there is one.
-    index_mb: mebibytes that a server's index in memory may take (1024, but at most a quarter of the memory); 0 for none
-        (SQL answers then).
-    search_threads: of a server's search in memory. Two answer a lone client sooner, one answers more clients.
-    vector_index: what a server searches in memory with; None: exact for small catalogues, inverted_file for large ones.
+    home: folder of the embedded Postgres, downloads, checkpoints and Dagster's own files. Default: `.polytower`.
+    database_url: an external Postgres (16 or newer, pgvector 0.8.4 or newer). Unset: the embedded one.
+    server_database_url: the same database for the HTTP server alone, by a role with few rights. Unset: the role that
+        comes with the embedded Postgres, else `database_url`.
+    device: "auto" (default), "cpu", "cuda", "cuda:1" …; auto takes CUDA where there is one.
+    index_mb: mebibytes that a server's index in memory may take; 0 for none, so that SQL answers. Default: 1024, but at
+        most a quarter of the memory.
+    search_threads: threads of a server's search in memory. Two answer a lone client sooner, one (default) answers more
+        clients.
+    vector_index: what a server searches in memory with. Unset: `exact` for small catalogues, `inverted_file` for large
+        ones.
     text_encoder, image_encoder: "default" for the bundled weights, else any transformers checkpoint by name or path.
-    require_keys: whether the HTTP API asks for API keys; None: undecided (`polytower serve` decides by the address).
+    require_keys: 1 or 0, whether the HTTP API asks for API keys. Unset: `polytower serve` decides by the address.
     """
 
     home: Path

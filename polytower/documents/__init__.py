@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from polytower.documents import commands, files, functions, http, tables
+from polytower.documents import commands, files, functions, http, settings, tables
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -14,6 +14,7 @@ PAGES: dict[Path, Callable[[], str]] = {
     REFERENCE / "commands.md": commands.page,
     REFERENCE / "functions.md": functions.page,
     REFERENCE / "http.md": http.page,
+    REFERENCE / "settings.md": settings.page,
     REFERENCE / "tables.md": tables.page,
     **{CODE / f"{folder}.md": files.page(ROOT / folder) for folder in files.FOLDERS},
 }
