@@ -20,11 +20,22 @@ _LOGINS: dict[str, str] = {}
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
+# Files whose tests start programs or servers of their own, train, or load a model: `make test-fast` leaves them out.
+SLOW = {
+    "test_blocks", "test_cli", "test_content", "test_decoders", "test_definitions", "test_distributed", "test_embedded",
+    "test_evaluate", "test_experiment", "test_explained", "test_failures", "test_image", "test_managed",
+    "test_modalities", "test_movielens", "test_postgres", "test_sentences", "test_signals", "test_table", "test_tame_feast", "test_text",
+    "test_text_arrays", "test_train", "test_warm",
+}  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that needs Postgres shows it by its fixtures; `-m "not database"` leaves it out."""
     for item in items:
         if isinstance(item, pytest.Function) and "server" in item.fixturenames:
             item.add_marker("database")
+        if item.path.stem in SLOW:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")
