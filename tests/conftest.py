@@ -24,8 +24,8 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 SLOW = {
     "test_blocks", "test_cli", "test_content", "test_decoders", "test_definitions", "test_distributed", "test_embedded",
     "test_evaluate", "test_experiment", "test_explained", "test_failures", "test_image", "test_managed",
-    "test_modalities", "test_movielens", "test_postgres", "test_sentences", "test_signals", "test_table", "test_tame_feast", "test_text",
-    "test_text_arrays", "test_train", "test_warm",
+    "test_modalities", "test_movielens", "test_postgres", "test_sentences", "test_signals", "test_table",
+    "test_tame_feast", "test_text", "test_text_arrays", "test_train", "test_warm",
 }  # fmt: skip
 
 

@@ -109,11 +109,12 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("name", "content", "word"),
         [
-            ("users.csv.gz", gzip.compress(b"user_id\n1\n" * 99)[:-9], "cannot be unpacked"),
+            ("users.csv.gz", gzip.compress(b"user_id\n1\n" * 99, mtime=0)[:-9], "cannot be unpacked"),
             ("users.jsonl.gz", b"user_id\n1\n", "cannot be unpacked"),
-            ("users.csv", gzip.compress(b"user_id\n1\n"), "is gzip (name it .gz)"),
+            ("users.csv", gzip.compress(b"user_id\n1\n", mtime=0), "is gzip (name it .gz)"),
             ("users.csv", b"PAR1", "is Parquet, not CSV"),
         ],
+        ids=["cut short", "plain text", "named as if plain", "Parquet"],
     )
     def test_damaged_packings(self, connection: Connection, folder: Path, name: str, content: bytes, word: str) -> None:
         (folder / name).write_bytes(content)
