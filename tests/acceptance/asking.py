@@ -137,7 +137,7 @@ def histories(world: World) -> None:
         alone = world.client.retrieve(attributes=who, k=K)
         sound(f"somebody with {who}", alone.candidates, K)
         told = world.run("retrieve", "--attributes", json.dumps(who), "-k", K)["candidates"]
-        # Such interests lie apart from the users' that the search was tuned with: a walk over the index may miss a taste.
+        # Far from the users' interests that the search was tuned with, a walk over the index may miss a whole taste.
         scores = {row.item_id: row.score for row in rows(alone.candidates)}
         for row in rows(told):
             near = abs(scores.get(row.item_id, row.score) - row.score) <= TOLERANCE
