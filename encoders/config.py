@@ -22,9 +22,10 @@ class TowersConfig:
     recency: adds Σ λ^(events since) · item to the last state, λ learned: a straight way for the newest items.
     interests: K. extractor: a name of `interests.EXTRACTORS`. adaptive: K_u = clip(log2 |history|, 1, K) (MIND).
     fusion: a name of `fusion.FUSIONS`, or "none"; fusion_queries, fusion_layers: of the Q-Former; content_width: hidden
-    width of the fused path; content_dropout: on its features. linear: adds a linear map of the features, which starts
-    as a ridge regression of the start of the ID embeddings. whiten: rank to which each modality's PCA is cut and
-    whitened; 0 takes content as it was encoded.
+    width of the fused path; content_dropout: on its features; modality_dropout: share of the items of a step that show
+    one of their modalities alone, drawn at random, since a question by text or by picture brings no other. linear: adds
+    a linear map of the features, which starts as a ridge regression of the start of the ID embeddings. whiten: rank to
+    which each modality's PCA is cut and whitened; 0 takes content as it was encoded.
     content_dim: width of a block for content alone inside dim: item = [√a·ID ; √(1−a)·content]; 0: one space for both.
     id_share: a, learned from there on with learn_id_share. shrinkage: start of the learned number n0 of events at which
     an item's own ID weighs as much as its content: item = normalise(ID + n0/(n + n0)·content), or in blocks
@@ -56,6 +57,7 @@ class TowersConfig:
     fusion_layers: int = 1
     content_width: int = 128
     content_dropout: float = 0.2
+    modality_dropout: float = 0.2
     linear: bool = False
     whiten: int = 0
     content_dim: int = 0
@@ -184,6 +186,7 @@ class TrainConfig:
             "towers.whiten": shape.whiten < 0,
             "towers.id_share": not 0 < shape.id_share < 1,
             "towers.id_dropout": not 0 <= shape.id_dropout < 1,
+            "towers.modality_dropout": not 0 <= shape.modality_dropout <= 1,
             "towers.fusion (none needs towers.linear)": shape.fusion == "none" and not shape.linear,
             "towers.dropout": not 0 <= shape.dropout < 1,
             "towers.user_attributes (a multiple of 4)": shape.user_attributes < 0 or shape.user_attributes % 4 != 0,

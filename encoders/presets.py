@@ -47,7 +47,15 @@ PRESETS: dict[str, TrainConfig] = {
     "multimodal": replace(
         _SHORT,
         preset="multimodal",
-        towers=replace(_SHORT.towers, content_dim=128, linear=True, fusion="none", whiten=256, cold="ridge"),
+        towers=replace(
+            _SHORT.towers,
+            content_dim=128,
+            linear=True,
+            fusion="none",
+            whiten=256,
+            modality_dropout=0.0,
+            cold="ridge",
+        ),
         content_weight=0.0,
     ),
     # a few seconds on a few hundred users: tests and first looks

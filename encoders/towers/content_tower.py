@@ -63,7 +63,7 @@ class Content(nn.Module):
         self.before = config.id_dim if config.content_dim else 0
         self.after = config.dim - self.before - out
         self.features = Features(config)
-        self.dropout = Dropout(config.content_dropout)
+        self.dropout, self.alone = Dropout(config.content_dropout), config.modality_dropout
         self.linear = nn.Linear(sum(self.features.widths.values()), out, bias=False) if config.linear else None
         self.fusion = FUSIONS[config.fusion](config) if config.fusion != "none" else None
         if self.fusion is not None:
@@ -76,6 +76,8 @@ class Content(nn.Module):
 
     def forward(self, content: Modalities, present: Modalities) -> Tensor:
         """content[m]: [N, dim_m]; present[m]: bool [N]. [N, D], unit rows where anything is present."""
+        if self.training and self.alone > 0:
+            present = _some_alone(present, self.alone)
         features_NC = self.dropout(self.features(content, present))
         sums = []
         if self.linear is not None:
@@ -92,3 +94,13 @@ class Content(nn.Module):
             project(part * part.shape[1] ** 0.5) for project, part in zip(self.projections.values(), parts, strict=True)
         ]
         return torch.stack(projected, dim=1)
+
+
+def _some_alone(present: Modalities, share: float) -> Modalities:
+    """The same, but a share of the items has one modality left: any of its own, as likely as another."""
+    present_NM = torch.stack(list(present.values()), dim=1)
+    drawn_NM = torch.rand(present_NM.shape, device=present_NM.device).masked_fill(~present_NM, -1.0)
+    only_NM = F.one_hot(drawn_NM.argmax(dim=1), len(present)).bool()
+    alone_N1 = torch.rand(len(present_NM), 1, device=present_NM.device) < share
+    kept_NM = present_NM & (only_NM | ~alone_N1)
+    return dict(zip(present, kept_NM.unbind(dim=1), strict=True))

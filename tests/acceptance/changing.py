@@ -8,8 +8,8 @@ import pandas as pd
 
 from feature_repo.schema import RETRIEVAL_SERVICE
 from polytower.client import Interaction, Merge
-from tests.acceptance.agreeing import overlap, same, sound
-from tests.acceptance.asking import ENOUGH, ONE_LIST, K, by_sql
+from tests.acceptance.agreeing import same, sound
+from tests.acceptance.asking import K, agree, by_sql
 from tests.acceptance.folder import NEW_ITEM, NEW_USER, write_second
 from tests.acceptance.world import World, check, equal
 
@@ -109,8 +109,7 @@ def new_users(world: World) -> None:
     for user in (NEW_USER, POSTED_USER):
         answer = world.client.retrieve(user_id=user, k=K)
         equal(f"interests of {user}", (answer.generation, answer.interests, answer.degraded), (2, "stored", None))
-        agreed = overlap(by_sql(world, user), answer.candidates)
-        check(agreed >= ONE_LIST, f"{user}: SQL has {agreed:.2f} of the server's candidates")
+        agree(world, user, by_sql(world, user), answer.candidates)
         logged = world.sql("select item_id from interactions where user_id = %s order by occurred_at, position", [user])
         table = world.client.features(RETRIEVAL_SERVICE, user_id=[user])
         equal(f"sequence feature of {user}", table.column("item_ids").to_pylist(), [[item for (item,) in logged]])
@@ -135,7 +134,7 @@ def restart(world: World) -> None:
     world.stop_server()
     world.start_server(POLYTOWER_INDEX_MB="0")
     after = world.client.retrieve(user_id=user, k=K).candidates
-    check(overlap(after, before) >= ENOUGH, f"after a restart: {overlap(after, before):.2f} of the candidates before")
+    agree(world, "after a restart", after, before)
     for merge in get_args(Merge):
         if merge == "diverse":
             continue
