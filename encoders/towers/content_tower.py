@@ -77,7 +77,7 @@ class Content(nn.Module):
     def forward(self, content: Modalities, present: Modalities) -> Tensor:
         """content[m]: [N, dim_m]; present[m]: bool [N]. [N, D], unit rows where anything is present."""
         if self.training and self.alone > 0:
-            present = _some_alone(present, self.alone)
+            present = some_alone(present, self.alone)
         features_NC = self.dropout(self.features(content, present))
         sums = []
         if self.linear is not None:
@@ -96,7 +96,7 @@ class Content(nn.Module):
         return torch.stack(projected, dim=1)
 
 
-def _some_alone(present: Modalities, share: float) -> Modalities:
+def some_alone(present: Modalities, share: float) -> Modalities:
     """The same, but a share of the items has one modality left: any of its own, as likely as another."""
     present_NM = torch.stack(list(present.values()), dim=1)
     drawn_NM = torch.rand(present_NM.shape, device=present_NM.device).masked_fill(~present_NM, -1.0)
