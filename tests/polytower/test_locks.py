@@ -1,5 +1,6 @@
-"""Advisory locks: who waits for whom, who is told, and what is left of a killed holder."""
+"""Locks: who waits for whom, who is told, and what is left of a killed holder."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -138,3 +139,46 @@ def test_a_lock_of_the_transaction_keeps_what_was_done_before(
     other.commit()
     assert holder(connection, NAME) is None
     assert connection.execute("select user_id from users").fetchall() == [("u",)]
+
+
+def test_a_folder_is_held_by_one_and_whoever_waits_is_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    heard, done = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        with locks.folder(tmp_path, told=lambda message: (told.append(message), heard.set())):
+            done.set()
+
+    with locks.folder(tmp_path):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        heard.wait()
+        assert not done.is_set()
+    waiting.join()
+    assert done.is_set()
+    assert len(told) == 1
+    assert told[0].startswith(f"waiting for {tmp_path}, held by process {os.getpid()} on ")
+    assert (tmp_path / ".lock").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_killed_process_gives_its_folder_back(tmp_path: Path) -> None:
+    program = f"""
+import sys, time
+from pathlib import Path
+from polytower import locks
+with locks.folder(Path({str(tmp_path)!r})):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as holding:
+        assert holding.stdout is not None
+        assert holding.stdout.readline() == "held\n"
+        descriptor = os.open(tmp_path / ".lock", os.O_RDWR)
+        assert not locks._locked(descriptor)
+        assert f"process {holding.pid} on " in (tmp_path / ".lock").read_text()
+        holding.kill()
+        holding.wait()
+        assert locks._locked(descriptor)
+        os.close(descriptor)
