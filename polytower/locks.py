@@ -104,8 +104,8 @@ def held(
 ) -> Iterator[None]:
     """Holds a lock for a block. Commits when it has the lock and on a clean exit, rolls back otherwise.
 
-    Waits, and names the holder to `told` every NAMED_AFTER seconds. take_over: ends the holder's session. refuse_after:
-    seconds after which UserError names the holder instead.
+    Waits, and names the holder to `told` every NAMED_AFTER seconds. take_over: ends the holder's session, which gets a
+    UserError. refuse_after: seconds after which UserError names the holder instead.
     """
     _introduce(connection, name, local=False)
     connection.commit()
@@ -114,6 +114,11 @@ def held(
         connection.commit()
         try:
             yield
+        except psycopg.errors.AdminShutdown as error:
+            raise UserError(
+                f"{name} was taken over by another run (--take-over), or Postgres was stopped: this run has ended, and "
+                "what it had committed is kept"
+            ) from error
         except BaseException:
             if not connection.closed:
                 connection.rollback()

@@ -129,8 +129,17 @@ def live_generation(context: dg.AssetExecutionContext, postgres: PostgresResourc
     """Promotion of the newest generation: SQL, HTTP and Feast answer from it at once. A failed gate refuses it."""
     number = int(str(_latest(context, "generation", "generation")))
     with postgres.connect() as connection:
+        _refuse_past(lifecycle.get(connection, number))
         before = lifecycle.promote(connection, number)
     return dg.MaterializeResult(metadata={"generation": number, "before": str(before.generation) if before else "none"})
+
+
+def _refuse_past(found: lifecycle.Generation) -> None:
+    if found.trained_before is not None:
+        raise UserError(
+            f"generation {found.generation} knows no event from {found.trained_before.isoformat()} on, so it does not "
+            f"go live by itself; `polytower generations promote {found.generation}` does it all the same"
+        )
 
 
 @dg.asset(deps=[live_generation], group_name="serving", kinds={"postgres"})

@@ -88,6 +88,16 @@ def test_taking_over_ends_the_holders_session(database: str, other: Connection) 
     assert f"took {NAME} over from" in message
 
 
+def test_whoever_was_taken_over_is_told(database: str, other: Connection) -> None:
+    with (
+        pytest.raises(UserError, match=f"{NAME} was taken over by another run"),
+        connect(database) as first,
+        held(first, NAME),
+        held(other, NAME, take_over=True, told=lambda _: None),
+    ):
+        first.execute("select 1")
+
+
 def test_without_the_privilege_nobody_is_ended(database: str, connection: Connection, other: Connection) -> None:
     role = f"weak_{connection.info.backend_pid}"
     connection.execute(psycopg.sql.SQL("create role {}").format(psycopg.sql.Identifier(role)))
