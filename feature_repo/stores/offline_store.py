@@ -28,8 +28,8 @@ from feast.repo_config import RepoConfig
 from psycopg import sql
 from pydantic import StrictStr
 
-from feature_repo.schema import FEAST_SCHEMA, SEQUENCE_LENGTH
-from feature_repo.views.historical_reads import HISTORICAL_VIEWS
+from feature_repo.schema import FEAST_SCHEMA
+from feature_repo.views import VIEWS
 from polytower.errors import UserError
 from polytower.postgres import OPTIONS, open_session
 
@@ -62,7 +62,7 @@ for _module in (connection_utils, feast_postgres, feast_postgres_source):
 
 
 class PolytowerOfflineStore(PostgreSQLOfflineStore):  # type: ignore[misc]
-    """Feast's Postgres store, with joins of its own (historical_reads.py) for the platform's views."""
+    """Feast's Postgres store, with joins of its own (each view's `historical`) for the platform's views."""
 
     @staticmethod
     def get_historical_features(
@@ -135,7 +135,7 @@ def _schema(config: RepoConfig, entity_df: pd.DataFrame | str) -> dict[str, np.d
 def _plain(view: FeatureView) -> bool:
     source = view.batch_source
     return (
-        view.name in HISTORICAL_VIEWS
+        view.name in VIEWS
         and getattr(source, "get_table_query_string", str)() == f"{FEAST_SCHEMA}.{view.name}"
         and not source.field_mapping
         and not view.projection.join_key_map
@@ -170,7 +170,7 @@ def _statement(
         ]
         joins.append(
             sql.SQL(" left join lateral ({}) as {} on true").format(
-                sql.SQL(HISTORICAL_VIEWS[view.name]).format(length=SEQUENCE_LENGTH), sql.Identifier(view.name)
+                VIEWS[view.name].historical, sql.Identifier(view.name)
             )
         )
     return (
