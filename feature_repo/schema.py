@@ -55,3 +55,6 @@ SERVICES = {
     RETRIEVAL_SERVICE: "What finds candidates for a user",
     RANKER_SERVICE: "What orders the candidates: users and items side by side",
 }
+# A column of the rows that a training set is asked for: how the past is read
+POINT_IN_TIME = "point_in_time"
+PointInTime = Literal["strict", "backfilled"]

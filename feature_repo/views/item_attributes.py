@@ -11,6 +11,7 @@ VIEW = View(
     rows=Rows(
         now="select *, updated_at as as_of from polytower.items where item_id = wanted.item_id",
         before="select * from polytower.items where item_id = wanted.item_id and updated_at <= wanted.moment",
+        backfilled="select * from polytower.items where item_id = wanted.item_id",
     ),
     features=(
         Feature("title", "text"),

@@ -17,6 +17,7 @@ _ROW = sql.SQL(
     "join polytower.content_encoders using (modality, revision) where active and item_id = wanted.item_id "
     "having {there}"
 )
+_NOW = _ROW.format(embeddings=_EMBEDDINGS, there=sql.SQL("count(*) > 0")).as_string()
 
 VIEW = View(
     name="item_content",
@@ -24,8 +25,9 @@ VIEW = View(
     description="Content embeddings by the active encoder of each modality",
     services=(RANKER_SERVICE,),
     rows=Rows(
-        now=_ROW.format(embeddings=_EMBEDDINGS, there=sql.SQL("count(*) > 0")).as_string(),
+        now=_NOW,
         before=_ROW.format(embeddings=_EMBEDDINGS, there=sql.SQL("max(encoded_at) <= wanted.moment")).as_string(),
+        backfilled=_NOW,
     ),
     features=tuple(Feature(one.feature, "halves") for one in MODALITIES.values()),
 )

@@ -21,6 +21,12 @@ VIEW = View(
         where live_from <= wanted.moment and (live_until is null or wanted.moment < live_until)
           and item_id = wanted.item_id
         """,
+        backfilled="""
+        select item_embeddings.*
+        from (select polytower.trained_generation(wanted.moment) as generation) as past
+        join polytower.item_embeddings using (generation)
+        where item_id = wanted.item_id
+        """,
     ),
     features=(
         Feature("embedding", "halves"),

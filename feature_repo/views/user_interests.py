@@ -1,7 +1,26 @@
 """The interests that the user tower found in a user's events."""
 
+from psycopg import sql
+
 from feature_repo.schema import RANKER_SERVICE, RETRIEVAL_SERVICE, USER
 from feature_repo.views.view import Feature, Rows, View
+
+_ROW = sql.SQL("""
+        select generation,
+               array(select unnest(array_agg(embedding::real[] order by interest))) as vectors,
+               array_agg(weight order by interest) as weights,
+               count(*) as interest_count,
+               max(public.vector_dims(embedding))::bigint as interest_dim
+        from ({generation}) as past
+        join polytower.user_interests using (generation)
+        where user_id = wanted.user_id
+        group by generation
+        """)
+_LIVE = sql.SQL("""
+        select generation from polytower.promotions
+        where live_from <= wanted.moment and (live_until is null or wanted.moment < live_until)
+        """)
+_TRAINED = sql.SQL("select polytower.trained_generation(wanted.moment) as generation")
 
 VIEW = View(
     name="user_interests",
@@ -21,18 +40,9 @@ VIEW = View(
         where user_id = wanted.user_id and generation = (select generation from polytower.live_generation)
         group by generation
         """,
-        before="""
-        select generation,
-               array(select unnest(array_agg(embedding::real[] order by interest))) as vectors,
-               array_agg(weight order by interest) as weights,
-               count(*) as interest_count,
-               max(public.vector_dims(embedding))::bigint as interest_dim
-        from polytower.promotions
-        join polytower.user_interests using (generation)
-        where live_from <= wanted.moment and (live_until is null or wanted.moment < live_until)
-          and user_id = wanted.user_id
-        group by generation
-        """,
+        before=_ROW.format(generation=_LIVE).as_string(),
+        # As they were when that generation was trained: computed from the events before then.
+        backfilled=_ROW.format(generation=_TRAINED).as_string(),
     ),
     features=(
         Feature(

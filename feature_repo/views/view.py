@@ -11,7 +11,7 @@ from typing import LiteralString
 from psycopg import sql
 
 from feature_repo.columns import Kind
-from feature_repo.schema import ENTITIES, SERVICES
+from feature_repo.schema import ENTITIES, SERVICES, PointInTime
 
 # Kind → how a value of our tables is sent online, and how it stands in a training set. Those not here: as they are.
 _SENT: Mapping[Kind, LiteralString] = {
@@ -65,15 +65,18 @@ class Feature:
 
 @dataclass(frozen=True)
 class Rows:
-    """Where a view's row comes from: two subqueries that give at most one row, given `wanted` with the entity's key.
+    """Where a view's row comes from: subqueries that give at most one row, given `wanted` with the entity's key.
 
     now: the row in force, with its time as `as_of`. before: the row that was in force at wanted.moment (timestamptz),
-    knowing nothing of what happened then or later. Features are SQL over the columns of both, so both have the same.
-    Tables are qualified: the two stores have search paths of their own.
+    knowing nothing of what happened then or later. backfilled: the row for a moment before anything was recorded, such
+    as that of an old log: content as it is now, still no event of that moment or later; "": there is no other than
+    before. Features are SQL over the columns of all, so all have the same. Tables are qualified: the two stores have
+    search paths of their own.
     """
 
     now: LiteralString
     before: LiteralString
+    backfilled: LiteralString = ""
 
 
 @dataclass(frozen=True)
@@ -133,11 +136,11 @@ class View:
         """Column → the feature kept there, of a view that can be written."""
         return {} if self.table is None else {each.column: each.name for each in self.features}
 
-    @cached_property
-    def historical(self) -> sql.Composable:
+    def historical(self, point_in_time: PointInTime) -> sql.Composable:
         """The subquery of all its features at a moment."""
+        row = self.rows.backfilled if point_in_time == "backfilled" else ""
         values = sql.SQL(", ").join(each.historical for each in self.features)
-        return sql.SQL("select {} from ({}) as held").format(values, sql.SQL(self.rows.before))
+        return sql.SQL("select {} from ({}) as held").format(values, sql.SQL(row or self.rows.before))
 
     def online(self, names: tuple[str, ...]) -> sql.Composable:
         """The query of some features for the ids in the parameter `ids`: place among them (from 1), as_of, values."""
