@@ -37,7 +37,7 @@ from psycopg import sql
 import migrations
 from benchmarks.built import build, load
 from benchmarks.feature_rows import DIM, ROWS, Row, embedding_rows, sequence_rows, stats_rows
-from benchmarks.feature_server import SERVICE
+from benchmarks.feature_server import BENCHMARKED, SERVICE
 from benchmarks.generated import item_id, user_id
 from feature_repo import definitions, store
 from feature_repo.schema import ITEM_ID, SEQUENCE_LENGTH, USER_ID
@@ -92,14 +92,14 @@ def run(url: str) -> tuple[list[dict[str, Any]], int]:
     build(url, dim=DIM, interests=1)
     stores = {"feast-postgres": stock_store(url), "polytower": store.feature_store(url)}
     store.apply(stores["polytower"])
-    views = [definitions.user_sequence, definitions.user_stats, definitions.item_embedding]
-    stores["feast-postgres"].apply([definitions.user, definitions.item, *views])
+    sequence, stats, embedding = (definitions.FEATURE_VIEWS[name] for name in BENCHMARKED)
+    stores["feast-postgres"].apply([definitions.user, definitions.item, sequence, stats, embedding])
     with connect(url) as connection:
         embeddings = embedding_rows(connection)
     results = []
-    for view, rows in ((definitions.user_sequence, sequence_rows()), (definitions.user_stats, stats_rows())):
+    for view, rows in ((sequence, sequence_rows()), (stats, stats_rows())):
         results += writes(url, stores, view, rows)
-    write(stores["feast-postgres"], definitions.item_embedding, embeddings)
+    write(stores["feast-postgres"], embedding, embeddings)
     with connect(url) as connection:
         connection.execute("analyze")
     with http_server(url) as (port, process):

@@ -29,12 +29,13 @@ from benchmarks.features import empty, stock_store, write
 from feature_repo import definitions, store
 from feature_repo.columns import COPY_END, COPY_START
 from feature_repo.copy_rows import copy_rows
-from feature_repo.schema import USER_SEQUENCE_VIEW
-from feature_repo.views.online_writes import Row, _cells
+from feature_repo.views.online_writes import Row, cells
+from feature_repo.views.user_sequence import VIEW
 from polytower.postgres import EmbeddedPostgres, connect
 
 RESULTS = Path(__file__).parent / "results" / "sequence_writes.json"
 ROUNDS = 5
+SEQUENCE = definitions.FEATURE_VIEWS[VIEW.name]
 SEPARATOR = "\x1f"
 FIELDS = {"item_ids": "string_list_val", "occurred_ats": "int64_list_val", "kinds": "string_list_val"}
 ARRAYS: tuple[LiteralString, ...] = ("text[]", "timestamptz[]", "text[]")
@@ -58,7 +59,7 @@ def main() -> None:
     """Measures, prints and writes the rows."""
     given = sequence_rows()
     rows = [Row(key.entity_values[0].string_val, as_of, values) for key, values, as_of, _ in given]
-    entity, day, as_of, *arrays = _cells(USER_SEQUENCE_VIEW, rows)
+    entity, day, as_of, *arrays = cells(VIEW, rows)
     with TemporaryDirectory(prefix="polytower-bench-") as home:
         postgres = EmbeddedPostgres(Path(home) / "postgres")
         url = postgres.acquire()
@@ -82,17 +83,17 @@ def main() -> None:
 def _stores(url: str, given: list[FeatureRow]) -> list[dict[str, Any]]:
     stores = {"feast-postgres": stock_store(url), "polytower": store.feature_store(url)}
     store.apply(stores["polytower"])
-    stores["feast-postgres"].apply([definitions.user, definitions.user_sequence])
+    stores["feast-postgres"].apply([definitions.user, SEQUENCE])
     for target in stores.values():  # opens their connections
-        write(target, definitions.user_sequence, given[:1])
+        write(target, SEQUENCE, given[:1])
     spent: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for _ in range(ROUNDS):
-        empty(url, USER_SEQUENCE_VIEW)
+        empty(url, VIEW.name)
         for measure in ("write", "rewrite"):
             for name, target in stores.items():
                 pids, begun = _backends(url), time.process_time()
                 before = sum(map(_seconds, pids))
-                write(target, definitions.user_sequence, given)
+                write(target, SEQUENCE, given)
                 python = time.process_time() - begun
                 spent.setdefault((name, measure), []).append((python, sum(map(_seconds, pids)) - before))
     medians = {

@@ -24,7 +24,8 @@ WATCHED: dict[str, dict[str, tuple[str, ...]]] = {
         "content": ("pipelines.orchestration.data_assets:encode_modality",),
         "content gates": ("pipelines.orchestration.checks:content_gates",),
         "training set": (
-            "pipelines.orchestration.model_assets:read_training_set",
+            "pipelines.generation.training_folder:save",
+            "pipelines.generation.training_folder:load",
             "pipelines.generation.build:read_training_set",
         ),
         "checkpoint": ("pipelines.orchestration.model_assets:train_checkpoint",),

@@ -13,11 +13,13 @@ USERS = "users"
 CONTENT_ENCODERS = "content_encoders"
 GENERATIONS = "generations"
 
-# Entities and Feast views
+# Entities
 USER = "user"
 ITEM = "item"
 USER_ID = "user_id"
 ITEM_ID = "item_id"
+# Entity → the column of its id
+ENTITIES = {USER: USER_ID, ITEM: ITEM_ID}
 
 # The kind of an interaction whose source names none
 DEFAULT_KIND = "interaction"
@@ -46,26 +48,13 @@ SEQUENCE_LENGTH = 200
 
 # Feast: its registry and the views behind its sources share one schema of the same database
 FEAST_SCHEMA = "feast"
-USER_SEQUENCE_VIEW = "user_sequence"
-USER_INTERESTS_VIEW = "user_interests"
-USER_STATS_VIEW = "user_stats"
-ITEM_ATTRIBUTES_VIEW = "item_attributes"
-ITEM_CONTENT_VIEW = "item_content"
-ITEM_EMBEDDING_VIEW = "item_embedding"
-ITEM_STATS_VIEW = "item_stats"
-FEATURE_VIEWS = (
-    USER_SEQUENCE_VIEW,
-    USER_INTERESTS_VIEW,
-    USER_STATS_VIEW,
-    ITEM_ATTRIBUTES_VIEW,
-    ITEM_CONTENT_VIEW,
-    ITEM_EMBEDDING_VIEW,
-    ITEM_STATS_VIEW,
-)
+# Feature service → what it is for; its views name it (feature_repo/views/)
 RETRIEVAL_SERVICE = "retrieval"
 RANKER_SERVICE = "ranker"
-# Feature service → its views, in the order of the answer
 SERVICES = {
-    RETRIEVAL_SERVICE: (USER_SEQUENCE_VIEW, USER_INTERESTS_VIEW),
-    RANKER_SERVICE: FEATURE_VIEWS,
+    RETRIEVAL_SERVICE: "What finds candidates for a user",
+    RANKER_SERVICE: "What orders the candidates: users and items side by side",
 }
+# A column of the rows that a training set is asked for: how the past is read
+POINT_IN_TIME = "point_in_time"
+PointInTime = Literal["strict", "backfilled"]

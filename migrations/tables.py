@@ -249,6 +249,7 @@ Table(
     Column("ready_at", TIME),
     Column("live_at", TIME),
     Column("retired_at", TIME),
+    Column("trained_before", TIME, comment="It knows no event at or after this moment; null: all there were."),
     Index("generations_live_idx", "state", unique=True, postgresql_where=text("state = 'live'")),
     comment="Immutable bundles of embeddings and towers: building, ready, live, retired or failed.",
 )

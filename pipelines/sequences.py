@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from feature_repo.schema import SEQUENCE_LENGTH
+from feature_repo.views.user_sequence import ORDER, newest_events
 from polytower import locks
 
 CHANGED = "select min(day), max(day) from changed_days"
@@ -38,29 +38,23 @@ create unique index on refreshed (id, day);
 analyze refreshed
 """
 
-SEQUENCES = """
+SEQUENCES = sql.SQL("""
 insert into user_sequences as kept (user_id, day, as_of, item_ids, occurred_ats, kinds)
 select d.id, d.day, s.as_of, s.item_ids, s.occurred_ats, s.kinds
 from refreshed d
 cross join lateral (
     select max(occurred_at) as as_of,
-           array_agg(item_id order by occurred_at, position) as item_ids,
-           array_agg(occurred_at order by occurred_at, position) as occurred_ats,
-           array_agg(kind order by occurred_at, position) as kinds
-    from (
-        select item_id, occurred_at, kind, position
-        from interactions i
-        where i.user_id = d.id and i.occurred_at < (d.day + 1)::timestamp at time zone 'UTC'
-        order by i.occurred_at desc, i.position desc
-        limit %(length)s
-    ) newest
+           array_agg(item_id order by {order}) as item_ids,
+           array_agg(occurred_at order by {order}) as occurred_ats,
+           array_agg(kind order by {order}) as kinds
+    from ({events}) newest
 ) s
 where s.as_of >= d.day::timestamp at time zone 'UTC'
 on conflict (user_id, day) do update
 set as_of = excluded.as_of, item_ids = excluded.item_ids, occurred_ats = excluded.occurred_ats, kinds = excluded.kinds
 where (kept.as_of, kept.item_ids, kept.occurred_ats, kept.kinds)
       is distinct from (excluded.as_of, excluded.item_ids, excluded.occurred_ats, excluded.kinds)
-"""
+""").format(order=sql.SQL(ORDER), events=newest_events("d.id", "(d.day + 1)::timestamp at time zone 'UTC'"))
 
 # Cumulative from the first event on. Sums are numeric: their order, which a plan chooses, must not change a mean.
 STATS = """
@@ -106,7 +100,7 @@ def changed_days(connection: psycopg.Connection[Any]) -> tuple[date, date] | Non
 def refresh_sequences(connection: psycopg.Connection[Any], first_day: date, last_day: date) -> dict[str, int]:
     """Brings user_sequences, user_stats and item_stats up to date for the days in the range, in one transaction.
 
-    A sequence holds the newest SEQUENCE_LENGTH interactions, oldest first, in the order (occurred_at, position).
+    A sequence holds what `newest_events` finds before the end of the day, in its order.
     Later days that have rows already are corrected with them. Answers the rows written per table: new or different
     ones; a refresh of an unchanged range writes none. Raises ValueError when the range is empty.
     """
@@ -119,7 +113,7 @@ def refresh_sequences(connection: psycopg.Connection[Any], first_day: date, last
         connection.execute(SEEN, days)
         _find_days(connection, "user_sequences", "user_id", days)
         _drop_stale(connection, "user_sequences", "user_id", days)
-        written["user_sequences"] = connection.execute(SEQUENCES, {"length": SEQUENCE_LENGTH}).rowcount
+        written["user_sequences"] = connection.execute(SEQUENCES).rowcount
         for table, key, other, distinct in (
             ("user_stats", "user_id", "item_id", "distinct_items"),
             ("item_stats", "item_id", "user_id", "distinct_users"),

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from contextlib import nullcontext
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import click
 from polytower import __version__, signals
 from polytower.commands.generations import generations
 from polytower.commands.modalities import CONTENT, own_columns
+from polytower.commands.moment import Moment
 from polytower.commands.output import AS_JSON, answer, experiment_table, metrics_table, require_schema, say, table
 from polytower.commands.retrieve import retrieve, similar
 from polytower.commands.serve import keys, serve
@@ -89,27 +91,42 @@ def load(
 
 
 @cli.command()
-@click.option("--preset", default="demo", show_default=True, help="Training preset; docs/models.md lists them.")
+@click.option(
+    "--preset",
+    default="",
+    help="Training preset; docs/models.md lists them [default: preset and options of the live generation, else demo].",
+)
 @OPTIONS
 @click.option(
     "--until",
     type=click.Choice(["sequences", "content", "generation", "live"]),
-    default="live",
-    show_default=True,
-    help="Stop after this step.",
+    help="Stop after this step [default: live; with --before: generation].",
+)
+@click.option(
+    "--before",
+    type=Moment(),
+    help="Train and build a generation that knows no event at or after this moment, such as 2000-12-01; for training "
+    "sets of the past. It does not go live.",
 )
 @TAKE_OVER
 @AS_JSON
-def materialize(preset: str, options: tuple[str, ...], until: Any, take_over: bool, as_json: bool) -> None:
-    """Run the Dagster assets in process: checks, sequences, content, towers, generation, promotion."""
+def materialize(
+    preset: str, options: tuple[str, ...], until: Any, before: datetime | None, take_over: bool, as_json: bool
+) -> None:
+    """Run the Dagster assets in process: checks, sequences, content, towers, generation, promotion.
+
+    Without options, the model that is live is trained again on today's data; --set alone changes its options.
+    """
     from pipelines.orchestration.materialize import materialize as run
 
     _initialise()
-    result = run(preset=preset, options=_options(options), until=until, progress=True, take_over=take_over)
-    rows = [(step, f"{seconds:.1f}") for step, seconds in result["seconds"].items()]
-    title = (
-        f"generation {result['generation']} is {'live' if until == 'live' else 'ready'}" if result["generation"] else ""
+    result = run(
+        preset=preset, options=_options(options), until=until, before=before, progress=True, take_over=take_over
     )
+    rows = [(step, f"{seconds:.1f}") for step, seconds in result["seconds"].items()]
+    title = f"generation {result['generation']} is {result['state']}" if result["generation"] else ""
+    if before is not None and title:
+        title += f" and knows no event from {before.isoformat()} on"
     text = table(rows, ["step", "seconds"], title=title)
     answer(result, as_json=as_json, text=text)
 

@@ -1,16 +1,20 @@
-"""Advisory locks: who may load, encode, build, promote and migrate at a time, and whose turn it is meanwhile.
+"""Locks: who may load, encode, build, promote and migrate at a time, and whose turn it is meanwhile.
 
-A lock belongs to a session, so it outlives commits and ends with its connection. Postgres looks every few seconds
-whether the client of a holder is still there, and ends the session of a killed one, whatever it is computing.
+Those of a database are advisory locks. Such a lock belongs to a session, so it outlives commits and ends with its
+connection. Postgres looks every few seconds whether the client of a holder is still there, and ends the session of a
+killed one, whatever it is computing. A folder's lock belongs to a process, and the system ends it with the process.
 """
 
+import fcntl
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -29,6 +33,8 @@ SEQUENCES = "polytower.sequences"
 NAMED_AFTER = 30.0
 GRACE = 10.0
 CHECK = "2s"
+# Seconds between two attempts to get a folder's lock.
+PAUSE = 0.2
 WAY_OUT = "`polytower materialize --take-over` (or `load --take-over`, or take_over in Dagster) ends its session"
 
 _KEY = sql.SQL("hashtextextended(%(name)s, 0)")
@@ -98,8 +104,8 @@ def held(
 ) -> Iterator[None]:
     """Holds a lock for a block. Commits when it has the lock and on a clean exit, rolls back otherwise.
 
-    Waits, and names the holder to `told` every NAMED_AFTER seconds. take_over: ends the holder's session. refuse_after:
-    seconds after which UserError names the holder instead.
+    Waits, and names the holder to `told` every NAMED_AFTER seconds. take_over: ends the holder's session, which gets a
+    UserError. refuse_after: seconds after which UserError names the holder instead.
     """
     _introduce(connection, name, local=False)
     connection.commit()
@@ -108,6 +114,11 @@ def held(
         connection.commit()
         try:
             yield
+        except psycopg.errors.AdminShutdown as error:
+            raise UserError(
+                f"{name} was taken over by another run (--take-over), or Postgres was stopped: this run has ended, and "
+                "what it had committed is kept"
+            ) from error
         except BaseException:
             if not connection.closed:
                 connection.rollback()
@@ -196,3 +207,37 @@ def _end(connection: psycopg.Connection[Any], name: str, told: Callable[[str], N
             f" administrator for `select pg_terminate_backend({found.pid})`"
         ) from error
     told(f"took {name} over from {found}, whose session was ended")
+
+
+@contextmanager
+def folder(path: Path, *, told: Callable[[str], None] = tell) -> Iterator[None]:
+    """Holds the lock of an existing folder for a block; a process that is killed gives it back (flock).
+
+    Waits, and names the holder to `told` at once and every NAMED_AFTER seconds.
+    """
+    descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    with os.fdopen(descriptor, "r+") as file:
+        since = None
+        while not _locked(descriptor):
+            if since is None or time.monotonic() - since > NAMED_AFTER:
+                since = time.monotonic()
+                file.seek(0)
+                told(f"waiting for {path}, held by {file.read() or 'another process'}")
+            time.sleep(PAUSE)
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.seek(0)
+            file.truncate()
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

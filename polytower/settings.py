@@ -54,6 +54,11 @@ class Settings:
         return self.home / "checkpoints"
 
     @property
+    def training_sets_dir(self) -> Path:
+        """Folder of the newest training sets, one sub-folder each."""
+        return self.home / "training_sets"
+
+    @property
     def downloads_dir(self) -> Path:
         """Folder of verified downloads (the demo's data)."""
         return self.home / "downloads"

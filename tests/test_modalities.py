@@ -10,8 +10,7 @@ import pytest
 
 from encoders.content.registry import CONTENT_ENCODERS
 from feature_repo.modalities import MODALITIES, Modality, modality
-from feature_repo.views.historical_reads import HISTORICAL_VIEWS
-from feature_repo.views.online_reads import ONLINE_VIEWS
+from feature_repo.views import VIEWS
 from migrations.tables import metadata
 from pipelines.load.own_columns import READERS, own_modalities
 from polytower.errors import UserError
@@ -31,8 +30,7 @@ def test_every_modality_is_read_and_encoded() -> None:
 
 def test_every_modality_is_a_feature_at_all_doors() -> None:
     features = [record.feature for record in MODALITIES.values()]
-    assert [*ONLINE_VIEWS["item_content"].features] == features
-    assert all(f'as "{feature}"' in HISTORICAL_VIEWS["item_content"] for feature in features)
+    assert [*VIEWS["item_content"].kinds] == features
     assert {record.similarity for record in MODALITIES.values()} <= {*SimilarityModel.model_fields}
 
 

@@ -24,7 +24,6 @@ from encoders.content.text import TextEncoder
 from encoders.evaluation.evaluate import TowersScorer, interests_report
 from encoders.evaluation.splits import leave_one_out
 from encoders.experiments.experiment import _encoded
-from feature_repo.schema import USER_STATS_VIEW
 from feature_repo.views.online_writes import Row, write_rows
 from pipelines.content_embeddings import encode_modality
 from pipelines.generation import lifecycle
@@ -267,7 +266,7 @@ class Flow:
             })
             for n in range(USERS)
         ]  # fmt: skip
-        assert write_rows(connection, USER_STATS_VIEW, rows) == USERS
+        assert write_rows(connection, "user_stats", rows) == USERS
         found = connection.execute("select * from user_stats where day = '2024-03-01' order by user_id").fetchall()
         return {"written": found}
 

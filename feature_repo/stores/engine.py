@@ -13,15 +13,15 @@ from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source i
 from psycopg import sql
 
 from feature_repo.columns import Kind
-from feature_repo.schema import USER_SEQUENCE_VIEW
 from feature_repo.stores.offline_store import PolytowerOfflineStoreConfig
 from feature_repo.stores.online_store import PolytowerOnlineStore
-from feature_repo.views.online_reads import ONLINE_VIEWS
-from feature_repo.views.online_writes import HISTORIES, create_incoming, incoming_types, merge, refusals, refuse_changes
+from feature_repo.views import VIEWS
+from feature_repo.views.online_writes import create_incoming, incoming_types, merge, refusals, refuse_changes, unequal
+from feature_repo.views.view import View
 from polytower.errors import UserError
 
 # Kind → a feature as its source has it (times as microseconds since 1970) in the type of our column
-_VALUES: dict[Kind, LiteralString] = {
+VALUES: dict[Kind, LiteralString] = {
     "text": "{}",
     "json": "{}::jsonb",
     "integer": "{}",
@@ -58,7 +58,7 @@ class PolytowerComputeEngine(LocalComputeEngine):  # type: ignore[misc]
         source = self._source(registry, task)
         try:
             with self.online_store.connection(self.repo_config) as connection:
-                take(connection, view.name, source)
+                take(connection, VIEWS[view.name], source)
         except (UserError, psycopg.Error) as error:
             return LocalMaterializationJob(job_id=name, status=MaterializationJobStatus.ERROR, error=error)
         return LocalMaterializationJob(job_id=name, status=MaterializationJobStatus.SUCCEEDED)
@@ -89,49 +89,49 @@ class PolytowerComputeEngine(LocalComputeEngine):  # type: ignore[misc]
         )
 
 
-def take(connection: psycopg.Connection[Any], view: str, source: LiteralString) -> int:
+def take(connection: psycopg.Connection[Any], view: View, source: LiteralString) -> int:
     """Writes the rows of a query (key, `as_of`, features) online; answers how many stored rows were new or changed.
 
     Raises UserError for rows that the table refuses, or that would change what is immutable.
     """
-    online, history = ONLINE_VIEWS[view], HISTORIES[view]
     create_incoming(connection, view)
-    features = online.features if history is None else history.columns.values()
-    day = [sql.SQL("(as_of at time zone 'UTC')::date")] if history is not None and history.daily else []
-    values = [sql.SQL(_VALUES[online.features[name][1]]).format(sql.Identifier(name)) for name in features]
+    day = [sql.SQL("(as_of at time zone 'UTC')::date")] if view.table is not None and view.table.daily else []
+    values = [sql.SQL(VALUES[kind]).format(sql.Identifier(name)) for name, kind in view.kinds.items()]
     statement = sql.SQL("insert into incoming ({}) select {} from ({}) as source").format(
         sql.SQL(", ").join(map(sql.Identifier, incoming_types(view))),
-        sql.SQL(", ").join([sql.Identifier(online.key), *day, sql.SQL("as_of"), *values]),
+        sql.SQL(", ").join([sql.Identifier(view.key), *day, sql.SQL("as_of"), *values]),
         sql.SQL(source),
     )
     with refusals(view):
         connection.execute(statement)
-        if history is None:
+        if view.table is None:
             refuse_changes(connection, view)
             return 0
-        if view == USER_SEQUENCE_VIEW:
-            _same_lengths(connection)
-        return merge(connection, view, history)
+        if view.parallel:
+            _same_lengths(connection, view)
+        return merge(connection, view, view.table)
 
 
-def _same_lengths(connection: psycopg.Connection[Any]) -> None:
-    uneven = connection.execute(
-        "select user_id from incoming where cardinality(item_ids) <> cardinality(occurred_ats) "
-        "or cardinality(item_ids) <> cardinality(kinds) order by 1 limit 1"
-    ).fetchone()
+def _same_lengths(connection: psycopg.Connection[Any], view: View) -> None:
+    first, *others = map(sql.Identifier, view.columns)
+    differ = [sql.SQL("cardinality({}) <> cardinality({})").format(first, other) for other in others]
+    statement = sql.SQL("select {key} from incoming where {differ} order by 1 limit 1").format(
+        key=sql.Identifier(view.key), differ=sql.SQL(" or ").join(differ)
+    )
+    uneven = connection.execute(statement).fetchone()
     if uneven is not None:
-        raise UserError(f"the sequence of user {uneven[0]!r} has lists of unequal lengths")
+        raise unequal(view, uneven[0])
 
 
 def _plain(view: FeatureView) -> bool:
     source = view.batch_source
     return (
         type(view) is FeatureView
-        and view.name in ONLINE_VIEWS
+        and view.name in VIEWS
         and view.online
         and not view.offline
         and isinstance(source, PostgreSQLSource)
         and source.timestamp_field == "as_of"
         and not source.field_mapping
-        and {field.name for field in view.features} == set(ONLINE_VIEWS[view.name].features)
+        and {field.name for field in view.features} == VIEWS[view.name].kinds.keys()
     )

@@ -1,8 +1,8 @@
 """Feast's offline store over the platform's own tables: training sets by index look-ups, the event itself left out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -28,8 +28,8 @@ from feast.repo_config import RepoConfig
 from psycopg import sql
 from pydantic import StrictStr
 
-from feature_repo.schema import FEAST_SCHEMA, SEQUENCE_LENGTH
-from feature_repo.views.historical_reads import HISTORICAL_VIEWS
+from feature_repo.schema import FEAST_SCHEMA, POINT_IN_TIME, PointInTime
+from feature_repo.views import VIEWS
 from polytower.errors import UserError
 from polytower.postgres import OPTIONS, open_session
 
@@ -62,7 +62,7 @@ for _module in (connection_utils, feast_postgres, feast_postgres_source):
 
 
 class PolytowerOfflineStore(PostgreSQLOfflineStore):  # type: ignore[misc]
-    """Feast's Postgres store, with joins of its own (historical_reads.py) for the platform's views."""
+    """Feast's Postgres store, with joins of its own (each view's `historical`) for the platform's views."""
 
     @staticmethod
     def get_historical_features(
@@ -77,6 +77,9 @@ class PolytowerOfflineStore(PostgreSQLOfflineStore):  # type: ignore[misc]
     ) -> RetrievalJob:
         """One row per row of `entity_df` (a frame or a query), in any order.
 
+        A column `point_in_time` says how the past is read, alike in all rows: strict (the default) gives what was
+        recorded by then, backfilled content as it is now and the generation that was trained before.
+
         Requests without entities, over foreign sources or with renamed keys take Feast's own join, which lets an event
         see itself (`<=`). Raises FeastEntityDFMissingColumnsError, and UserError for a frame without rows.
         """
@@ -85,6 +88,7 @@ class PolytowerOfflineStore(PostgreSQLOfflineStore):  # type: ignore[misc]
                 config, feature_views, feature_refs, entity_df, registry, project, full_feature_names, **options
             )
         schema = _schema(config, entity_df)
+        point_in_time = _point_in_time(config, entity_df, schema)
         time_column = offline_utils.infer_event_timestamp_from_entity_df(schema)
         keys = offline_utils.get_expected_join_keys(project, feature_views, registry)
         if missing := keys - schema.keys():
@@ -97,7 +101,9 @@ class PolytowerOfflineStore(PostgreSQLOfflineStore):  # type: ignore[misc]
             table = offline_utils.get_temp_entity_table_name()
             _upload_entity_df(config, _aware(entity_df, time_column), table)
             try:
-                yield _statement(table, list(schema), time_column, sorted(keys), views, full_feature_names)
+                yield _statement(
+                    table, list(schema), time_column, sorted(keys), views, full_feature_names, point_in_time
+                )
             finally:
                 with _connect(config.offline_store) as connection:
                     connection.execute(sql.SQL("drop table if exists {}").format(sql.Identifier(table)))
@@ -132,10 +138,31 @@ def _schema(config: RepoConfig, entity_df: pd.DataFrame | str) -> dict[str, np.d
     }
 
 
+def _point_in_time(config: RepoConfig, entity_df: pd.DataFrame | str, columns: Collection[str]) -> PointInTime:
+    """How the rows ask for the past to be read. Raises UserError for another word, and for both in one frame."""
+    if POINT_IN_TIME not in columns:
+        return "strict"
+    if isinstance(entity_df, pd.DataFrame):
+        found = list(entity_df[POINT_IN_TIME].unique())
+    else:
+        query = sql.SQL("select distinct {} from ({}) as given limit 3")
+        with _connect(config.offline_store) as connection:
+            rows = connection.execute(query.format(sql.Identifier(POINT_IN_TIME), sql.SQL(entity_df))).fetchall()
+            connection.rollback()
+        found = [value for (value,) in rows]
+    for mode in get_args(PointInTime):
+        if found == [mode]:
+            return cast(PointInTime, mode)
+    raise UserError(
+        f"the column {POINT_IN_TIME} has {', '.join(map(str, found[:3])) or 'no rows'}; it takes strict (what was "
+        "recorded by then) or backfilled (content as it is now, the generation trained before), the same in all rows"
+    )
+
+
 def _plain(view: FeatureView) -> bool:
     source = view.batch_source
     return (
-        view.name in HISTORICAL_VIEWS
+        view.name in VIEWS
         and getattr(source, "get_table_query_string", str)() == f"{FEAST_SCHEMA}.{view.name}"
         and not source.field_mapping
         and not view.projection.join_key_map
@@ -158,6 +185,7 @@ def _statement(
     keys: Sequence[str],
     views: Sequence[FeatureViewQueryContext],
     full_feature_names: bool,
+    point_in_time: PointInTime,
 ) -> str:
     """The entity table's columns, then the features of each view, joined by key and moment."""
     values = [sql.SQL("given.{}").format(sql.Identifier(name)) for name in columns]
@@ -170,7 +198,7 @@ def _statement(
         ]
         joins.append(
             sql.SQL(" left join lateral ({}) as {} on true").format(
-                sql.SQL(HISTORICAL_VIEWS[view.name]).format(length=SEQUENCE_LENGTH), sql.Identifier(view.name)
+                VIEWS[view.name].historical(point_in_time), sql.Identifier(view.name)
             )
         )
     return (

@@ -16,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyp
 
 from feature_repo.columns import Kind, as_arrow, as_python
 
-_PROTO: dict[Kind, Callable[[Any], ValueProto]] = {
+PROTO: dict[Kind, Callable[[Any], ValueProto]] = {
     "text": lambda value: ValueProto(string_val=value),
     "json": lambda value: ValueProto(string_val=value),
     "integer": lambda value: ValueProto(int64_val=value),
@@ -32,7 +32,7 @@ _PROTO: dict[Kind, Callable[[Any], ValueProto]] = {
 
 def as_proto(kind: Kind, values: Sequence[Any]) -> list[ValueProto]:
     """N Python values as Feast's values; None becomes the empty value."""
-    convert, absent = _PROTO[kind], ValueProto()
+    convert, absent = PROTO[kind], ValueProto()
     return [absent if value is None else convert(value) for value in values]
 
 

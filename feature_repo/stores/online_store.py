@@ -27,8 +27,10 @@ from pydantic import StrictInt, StrictStr
 
 from feature_repo.columns import as_python
 from feature_repo.stores.online_response import ColumnarResponse, FeatureColumn, as_proto
-from feature_repo.views.online_reads import ONLINE_VIEWS, OnlineRead, distinct, read_columns
+from feature_repo.views import VIEWS
+from feature_repo.views.online_reads import OnlineRead, distinct, read_columns
 from feature_repo.views.online_writes import Row, write_rows
+from feature_repo.views.view import View
 from polytower.errors import UserError
 from polytower.postgres import OPTIONS, open_session
 
@@ -93,8 +95,8 @@ class PolytowerOnlineStore(OnlineStore):  # type: ignore[misc]
             order = orders[key][1]
             as_ofs = read.as_ofs if order is None else [read.as_ofs[place] for place in order]
             prefix = f"{view.projection.name_to_use()}__" if full_feature_names else ""
-            kinds = ONLINE_VIEWS[view.name].features
-            columns += [FeatureColumn(prefix + n, kinds[n][1], read.features[n], order, as_ofs) for n in names]
+            kinds = VIEWS[view.name].kinds
+            columns += [FeatureColumn(prefix + n, kinds[n], read.features[n], order, as_ofs) for n in names]
         return ColumnarResponse(columns)
 
     async def get_online_features_async(self, *args: Any, **kwargs: Any) -> OnlineResponse:
@@ -109,12 +111,11 @@ class PolytowerOnlineStore(OnlineStore):  # type: ignore[misc]
         requested_features: list[str] | None = None,
     ) -> list[tuple[datetime | None, dict[str, ValueProto] | None]]:
         """The newest (timestamp, feature → value) of each entity in one query; (None, None) for an unknown entity."""
-        online = _online_view(table.name)
-        names = [name for name in requested_features or online.features if name in online.features]
+        kinds = _declared(table.name).kinds
+        names = [name for name in requested_features or kinds if name in kinds]
         ids = [key.entity_values[0].string_val for key in entity_keys]
         with self.connection(config) as connection:
             (read,) = read_columns(connection, [OnlineRead(table.name, ids, names)])
-        kinds = {name: online.features[name][1] for name in names}
         columns = [as_proto(kinds[name], as_python(kinds[name], read.features[name])) for name in names]
         cells = zip(*columns, strict=True) if columns else iter([()] * len(ids))
         return [
@@ -137,7 +138,7 @@ class PolytowerOnlineStore(OnlineStore):  # type: ignore[misc]
 
         Raises UserError for a view that is not ours, a missing feature, or a change to an immutable generation.
         """
-        _online_view(table.name)
+        _declared(table.name)
         rows = [Row(key.entity_values[0].string_val, make_tzaware(as_of), values) for key, values, as_of, _ in data]
         with self.connection(config) as connection:
             write_rows(connection, table.name, rows)
@@ -188,14 +189,13 @@ def _configure(connection: psycopg.Connection[Any]) -> None:
     open_session(connection)
 
 
-def _online_view(name: str) -> Any:
-    online = ONLINE_VIEWS.get(name)
-    if online is None:
+def _declared(name: str) -> View:
+    if name not in VIEWS:
         raise UserError(
-            f"feature view {name!r} has no table behind it; the online store serves {', '.join(ONLINE_VIEWS)}. "
-            "A new view needs an entry in feature_repo/views/online_reads.py"
+            f"feature view {name!r} has no table behind it; the online store serves {', '.join(VIEWS)}. "
+            "A new view is declared in feature_repo/views/"
         )
-    return online
+    return VIEWS[name]
 
 
 def _columnar(entity_rows: Any) -> Mapping[str, Any]:
@@ -235,7 +235,7 @@ def _plain_ids(columnar: Mapping[str, Any]) -> bool:
 def _plain_view(view: Any) -> bool:
     projection = view.projection
     return (
-        view.name in ONLINE_VIEWS
+        view.name in VIEWS
         and len(view.entities) == 1
         and not projection.join_key_map
         and getattr(projection, "version_tag", None) is None

@@ -1,4 +1,4 @@
-"""How each feature view is read online: one query over our own tables, the newest row of each entity.
+"""How feature views are read online: one query each over our own tables, the newest row of each entity.
 
 Every query starts from the wanted ids, numbered; each row says whose it is (`position`), so that the columns land in
 the order of the request without a dictionary, and entities without a row leave a gap.
@@ -9,38 +9,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, LiteralString
+from typing import Any
 
 import psycopg
 from psycopg import sql
 
-from feature_repo.columns import Kind
-from feature_repo.schema import (
-    ITEM_ATTRIBUTES_VIEW,
-    ITEM_CONTENT_VIEW,
-    ITEM_EMBEDDING_VIEW,
-    ITEM_ID,
-    ITEM_STATS_VIEW,
-    USER_ID,
-    USER_INTERESTS_VIEW,
-    USER_SEQUENCE_VIEW,
-    USER_STATS_VIEW,
-)
-from feature_repo.views.content_columns import sent_embeddings, with_embeddings
-
-
-@dataclass(frozen=True)
-class OnlineView:
-    """One feature view online.
-
-    key: the entity's column. rows: SQL that follows `from wanted` and joins the entity's newest row, if any.
-    as_of: SQL of its timestamp. features: name → (SQL of the value, kind of the column).
-    """
-
-    key: LiteralString
-    rows: LiteralString
-    as_of: LiteralString
-    features: dict[str, tuple[LiteralString, Kind]]
+from feature_repo.views import VIEWS
 
 
 @dataclass(frozen=True)
@@ -62,107 +36,6 @@ class OnlineColumns:
 
     as_ofs: list[datetime | None]
     features: dict[str, list[Any]]
-
-
-ONLINE_VIEWS: dict[str, OnlineView] = {
-    USER_SEQUENCE_VIEW: OnlineView(
-        key=USER_ID,
-        rows="""cross join lateral (
-            select * from user_sequences where user_id = wanted.id order by as_of desc limit 1
-        ) as newest""",
-        as_of="as_of",
-        features={
-            "item_ids": ("array_send(item_ids)", "texts"),
-            "occurred_ats": ("array_send(occurred_ats)", "moments"),
-            "kinds": ("array_send(kinds)", "texts"),
-        },
-    ),
-    USER_STATS_VIEW: OnlineView(
-        key=USER_ID,
-        rows="""cross join lateral (
-            select * from user_stats where user_id = wanted.id order by as_of desc limit 1
-        ) as newest""",
-        as_of="as_of",
-        features={
-            "user_interactions": ("interactions", "integer"),
-            "user_distinct_items": ("distinct_items", "integer"),
-            "user_mean_value": ("mean_value", "number"),
-            "user_first_at": ("feast.epoch_micros(first_at)", "moment"),
-        },
-    ),
-    ITEM_STATS_VIEW: OnlineView(
-        key=ITEM_ID,
-        rows="""cross join lateral (
-            select * from item_stats where item_id = wanted.id order by as_of desc limit 1
-        ) as newest""",
-        as_of="as_of",
-        features={
-            "item_interactions": ("interactions", "integer"),
-            "item_distinct_users": ("distinct_users", "integer"),
-            "item_mean_value": ("mean_value", "number"),
-            "item_first_at": ("feast.epoch_micros(first_at)", "moment"),
-        },
-    ),
-    ITEM_ATTRIBUTES_VIEW: OnlineView(
-        key=ITEM_ID,
-        rows="join items on item_id = wanted.id",
-        as_of="updated_at",
-        features={
-            "title": ("title", "text"),
-            "description": ("description", "text"),
-            "available": ("available", "flag"),
-            "attributes": ("attributes::text", "json"),
-        },
-    ),
-    ITEM_CONTENT_VIEW: OnlineView(
-        key=ITEM_ID,
-        rows=with_embeddings(
-            """cross join lateral (
-            select max(encoded_at) as encoded_at, {embeddings}
-            from content_embeddings
-            join content_encoders using (modality, revision)
-            where active and item_id = wanted.id
-            having count(*) > 0
-        ) as content"""
-        ),
-        as_of="encoded_at",
-        features=sent_embeddings(),
-    ),
-    ITEM_EMBEDDING_VIEW: OnlineView(
-        key=ITEM_ID,
-        rows="""join item_embeddings on item_id = wanted.id
-            and generation = (select generation from live_generation)""",
-        as_of="(select live_from from promotions where live_until is null)",
-        features={
-            "embedding": ("halfvec_send(embedding)", "halves"),
-            "content_embedding": ("halfvec_send(content_embedding)", "halves"),
-            "id_embedding": ("halfvec_send(id_embedding)", "halves"),
-            "embedding_generation": ("generation", "integer"),
-        },
-    ),
-    USER_INTERESTS_VIEW: OnlineView(
-        key=USER_ID,
-        rows="""cross join lateral (
-            select generation,
-                   string_agg(substring(halfvec_send(embedding) from 5), ''::bytea order by interest) as bodies,
-                   array_agg(weight order by interest) as weights,
-                   count(*) as interest_count,
-                   max(vector_dims(embedding))::bigint as interest_dim
-            from user_interests
-            where user_id = wanted.id and generation = (select generation from live_generation)
-            group by generation
-        ) as interests""",
-        as_of="(select live_from from promotions where live_until is null)",
-        features={
-            # The header of halfvec_send is put back as four bytes that nobody reads.
-            "interests": ("'\\x00000000'::bytea || bodies", "halves"),
-            "interest_weights": ("weights", "reals"),
-            "interest_count": ("interest_count", "integer"),
-            "interest_dim": ("interest_dim", "integer"),
-            "interests_generation": ("generation", "integer"),
-        },
-    ),
-}
 
 
 def read_columns(
@@ -222,13 +95,7 @@ def _columns(read: OnlineRead, rows: Sequence[tuple[Any, ...]]) -> OnlineColumns
 @lru_cache
 def query(view: str, features: tuple[str, ...]) -> bytes:
     """The statement that reads the features of the view; one answer per request shape, as composing costs a read."""
-    plan = ONLINE_VIEWS[view]
-    values = [sql.SQL(", ") + sql.SQL(plan.features[name][0]) for name in features]
-    composed = sql.SQL(
-        "with wanted as (select * from unnest(%(ids)b::text[]) with ordinality as wanted (id, position)) "
-        "select position, {as_of}{values} from wanted {rows}"
-    ).format(as_of=sql.SQL(plan.as_of), values=sql.Composed(values), rows=sql.SQL(plan.rows))
-    return composed.as_bytes()
+    return VIEWS[view].online(features).as_bytes()
 
 
 def _place(positions: Sequence[int], values: Sequence[Any], size: int) -> list[Any]:

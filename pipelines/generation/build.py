@@ -27,12 +27,13 @@ def build(
 ) -> int:
     """Builds a generation from a checkpoint folder over today's items and histories, and runs the quality gates.
 
-    Items that came after the training are cold: their content embedding serves. An identical generation that is still
-    there is returned instead. Returns its number, in state ready (or live). Any failure leaves it failed and dropped.
-    take_over: from another process that builds.
+    Items that came after the training are cold: their content embedding serves. A checkpoint that was trained before a
+    moment gets the histories of that moment, too. An identical generation that is still there is returned instead.
+    Returns its number, in state ready (or live). Any failure leaves it failed and dropped. take_over: from another
+    process that builds.
     """
     checkpoint = read_checkpoint(directory)
-    training_set = read_training_set(connection, checkpoint.towers.user_attributes)
+    training_set = read_training_set(connection, checkpoint.towers.user_attributes, before=checkpoint.before)
     identity = _identity(checkpoint, training_set)
     with lifecycle.exclusive(connection, take_over=take_over):
         kept = _kept(connection, identity)
@@ -42,12 +43,14 @@ def build(
         generation = lifecycle.begin(
             connection, dim=towers.config.dim, interests=towers.config.interests, config=identity,
             metrics={"validation": dict(checkpoint.metrics)},
-            checkpoint_path=str(directory), checkpoint_sha256=checkpoint.sha256,
+            checkpoint_path=str(directory), checkpoint_sha256=checkpoint.sha256, trained_before=checkpoint.before,
         )  # fmt: skip
         try:
             _fill_from(connection, generation, towers, training_set, progress=progress)
             lifecycle.ready(connection, generation, _quality(connection, generation))
         except BaseException as error:
+            if connection.closed:  # another run took over: it sweeps up what this one had begun
+                raise
             connection.rollback()
             lifecycle.fail(connection, generation, f"{type(error).__name__}: {error}")
             raise
@@ -56,10 +59,10 @@ def build(
 
 def _identity(checkpoint: Checkpoint, training_set: TrainingSet) -> dict[str, Any]:
     """What decides a generation's content: equal identities make equal generations."""
-    options = {"options": dict(checkpoint.options)} if checkpoint.options else {}
     return {
         "preset": checkpoint.preset,
-        **options,
+        **({"options": dict(checkpoint.options)} if checkpoint.options else {}),
+        **({"before": checkpoint.trained_before} if checkpoint.trained_before else {}),
         "checkpoint": checkpoint.sha256,
         "encoders": dict(training_set.encoders),
         "catalogue": training_set.catalogue.fingerprint(),

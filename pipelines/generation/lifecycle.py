@@ -23,7 +23,7 @@ PARENTS = ("item_embeddings", "user_interests")
 
 @dataclass(frozen=True)
 class Generation:
-    """A row of `generations`."""
+    """A row of `generations`. trained_before: it knows no event at or after that moment; None knows all there were."""
 
     generation: int
     state: GenerationState
@@ -38,6 +38,7 @@ class Generation:
     ready_at: datetime | None
     live_at: datetime | None
     retired_at: datetime | None
+    trained_before: datetime | None
 
     @property
     def recipe(self) -> tuple[str, dict[str, Any]]:
@@ -81,6 +82,7 @@ def begin(
     metrics: dict[str, Any],
     checkpoint_path: str,
     checkpoint_sha256: str,
+    trained_before: datetime | None = None,
 ) -> int:
     """Registers a new generation in state building, and sweeps what killed builds left behind.
 
@@ -89,9 +91,10 @@ def begin(
     for abandoned in connection.execute("select generation from generations where state = 'building'").fetchall():
         fail(connection, abandoned[0], "the build was interrupted")
     row = connection.execute(
-        """insert into generations (dim, interests, config, metrics, checkpoint_path, checkpoint_sha256)
-           values (%s, %s, %s, %s, %s, %s) returning generation""",
-        [dim, interests, Jsonb(config), Jsonb(metrics), checkpoint_path, checkpoint_sha256],
+        """insert into generations
+               (dim, interests, config, metrics, checkpoint_path, checkpoint_sha256, trained_before)
+           values (%s, %s, %s, %s, %s, %s, %s) returning generation""",
+        [dim, interests, Jsonb(config), Jsonb(metrics), checkpoint_path, checkpoint_sha256, trained_before],
     ).fetchone()
     assert row is not None
     connection.commit()

@@ -99,7 +99,10 @@ def _item_coverage(connection: psycopg.Connection[Any], generation: int) -> list
                       row_number() over (order by count(i.item_id) desc, item_id) - 1.0 as standing,
                       exists (select from item_embeddings e
                               where e.generation = %(generation)s and e.item_id = items.item_id) as placed
-               from items left join interactions i using (item_id) group by item_id
+               from items
+               left join (select item_id from interactions where occurred_at < %(before)s::timestamptz) i
+                    using (item_id)
+               group by item_id
            ), segmented as (
                select placed, case when events = 0 then 'cold'
                                    when standing < %(head)s * (select count(*) from counted) then 'head'
@@ -107,7 +110,7 @@ def _item_coverage(connection: psycopg.Connection[Any], generation: int) -> list
                from counted
            )
            select segment, count(*) filter (where placed), count(*) from segmented group by segment""",
-        {"generation": generation, "head": HEAD_SHARE},
+        {"generation": generation, "head": HEAD_SHARE, "before": _before(connection, generation)},
     ).fetchall()
     shares = {segment: _ratio(placed, total) for segment, placed, total in counted}
     return [
@@ -120,17 +123,25 @@ def _item_coverage(connection: psycopg.Connection[Any], generation: int) -> list
 def _users(connection: psycopg.Connection[Any], generation: int) -> list[Gate]:
     covered, stale, total = _row(
         connection,
-        """with arrived as (select user_id, count(*) as events from interactions group by user_id),
+        """with arrived as (select user_id, count(*) as events from interactions
+                            where occurred_at < %(before)s::timestamptz group by user_id),
                 placed as (select user_id, max(events) as known from user_interests
                            where generation = %(generation)s group by user_id)
            select count(placed.user_id), count(*) filter (where known <> events), count(*)
            from arrived left join placed using (user_id)""",
-        {"generation": generation},
+        {"generation": generation, "before": _before(connection, generation)},
     )
     return [
         Gate("coverage_users", _ratio(covered, total), 0.99, "at least"),
         Gate("stale_users", _ratio(stale, covered), 0.05, "at most", "warn"),
     ]
+
+
+def _before(connection: psycopg.Connection[Any], generation: int) -> Any:
+    """The moment from which on events are unknown to a generation, and so nothing that it could be measured by."""
+    from pipelines.generation.lifecycle import get
+
+    return get(connection, generation).trained_before or "infinity"
 
 
 def _churn(connection: psycopg.Connection[Any], generation: int) -> list[Gate]:

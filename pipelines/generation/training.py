@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from encoders.config import TowersConfig, TrainConfig, changed
 from encoders.presets import preset
 from encoders.training import checkpoint
 from pipelines.generation.training_set import TrainingSet
+from polytower import locks
 from polytower.errors import UserError
 from polytower.files import private_folder
 from polytower.settings import settings
@@ -33,7 +35,7 @@ class Checkpoint:
 
     sha256: of the tower weights. encoders: modality -> revision it was trained with. metrics: of the validation items.
     curves: one entry per epoch (loss, seconds, validation metrics where due). reused: found, not trained. options: what
-    differed from the preset.
+    differed from the preset. trained_before: moment from which on no event was known, as ISO text; None knew all.
     """
 
     directory: Path
@@ -46,6 +48,12 @@ class Checkpoint:
     seconds: float
     reused: bool
     options: Mapping[str, Any] = field(default_factory=dict)
+    trained_before: str | None = None
+
+    @property
+    def before(self) -> datetime | None:
+        """`trained_before` as a time."""
+        return None if self.trained_before is None else datetime.fromisoformat(self.trained_before)
 
     @property
     def towers(self) -> TowersConfig:
@@ -70,15 +78,30 @@ def train_checkpoint(
     config = changed(preset(preset_name), options or {})
     # Who did nothing teaches nothing: such a user's coming is no reason to train again.
     training_set = replace(training_set, histories=training_set.histories.active())
-    directory = root / _key(training_set, config)
-    if (directory / _SUMMARY).is_file():
-        return read_checkpoint(directory)
+    # The snapshot names all users: the folder is nobody else's to read.
+    directory = private_folder(private_folder(root) / _key(training_set, config))
+    # Another run of this recipe waits here, and finds what the first one has finished.
+    with locks.folder(directory):
+        if (directory / _SUMMARY).is_file():
+            return read_checkpoint(directory)
+        _train(training_set, config, directory, options or {}, device=device, progress=progress, on_epoch=on_epoch)
+    return _read(directory, reused=False)
+
+
+def _train(
+    training_set: TrainingSet,
+    config: TrainConfig,
+    directory: Path,
+    options: Mapping[str, Any],
+    *,
+    device: str,
+    progress: bool,
+    on_epoch: "Callable[[Epoch], None] | None",
+) -> None:
     from dataclasses import asdict
 
     from encoders.training.train import train
 
-    # The snapshot names all users.
-    private_folder(private_folder(root) / directory.name)
     _write_snapshot(directory, training_set)
     result = train(
         training_set.catalogue, training_set.histories, replace(config, device=device),
@@ -90,16 +113,16 @@ def train_checkpoint(
     checkpoint.write_json(
         directory / _SUMMARY,
         {
-            "preset": preset_name,
-            "options": dict(options or {}),
+            "preset": config.preset,
+            "options": dict(options),
             "encoders": dict(training_set.encoders),
             "metrics": result.metrics,
             "curves": [asdict(point) for point in result.curves],
             "best_epoch": result.best_epoch,
             "seconds": result.seconds,
+            "trained_before": training_set.before and training_set.before.isoformat(),
         },
     )
-    return _read(directory, reused=False)
 
 
 def read_checkpoint(directory: Path) -> Checkpoint:
@@ -156,6 +179,8 @@ def _key(training_set: TrainingSet, config: TrainConfig) -> str:
     for name, vectors in sorted(training_set.catalogue.content.items()):
         digest.update(name.encode() + vectors.tobytes())
     digest.update(json.dumps([dict(training_set.encoders), config.as_json()], sort_keys=True).encode())
+    if training_set.before is not None:  # towers that know all there is are others' equals, but not so recorded
+        digest.update(training_set.before.isoformat().encode())
     return f"{config.preset}-{digest.hexdigest()[:16]}"
 
 

@@ -1,8 +1,10 @@
 """What the towers learn from, read out of Postgres as arrays: the catalogue with its content, and all histories."""
 
 import io
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -25,40 +27,69 @@ select string_agg(
            '"' || replace(user_id, '"', '""') || '","' || replace(item_id, '"', '""') || '",'
                || (extract(epoch from occurred_at) * 1000000)::bigint || E'\\n',
            '' order by occurred_at, position)
-from interactions group by user_id collate "C" order by user_id collate "C"
+from interactions where occurred_at < %(before)s::timestamptz
+group by user_id collate "C" order by user_id collate "C"
 """
+
+# What is known of a user, for towers that read it: (user_id, attributes) of some users.
+Profiles = tuple[Sequence[str], Sequence[Mapping[str, Any]]]
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingSet:
     """A consistent snapshot (one transaction) of everything that training reads.
 
-    encoders: modality -> revision of the content embeddings in the catalogue. until: newest interaction's position.
+    encoders: modality -> revision of the content embeddings in the catalogue. until: position of the newest event.
+    before: no event at or after this moment is known; None knows all that there are.
     """
 
     catalogue: Catalogue
     histories: Histories
     encoders: Mapping[str, str]
     until: int
+    before: datetime | None = None
 
 
-def read_training_set(connection: psycopg.Connection[Any], user_attributes: int = 0) -> TrainingSet:
+def read_training_set(
+    connection: psycopg.Connection[Any], user_attributes: int = 0, *, before: datetime | None = None
+) -> TrainingSet:
     """Reads the snapshot; commits what the caller left open. Raises UserError when there is nothing to learn from.
 
     user_attributes: width that the users' attributes are hashed to, for towers that read them; 0 leaves them out.
+    before: events at or after it are left out. Items, their content and users' attributes are as they are now.
     """
+    with one_moment(connection):
+        found = read_events(connection, before)
+        if not user_attributes:
+            return found
+        histories = with_attributes(found.histories, read_profiles(connection), user_attributes)
+        return replace(found, histories=histories)
+
+
+@contextmanager
+def one_moment(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """Inside, every statement reads the database as it was at the first one. Commits what the caller left open."""
     connection.commit()  # the isolation level can only be set by a transaction's first statement
     with connection.transaction():
         connection.execute("set transaction isolation level repeatable read, read only")
-        catalogue, encoders = read_catalogue(connection)
-        histories = read_histories(connection, catalogue)
-        if user_attributes:
-            histories = with_attributes(connection, histories, user_attributes)
-        row = connection.execute("select coalesce(max(position), 0) from interactions").fetchone()
-    assert row is not None
+        yield
+
+
+def read_events(connection: psycopg.Connection[Any], before: datetime | None) -> TrainingSet:
+    """The training set without the users' attributes. Raises UserError when there is nothing to learn from."""
+    catalogue, encoders = read_catalogue(connection)
+    histories = read_histories(connection, catalogue, before)
     if not len(histories.items):
-        raise UserError("there are no interactions to learn from: `polytower load DIR` brings them")
-    return TrainingSet(catalogue, histories, encoders, int(row[0]))
+        raise UserError(
+            "there are no interactions to learn from: `polytower load DIR` brings them"
+            if before is None
+            else f"there are no interactions before {before.isoformat()} to learn from: choose a later moment"
+        )
+    row = connection.execute(
+        "select max(position) from interactions where occurred_at < %s::timestamptz", [before or "infinity"]
+    ).fetchone()
+    assert row is not None
+    return TrainingSet(catalogue, histories, encoders, int(row[0]), before)
 
 
 def read_catalogue(connection: psycopg.Connection[Any]) -> tuple[Catalogue, dict[str, str]]:
@@ -98,15 +129,17 @@ def _read_content(
     return vectors, found
 
 
-def read_histories(connection: psycopg.Connection[Any], catalogue: Catalogue) -> Histories:
-    """Every user's events, oldest first by (occurred_at, position); users in byte order of their ids.
+def read_histories(
+    connection: psycopg.Connection[Any], catalogue: Catalogue, before: datetime | None = None
+) -> Histories:
+    """Every user's events (before a moment), oldest first by (occurred_at, position); users in byte order of their ids.
 
     Each user's events come as lines of CSV in one value, and are read into dictionary-encoded columns: a few dozen
     bytes an event in memory, and no Python object for each.
     """
     buffer = io.BytesIO()
     with connection.cursor(name="read_histories", binary=True) as cursor:
-        cursor.execute(HISTORIES)
+        cursor.execute(HISTORIES, {"before": before or "infinity"})
         while users := cursor.fetchmany(USERS_BATCH):
             buffer.write("".join(lines for (lines,) in users).encode())
     if not buffer.tell():
@@ -125,27 +158,33 @@ def read_histories(connection: psycopg.Connection[Any], catalogue: Catalogue) ->
     return _histories(table, catalogue)
 
 
-def with_attributes(connection: psycopg.Connection[Any], histories: Histories, width: int) -> Histories:
+def read_profiles(connection: psycopg.Connection[Any]) -> Iterator[Profiles]:
+    """The users with attributes, in byte order of their ids, USERS_BATCH at a time."""
+    with connection.cursor(name="read_users", binary=True) as cursor:
+        cursor.execute(
+            """select user_id, attributes from users where attributes <> '{}' order by user_id collate "C" """
+        )
+        while rows := cursor.fetchmany(USERS_BATCH):
+            yield [user_id for user_id, _ in rows], [attributes for _, attributes in rows]
+
+
+def with_attributes(histories: Histories, profiles: Iterable[Profiles], width: int) -> Histories:
     """The histories with what is known of their users, hashed to `width` numbers.
 
     After them come, without events, the users who are known by their attributes alone, in byte order of their ids.
     """
     names: list[str] = []
     vectors = [np.zeros((0, width), np.float32)]
-    with connection.cursor(name="read_users", binary=True) as cursor:
-        cursor.execute(
-            """select user_id, attributes from users where attributes <> '{}' order by user_id collate "C" """
-        )
-        while rows := cursor.fetchmany(USERS_BATCH):
-            names += [user_id for user_id, _ in rows]
-            vectors.append(user_vectors([attributes for _, attributes in rows], width))
+    for user_ids, attributes in profiles:
+        names += user_ids
+        vectors.append(user_vectors(attributes, width))
     index = {user_id: row for row, user_id in enumerate(histories.user_ids)}
     idle = [name for name in names if name not in index]
     index |= {name: row for row, name in enumerate(idle, len(index))}
-    attributes = np.zeros((len(index), width), np.float32)
-    attributes[[index[name] for name in names]] = np.concatenate(vectors)
+    hashed = np.zeros((len(index), width), np.float32)
+    hashed[[index[name] for name in names]] = np.concatenate(vectors)
     offsets = np.pad(histories.offsets, (0, len(idle)), mode="edge")
-    return Histories([*histories.user_ids, *idle], offsets, histories.items, histories.times, attributes)
+    return Histories([*histories.user_ids, *idle], offsets, histories.items, histories.times, hashed)
 
 
 def _histories(table: pa.Table, catalogue: Catalogue) -> Histories:

@@ -9,7 +9,6 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from pipelines.generation import lifecycle
 from pipelines.orchestration.materialize import Until, materialize
 from pipelines.orchestration.model_assets import MODEL_ASSETS
 from pipelines.orchestration.resources import PostgresResource, TakeOver
@@ -25,7 +24,7 @@ train = dg.define_asset_job(
 
 
 class FlowConfig(TakeOver):
-    """preset, options: training configuration; without a preset that of the live generation, or else `demo`.
+    """preset, options: training configuration (`recipe.chosen`); without a preset that of the live generation.
 
     folder, images, own: loaded first when given (`LoadConfig`).
     """
@@ -50,18 +49,11 @@ def run_everything(context: dg.OpExecutionContext, config: FlowConfig, postgres:
 
 
 def _run(context: dg.OpExecutionContext, config: FlowConfig, postgres: PostgresResource, until: Until) -> None:
-    preset, options = config.preset, config.options
-    if not preset:
-        # A night's run renews what serves; it does not replace it by another model.
-        with postgres.connect() as connection:
-            live = lifecycle.live(connection)
-        preset, before = ("demo", {}) if live is None else live.recipe
-        options = {**before, **options}
     result = materialize(
         postgres.database_url(),
         until=until,
-        preset=preset,
-        options=options,
+        preset=config.preset,
+        options=config.options,
         folder=config.folder,
         images=config.images,
         own=config.own,

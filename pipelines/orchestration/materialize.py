@@ -5,10 +5,14 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
 from typing import Any, Literal, get_args
 
 import dagster as dg
 
+from pipelines.generation import recipe
+from pipelines.generation.recipe import Recipe
 from pipelines.orchestration.checks import CHECKS
 from pipelines.orchestration.data_assets import DATA_ASSETS
 from pipelines.orchestration.instance import in_process_instance, process_tags
@@ -36,47 +40,54 @@ def assets_until(until: Until) -> list[str]:
 def materialize(
     url: str | None = None,
     *,
-    until: Until = "live",
+    until: Until | None = None,
     selection: Sequence[str] | None = None,
-    preset: str = "demo",
+    preset: str = "",
     options: Mapping[str, Any] | None = None,
     folder: str = "",
     images: str = "",
     own: Mapping[str, str] | None = None,
+    before: datetime | None = None,
     progress: bool = True,
     take_over: bool = False,
     instance: dg.DagsterInstance | None = None,
 ) -> dict[str, Any]:
     """Materialises assets and runs their checks in this process; what is done already is found, not done again.
 
-    url: the database (default: the platform's). until: last step of the flow; selection: asset names instead. options:
-    what differs from the preset. folder, images, own: load them first (`load_folder`). progress: step lines and bars on
-    stderr. take_over: ends the session of a process that is at the same step. instance: Dagster's history (default: the
-    one below the platform's home).
+    url: the database (default: the platform's). until: last step of the flow (default: live; with `before` generation);
+    selection: asset names instead. preset, options: what is trained (`recipe.chosen`). folder, images, own: load them
+    first (`load_folder`). before: train and build a generation that knows no event at or after this moment. progress:
+    step lines and bars on stderr. take_over: ends the session of a process that is at the same step. instance:
+    Dagster's history (default: the one below the platform's home).
 
-    Returns {"generation": number | None, "seconds": {step: s}, "assets": {asset: metadata}, "checks": {check: passed},
-    "warnings": [...]}. Raises UserError when a blocking check fails (naming check and reason; nothing downstream ran)
-    and for whatever an asset refuses. A killed run leaves finished assets, encoded chunks and epochs for the next one.
+    Returns {"generation": number | None, "state": its state | None, "recipe": {"preset", "options", "source"} | None,
+    "seconds": {step: s}, "assets": {asset: metadata}, "checks": {check: passed}, "warnings": [...]}. Raises UserError
+    for a recipe that does not exist (before any work), when a blocking check fails (naming check and reason; nothing
+    downstream ran) and for whatever an asset refuses. A killed run leaves finished assets, encoded chunks and epochs
+    for the next one.
     """
+    url = url or postgres.database_url()
+    chosen = list(selection) if selection is not None else assets_until(_last_step(until, before))
+    asked: Recipe | None = None
+    if "checkpoint" in chosen or preset or options:
+        with postgres.connect(url) as connection:
+            asked = recipe.chosen(connection, preset, options or {})
+        if progress:
+            sys.stderr.write(f"  {asked}\n")
     log = _RunLog(progress)
-    keys = [dg.AssetKey(name) for name in (selection if selection is not None else assets_until(until))]
+    ops: dict[str, dict[str, Any]] = {}
+    if {"items", "interactions"} & set(chosen):
+        ops["loaded_tables"] = {"folder": folder, "images": images, "own": dict(own or {}), "take_over": take_over}
+    if "training_set" in chosen:
+        ops["training_set"] = {"before": before.isoformat() if before else ""}
+    if "checkpoint" in chosen and asked is not None:
+        ops["checkpoint"] = {"preset": asked.preset, "options": dict(asked.options)}
+    for asset in {"content_embeddings", "generation"} & set(chosen):
+        ops[asset] = {"take_over": take_over}
+    config = {"loggers": {"run_log": {}}, "ops": {op: {"config": given} for op, given in ops.items()}}
+    keys = [dg.AssetKey(name) for name in chosen]
     with _quiet(), _instance(instance) as opened:
-        job = _definitions(url or postgres.database_url(), log, progress=progress)
-        given = {"folder": folder, "images": images, "own": dict(own or {}), "take_over": take_over}
-        config: dict[str, Any] = {
-            "loggers": {"run_log": {}},
-            "ops": {
-                "loaded_tables": {"config": given},
-                "checkpoint": {"config": {"preset": preset, "options": dict(options or {})}},
-            },
-        }
-        chosen = {key.to_user_string() for key in keys}
-        if not chosen & {"items", "interactions"}:
-            del config["ops"]["loaded_tables"]
-        if "checkpoint" not in chosen:
-            del config["ops"]["checkpoint"]
-        for asset in chosen & {"content_embeddings", "generation"}:
-            config["ops"][asset] = {"config": {"take_over": take_over}}
+        job = _definitions(url, log, progress=progress)
         try:
             job.resolve_implicit_global_asset_job_def().execute_in_process(
                 instance=opened, asset_selection=keys, run_config=config, tags=process_tags()
@@ -87,7 +98,18 @@ def materialize(
             if log.refusals:
                 raise UserError("; ".join(log.refusals)) from error
             raise
-    return log.summary()
+    return {**log.summary(), "recipe": None if asked is None else asdict(asked)}
+
+
+def _last_step(until: Until | None, before: datetime | None) -> Until:
+    if before is None:
+        return until or "live"
+    if until == "live":
+        raise UserError(
+            f"a generation that knows no event from {before.isoformat()} on does not go live by itself: leave out "
+            "--until live, and promote it by hand (`polytower generations promote NUMBER`) if it shall serve"
+        )
+    return until or "generation"
 
 
 class _RunLog(logging.Handler):
@@ -121,6 +143,7 @@ class _RunLog(logging.Handler):
         made = self.assets.get("live_generation") or self.assets.get("generation") or {}
         return {
             "generation": made.get("generation"),
+            "state": "live" if "live_generation" in self.assets else made.get("state"),
             "seconds": self.seconds,
             "assets": self.assets,
             "checks": self.checks,

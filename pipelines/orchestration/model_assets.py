@@ -1,6 +1,7 @@
 """Assets that a model makes: training set, checkpoint, generation, its promotion, and Feast's view of it."""
 
 import hashlib
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -14,10 +15,9 @@ from pydantic import Field
 from encoders.config import changed
 from encoders.presets import preset
 from feature_repo.schema import FEAST_SCHEMA
-from pipelines.generation import lifecycle
+from pipelines.generation import lifecycle, training_folder
 from pipelines.generation.build import build
 from pipelines.generation.training import located, train_checkpoint
-from pipelines.generation.training_set import read_training_set
 from pipelines.orchestration import plots
 from pipelines.orchestration.resources import EncoderResource, PostgresResource, TakeOver, Terminal
 from polytower.errors import UserError
@@ -30,27 +30,35 @@ class TrainingConfig(dg.Config):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-@dg.asset(deps=["user_sequences", "content_embeddings"], group_name="model", kinds={"postgres"})
-def training_set(postgres: PostgresResource) -> dg.MaterializeResult[Any]:
-    """What the towers will learn from: events, items, and the content encoders in force. Refuses an empty one."""
+class TrainingSetConfig(dg.Config):
+    """before: a moment in ISO 8601; events at or after it are left out. Empty takes all events."""
+
+    before: str = ""
+
+
+@dg.asset(deps=["user_sequences", "content_embeddings"], group_name="model", kinds={"postgres", "arrow"})
+def training_set(
+    config: TrainingSetConfig, postgres: PostgresResource, encoders: EncoderResource
+) -> dg.MaterializeResult[Any]:
+    """What the towers learn from, as a folder named by its content: events, items, the content encoders in force."""
+    before = datetime.fromisoformat(config.before) if config.before else None
     with postgres.connect() as connection:
-        row = connection.execute(
-            """select count(*), count(distinct user_id), count(distinct item_id), max(position) from interactions"""
-        ).fetchone()
-        encoders = connection.execute(
+        written = training_folder.save(connection, encoders.settings().training_sets_dir, before=before)
+        content = connection.execute(
             """select modality, model, revision, dim, count(item_id) from content_encoders
                left join content_embeddings using (modality, revision) where active group by 1, 2, 3, 4 order by 1"""
         ).fetchall()
-    assert row is not None
-    if not row[0]:
-        raise UserError("there are no interactions to learn from: `polytower load DIR` brings them")
-    table = plots.markdown_table(encoders, ["modality", "model", "revision", "width", "items"])
+    table = plots.markdown_table(content, ["modality", "model", "revision", "width", "items"])
     return dg.MaterializeResult(
         metadata={
-            "dagster/row_count": row[0],
-            "users": row[1],
-            "items with events": row[2],
-            "until position": row[3],
+            "path": dg.MetadataValue.path(str(written.directory)),
+            "sha256": written.sha256,
+            "reused": written.reused,
+            "dagster/row_count": written.events,
+            "users": written.users,
+            "items with events": written.items,
+            "until position": written.until,
+            "events before": config.before or "all",
             "content": dg.MetadataValue.md(table),
         }
     )
@@ -58,13 +66,14 @@ def training_set(postgres: PostgresResource) -> dg.MaterializeResult[Any]:
 
 @dg.asset(deps=[training_set], group_name="model", kinds={"torch"})
 def checkpoint(
-    config: TrainingConfig, postgres: PostgresResource, encoders: EncoderResource, terminal: Terminal
+    context: dg.AssetExecutionContext, config: TrainingConfig, encoders: EncoderResource, terminal: Terminal
 ) -> dg.MaterializeResult[Any]:
-    """Towers trained on the training set; the same data and preset find the finished checkpoint again."""
+    """Towers trained on the newest training set; the same data and preset find the finished checkpoint again."""
     chosen = encoders.settings()
     reads = changed(preset(config.preset), config.options).towers.user_attributes
-    with postgres.connect() as connection:
-        snapshot = read_training_set(connection, reads)
+    # A home that was moved has the folder under the same name.
+    folder = chosen.training_sets_dir / Path(str(_latest(context, "training_set", "path"))).name
+    snapshot = training_folder.load(folder, reads)
     trained = train_checkpoint(
         snapshot, config.preset, chosen.checkpoints_dir,
         options=config.options, device=chosen.device, progress=terminal.progress,
@@ -73,6 +82,7 @@ def checkpoint(
     return dg.MaterializeResult(
         metadata={
             "directory": dg.MetadataValue.path(str(trained.directory)),
+            "training set": dg.MetadataValue.path(str(folder)),
             "sha256": trained.sha256,
             "preset": trained.preset,
             "reused": trained.reused,
@@ -119,8 +129,17 @@ def live_generation(context: dg.AssetExecutionContext, postgres: PostgresResourc
     """Promotion of the newest generation: SQL, HTTP and Feast answer from it at once. A failed gate refuses it."""
     number = int(str(_latest(context, "generation", "generation")))
     with postgres.connect() as connection:
+        _refuse_past(lifecycle.get(connection, number))
         before = lifecycle.promote(connection, number)
     return dg.MaterializeResult(metadata={"generation": number, "before": str(before.generation) if before else "none"})
+
+
+def _refuse_past(found: lifecycle.Generation) -> None:
+    if found.trained_before is not None:
+        raise UserError(
+            f"generation {found.generation} knows no event from {found.trained_before.isoformat()} on, so it does not "
+            f"go live by itself; `polytower generations promote {found.generation}` does it all the same"
+        )
 
 
 @dg.asset(deps=[live_generation], group_name="serving", kinds={"postgres"})
@@ -182,7 +201,10 @@ def _latest(context: dg.AssetExecutionContext, asset: str, entry: str) -> Any:
     event = context.instance.get_latest_materialization_event(dg.AssetKey(asset))
     if event is None or event.asset_materialization is None:
         raise UserError(f"the asset {asset} has never been materialised: materialise it first")
-    return event.asset_materialization.metadata[entry].value
+    metadata = event.asset_materialization.metadata
+    if entry not in metadata:
+        raise UserError(f"the asset {asset} was made by an earlier version: materialise it again")
+    return metadata[entry].value
 
 
 MODEL_ASSETS = (training_set, checkpoint, generation, live_generation, feast_features)

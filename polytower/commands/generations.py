@@ -24,6 +24,7 @@ def list_generations(as_json: bool) -> None:
         found = listing(connection)
     rows = [
         (g.generation, g.state, g.config.get("preset"), g.interests, g.dim, f"{g.created_at:%Y-%m-%d %H:%M}",
+         f"{g.trained_before:%Y-%m-%d %H:%M}" if g.trained_before else "",
          g.metrics.get("validation", {}).get("ndcg@10"), g.quality.get("passed"))
         for g in found
     ]  # fmt: skip
@@ -34,6 +35,7 @@ def list_generations(as_json: bool) -> None:
         "interests",
         "dim",
         "created (UTC)",
+        "trained before (UTC)",
         "validation NDCG@10",
         "gates passed",
     ]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from polytower.documents import commands, files, functions, http, settings, tables
+from polytower.documents import commands, features, files, functions, http, settings, tables
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -12,6 +12,7 @@ CODE = ROOT / "docs" / "code"
 # A page and what makes it.
 PAGES: dict[Path, Callable[[], str]] = {
     REFERENCE / "commands.md": commands.page,
+    REFERENCE / "features.md": features.page,
     REFERENCE / "functions.md": functions.page,
     REFERENCE / "http.md": http.page,
     REFERENCE / "settings.md": settings.page,

@@ -11,7 +11,9 @@ import psycopg
 
 from feature_repo.columns import as_arrow
 from feature_repo.schema import SERVICES
-from feature_repo.views.online_reads import ONLINE_VIEWS, OnlineRead, distinct, read_columns
+from feature_repo.views import views_of
+from feature_repo.views.online_reads import OnlineRead, distinct, read_columns
+from feature_repo.views.view import View
 from polytower.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,13 +47,13 @@ def fetch_features(
     views = _views(service)
     rows = _rows(service, keys_of(service), entities)
     orders = {key: distinct(ids) for key, ids in rows.items()}
-    reads = [OnlineRead(view, orders[ONLINE_VIEWS[view].key][0], tuple(ONLINE_VIEWS[view].features)) for view in views]
+    reads = [OnlineRead(view.name, orders[view.key][0], tuple(view.kinds)) for view in views]
     answers = read_columns(connection, reads, snapshot)
     columns = {key: pa.array(ids, pa.string()) for key, ids in rows.items()}
     takes = {key: None if order is None else pa.array(order, pa.int64()) for key, (_, order) in orders.items()}
     for view, answer in zip(views, answers, strict=True):
-        take = takes[ONLINE_VIEWS[view].key]
-        for name, (_, kind) in ONLINE_VIEWS[view].features.items():
+        take = takes[view.key]
+        for name, kind in view.kinds.items():
             values = as_arrow(kind, answer.features[name])
             columns[name] = values if take is None else values.take(take)
     return pa.table(columns)
@@ -59,13 +61,12 @@ def fetch_features(
 
 def columns_of(service: str, key: str) -> list[str]:
     """Names of the service's columns that belong to one join key alone: the key itself, and its views' features."""
-    views = [ONLINE_VIEWS[view] for view in _views(service)]
-    return [key, *(name for view in views if view.key == key for name in view.features)]
+    return [key, *(name for view in _views(service) if view.key == key for name in view.kinds)]
 
 
 def keys_of(service: str) -> list[str]:
     """Join keys of a feature service, each once. Raises UnknownServiceError."""
-    return list(dict.fromkeys(ONLINE_VIEWS[view].key for view in _views(service)))
+    return list(dict.fromkeys(view.key for view in _views(service)))
 
 
 def json_rows(table: "pa.Table") -> Iterator[dict[str, Any]]:
@@ -74,10 +75,10 @@ def json_rows(table: "pa.Table") -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def _views(service: str) -> tuple[str, ...]:
+def _views(service: str) -> list[View]:
     if service not in SERVICES:
         raise UnknownServiceError(f"no feature service {service!r}; there are {', '.join(sorted(SERVICES))}")
-    return SERVICES[service]
+    return views_of(service)
 
 
 def _rows(service: str, keys: Sequence[str], entities: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psycopg
 from numpy.typing import NDArray
+from psycopg import sql
 
 from feature_repo.modalities import MODALITIES
-from feature_repo.schema import SEQUENCE_LENGTH
+from feature_repo.views.user_sequence import ORDER, newest_events
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,17 +39,16 @@ class Pair:
 
 
 # The newest events before a moment, oldest first.
-HISTORY = """
+HISTORY = (
+    sql.SQL("""
 select q.n, h.item_ids
 from unnest(%(user_ids)s::text[], %(ats)s::timestamptz[]) with ordinality q (user_id, at, n)
-cross join lateral (
-    select array_agg(item_id order by occurred_at, position) as item_ids
-    from (select item_id, occurred_at, position from interactions i
-          where i.user_id = q.user_id and i.occurred_at < q.at
-          order by occurred_at desc, position desc limit %(length)s) newest
-) h
+cross join lateral (select array_agg(item_id order by {order}) as item_ids from ({events}) newest) h
 where h.item_ids is not null limit %(questions)s
-"""
+""")
+    .format(order=sql.SQL(ORDER), events=newest_events("q.user_id", "q.at"))
+    .as_string()
+)
 
 # The interests of the generation that was live at that moment.
 INTERESTS = """
@@ -162,7 +162,7 @@ def _steps(
 ) -> Steps:
     questions = list(dict.fromkeys((pair.user_id, pair.at) for pair in pairs))
     asked = {"user_ids": [user_id for user_id, _ in questions], "ats": [at for _, at in questions]}
-    asked |= {"length": SEQUENCE_LENGTH, "questions": len(questions), "generation": generation}
+    asked |= {"questions": len(questions), "generation": generation}
     histories: dict[int, list[str]] = dict((yield HISTORY, asked))
     interests = {n: (of, _matrix(vectors)) for n, of, vectors in (yield statement, asked)}
     item_ids = sorted({pair.item_id for pair in pairs}.union(*histories.values()))

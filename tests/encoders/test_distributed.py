@@ -11,11 +11,10 @@ import torch
 
 from encoders.training import checkpoint
 from encoders.training.distributed import processes
-from encoders.training.optimise import RowwiseAdam
 from encoders.training.train import train
 from polytower.errors import UserError
 from tests.encoders.data import tiny_catalogue, tiny_histories
-from tests.encoders.together import ASKED, CASES, goal, table
+from tests.encoders.together import CASES
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,19 +66,6 @@ def test_two_processes_train_like_one(together: Path, tmp_path: Path, name: str)
     torch.testing.assert_close(towers.item_tower.table, weights[0]["item_tower.table"])
     assert metrics == found[0]["metrics"]
     assert not list((together / name).glob("state.*"))
-
-
-def test_a_table_in_two_parts_steps_like_a_whole_one(together: Path) -> None:
-    whole = torch.nn.Parameter(table())
-    optimiser = RowwiseAdam(whole)
-    for asked in zip(*ASKED, strict=True):
-        rows = torch.tensor([row for part in asked for row in part], dtype=torch.int64)
-        values = torch.nn.functional.embedding(rows, whole, sparse=True)
-        (values - goal(rows)).square().sum().backward()  # type: ignore[no-untyped-call]
-        optimiser.step(0.1)
-    for rank in range(2):
-        part = checkpoint.read_tensors(together / f"shard-{rank}.safetensors")["table"]
-        torch.testing.assert_close(part, whole.detach()[rank::2])
 
 
 def test_without_torchrun_it_says_how_to_start(monkeypatch: pytest.MonkeyPatch) -> None:

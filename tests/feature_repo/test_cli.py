@@ -16,9 +16,10 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import make_url
 
-from feature_repo import definitions, schema
+from feature_repo import definitions
 from feature_repo.environment import feast_environment
-from feature_repo.schema import ITEM_ID, USER_ID
+from feature_repo.schema import ITEM, ITEM_ID, SERVICES, USER, USER_ID
+from feature_repo.views import VIEWS
 from polytower.errors import UserError
 from tests.feature_repo import rows
 from tests.feature_repo.conftest import Filled
@@ -106,19 +107,16 @@ def test_apply_and_materialize_incremental(writable: Filled) -> None:
             assert writable.store.list_feature_views() == applied, "the command line finds what Python applied"
     writable.store.refresh_registry()
     ends = {view.name: view.most_recent_end_time for view in writable.store.list_feature_views()}
-    assert ends == dict.fromkeys(schema.FEATURE_VIEWS, rows.day(100))
+    assert ends == dict.fromkeys(VIEWS, rows.day(100))
 
 
 def test_every_object_has_a_name_of_its_own(filled: Filled) -> None:
-    """Feast overlooks what sits only inside a list: names in the module, names in schema.py and the registry agree."""
+    """Feast overlooks what sits only inside a list: names in the module, declarations and the registry agree."""
     store = filled.store
-    assert {view.name for view in store.list_feature_views()} == set(schema.FEATURE_VIEWS)
-    assert {entity.name for entity in store.list_entities()} >= {schema.USER, schema.ITEM}
-    assert {service.name for service in store.list_feature_services()} == {
-        schema.RANKER_SERVICE,
-        schema.RETRIEVAL_SERVICE,
-    }
-    for name in (*schema.FEATURE_VIEWS, schema.USER, schema.ITEM, schema.RANKER_SERVICE, schema.RETRIEVAL_SERVICE):
+    assert {view.name for view in store.list_feature_views()} == set(VIEWS)
+    assert {entity.name for entity in store.list_entities()} >= {USER, ITEM}
+    assert {service.name for service in store.list_feature_services()} == set(SERVICES)
+    for name in (*VIEWS, *SERVICES, USER, ITEM):
         assert getattr(definitions, name).name == name
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from feature_repo.schema import FEATURE_VIEWS, ITEM_ID, USER_ID
+from feature_repo.schema import ITEM_ID, USER_ID
+from feature_repo.views import VIEWS
 from polytower.errors import UserError
 from tests.feature_repo import rows
 from tests.feature_repo.conftest import Filled
@@ -60,7 +61,7 @@ def test_the_ranker_s_training_set_equals_the_reference(filled: Filled, seed: in
     job = filled.store.get_historical_features(entities, filled.store.get_feature_service("ranker"))
     answer = job.to_df()
     assert len(answer) == len(entities)
-    fields = [(view, each.name) for view in FEATURE_VIEWS for each in filled.store.get_feature_view(view).features]
+    fields = [(view.name, name) for view in VIEWS.values() for name in view.kinds]
     by_label = {row["label"]: row for row in answer.to_dict("records")}
     compared = 0
     for wanted in entities.to_dict("records"):

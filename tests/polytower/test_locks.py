@@ -1,5 +1,6 @@
-"""Advisory locks: who waits for whom, who is told, and what is left of a killed holder."""
+"""Locks: who waits for whom, who is told, and what is left of a killed holder."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -87,6 +88,16 @@ def test_taking_over_ends_the_holders_session(database: str, other: Connection) 
     assert f"took {NAME} over from" in message
 
 
+def test_whoever_was_taken_over_is_told(database: str, other: Connection) -> None:
+    with (
+        pytest.raises(UserError, match=f"{NAME} was taken over by another run"),
+        connect(database) as first,
+        held(first, NAME),
+        held(other, NAME, take_over=True, told=lambda _: None),
+    ):
+        first.execute("select 1")
+
+
 def test_without_the_privilege_nobody_is_ended(database: str, connection: Connection, other: Connection) -> None:
     role = f"weak_{connection.info.backend_pid}"
     connection.execute(psycopg.sql.SQL("create role {}").format(psycopg.sql.Identifier(role)))
@@ -138,3 +149,46 @@ def test_a_lock_of_the_transaction_keeps_what_was_done_before(
     other.commit()
     assert holder(connection, NAME) is None
     assert connection.execute("select user_id from users").fetchall() == [("u",)]
+
+
+def test_a_folder_is_held_by_one_and_whoever_waits_is_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    heard, done = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        with locks.folder(tmp_path, told=lambda message: (told.append(message), heard.set())):
+            done.set()
+
+    with locks.folder(tmp_path):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        heard.wait()
+        assert not done.is_set()
+    waiting.join()
+    assert done.is_set()
+    assert len(told) == 1
+    assert told[0].startswith(f"waiting for {tmp_path}, held by process {os.getpid()} on ")
+    assert (tmp_path / ".lock").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_killed_process_gives_its_folder_back(tmp_path: Path) -> None:
+    program = f"""
+import sys, time
+from pathlib import Path
+from polytower import locks
+with locks.folder(Path({str(tmp_path)!r})):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as holding:
+        assert holding.stdout is not None
+        assert holding.stdout.readline() == "held\n"
+        descriptor = os.open(tmp_path / ".lock", os.O_RDWR)
+        assert not locks._locked(descriptor)
+        assert f"process {holding.pid} on " in (tmp_path / ".lock").read_text()
+        holding.kill()
+        holding.wait()
+        assert locks._locked(descriptor)
+        os.close(descriptor)

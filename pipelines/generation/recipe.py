@@ -1,0 +1,55 @@
+"""What is trained: a preset with options, asked for by name, or else that of the generation that serves."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from encoders.config import changed
+from encoders.presets import preset
+from pipelines.generation import lifecycle
+from polytower.errors import UserError
+
+DEFAULT = "demo"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """options: what differs from the preset. source: where the choice comes from, in words."""
+
+    preset: str
+    options: Mapping[str, Any]
+    source: str
+
+    def __str__(self) -> str:
+        """For whoever watches the run."""
+        options = "".join(f", {name}={value}" for name, value in self.options.items())
+        return f"preset {self.preset}{options} ({self.source})"
+
+
+def chosen(connection: psycopg.Connection[Any], name: str, options: Mapping[str, Any]) -> Recipe:
+    """The recipe of a run. name: a preset; empty keeps the live generation's, whose options those given are added to.
+
+    A run renews what serves: it does not replace it by another model unless that is asked for. Raises UserError for a
+    preset, an option or a name among the options that does not exist, before any work.
+    """
+    live = None if name else lifecycle.live(connection)
+    if live is not None:
+        kept, before = live.recipe
+        found = Recipe(kept, {**before, **options}, f"as generation {live.generation}, which is live")
+    else:
+        found = Recipe(name or DEFAULT, options, "as asked for" if name else "nothing is live yet")
+    try:
+        _check(found)
+    except UserError as error:
+        if live is None:
+            raise
+        raise UserError(f"{error}. The recipe is {found}; --preset NAME takes another one") from error
+    return found
+
+
+def _check(recipe: Recipe) -> None:
+    from encoders.training.train import check_names
+
+    check_names(changed(preset(recipe.preset), recipe.options))
