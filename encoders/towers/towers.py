@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from encoders.catalogue import Catalogue
 from encoders.config import TowersConfig
 from encoders.towers.backbone import Backbone, Backbones, rows_at
+from encoders.towers.content_source import ContentSource, Frozen
 from encoders.towers.content_tower import Content
 from encoders.towers.interests import EXTRACTORS, READ_QUERY_ONLY, Attentive
 
@@ -252,7 +253,9 @@ class UserTower(nn.Module):
 
 
 class Towers(nn.Module):
-    """Both towers and the catalogue's content, which is an input: it is read from the catalogue, never saved."""
+    """Both towers, and the source that they read the catalogue's content from; the embeddings are never saved."""
+
+    source: ContentSource
 
     def __init__(self, config: TowersConfig, catalogue: Catalogue) -> None:
         super().__init__()
@@ -261,9 +264,7 @@ class Towers(nn.Module):
         self.config = config
         self.item_tower = ItemTower(config, len(catalogue))
         self.user_tower = UserTower(config)
-        for name, _ in config.modalities:
-            self.register_buffer(f"content_{name}", torch.from_numpy(catalogue.content[name]), persistent=False)
-            self.register_buffer(f"present_{name}", torch.from_numpy(catalogue.present[name]), persistent=False)
+        self.source = Frozen(catalogue)
 
     @property
     def device(self) -> torch.device:
@@ -272,9 +273,7 @@ class Towers(nn.Module):
 
     def embed(self, items_N: Tensor) -> ItemEmbeddings:
         """The three embeddings of these items (int64 catalogue indices), with gradients."""
-        content = {name: self.get_buffer(f"content_{name}")[items_N] for name, _ in self.config.modalities}
-        present = {name: self.get_buffer(f"present_{name}")[items_N] for name, _ in self.config.modalities}
-        found: ItemEmbeddings = self.item_tower(items_N, content, present)
+        found: ItemEmbeddings = self.item_tower(items_N, *self.source.read(items_N))
         return found
 
     def embed_warm(self, items_N: Tensor) -> Tensor:

@@ -19,6 +19,15 @@ def batch_loss(
     towers: Towers, batch: Batch, config: TrainConfig, warm: Tensor, frequency: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(ranking loss, detached; total loss) of one step. warm: indices of the trained items; frequency: their shares."""
+    with towers.source.step(batch.targets):
+        ranking, total = _step_loss(towers, batch, config, warm, frequency)
+        taught = towers.source.teaching_loss()
+    return ranking, total if taught is None else total + taught
+
+
+def _step_loss(
+    towers: Towers, batch: Batch, config: TrainConfig, warm: Tensor, frequency: Tensor
+) -> tuple[Tensor, Tensor]:
     drawn, bias = draw_negatives(config, warm, frequency, batch.targets)
     wanted = batch.targets if batch.drawn is None else batch.drawn  # [P], or [P, S]
     parts = [batch.inputs.flatten(), batch.targets, wanted.flatten(), drawn]
