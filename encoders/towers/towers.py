@@ -104,6 +104,10 @@ class ItemTower(nn.Module):
         if self.content is not None and config.doubt:
             self.register_buffer("ridge", torch.zeros(sum(size for _, size in config.features), config.id_dim))
             self.register_buffer("kappa", torch.zeros(()))
+        self.contrast = None
+        if self.content is not None and config.contrast_dim:
+            maps = {side: nn.Linear(config.dim, config.contrast_dim, bias=False) for side in ("content", "id")}
+            self.contrast = nn.ModuleDict(maps)
 
     def forward(self, items_N: Tensor, content: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> ItemEmbeddings:
         """items_N: int64 catalogue indices; content[m] [N, dim_m] and present[m] bool [N] are theirs."""
@@ -142,6 +146,13 @@ class ItemTower(nn.Module):
         id_N = most * (1 - share_N)
         # the root has no slope at zero: it is taken before the mask
         return id_N.clamp(min=1e-9).sqrt() * told_N, torch.where(told_N, 1 - id_N, 1.0).clamp(min=1e-9).sqrt()
+
+    def contrasted(self, found: ItemEmbeddings) -> tuple[Tensor, Tensor]:
+        """c' = normalise(W_c·content) and i' = normalise(W_i·ID) of the items that have both: [N', contrast_dim]."""
+        assert self.contrast is not None
+        both = found.has_content & found.has_id
+        content, own = self.contrast["content"](found.content[both]), self.contrast["id"](found.id[both])
+        return F.normalize(content, dim=-1), F.normalize(own, dim=-1)
 
     @property
     def mixes(self) -> bool:
@@ -253,7 +264,10 @@ class UserTower(nn.Module):
 
 
 class Towers(nn.Module):
-    """Both towers, and the source that they read the catalogue's content from; the embeddings are never saved."""
+    """Both towers, and the source that they read the catalogue's content from; the embeddings are never saved.
+
+    adapters: by modality, of the encoders whose embeddings the towers were trained to read; none for frozen ones.
+    """
 
     source: ContentSource
 
@@ -265,6 +279,7 @@ class Towers(nn.Module):
         self.item_tower = ItemTower(config, len(catalogue))
         self.user_tower = UserTower(config)
         self.source = Frozen(catalogue)
+        self.adapters: Mapping[str, bytes] = {}
 
     @property
     def device(self) -> torch.device:
@@ -311,6 +326,7 @@ def over(towers: Towers, item_ids: Sequence[str], catalogue: Catalogue) -> Tower
         rows[new] = state[name][old]
         state[name] = rows
     moved.load_state_dict(state)
+    moved.adapters = towers.adapters
     return moved.eval()
 
 

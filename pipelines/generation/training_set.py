@@ -1,8 +1,8 @@
 """What the towers learn from, read out of Postgres as arrays: the catalogue with its content, and all histories."""
 
 import io
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,12 @@ import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
+from psycopg import sql
 
 from encoders.catalogue import Catalogue, Histories
 from encoders.content.attributes import user_vectors
 from feature_repo.modalities import modality
+from pipelines.item_content import content_of
 from polytower.errors import UserError
 
 # Users, and items with their embeddings, that are fetched at once.
@@ -34,23 +36,33 @@ class TrainingSet:
     """A consistent snapshot (one transaction) of everything that training reads.
 
     encoders: modality -> revision of the content embeddings in the catalogue. until: newest interaction's position.
+    contents: what encoders that are trained too read, by modality and catalogue index; None where an item has none.
     """
 
     catalogue: Catalogue
     histories: Histories
     encoders: Mapping[str, str]
     until: int
+    contents: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
-def read_training_set(connection: psycopg.Connection[Any], user_attributes: int = 0) -> TrainingSet:
+def read_training_set(
+    connection: psycopg.Connection[Any],
+    user_attributes: int = 0,
+    *,
+    contents: bool = False,
+    instead: Mapping[str, str] | None = None,
+) -> TrainingSet:
     """Reads the snapshot; commits what the caller left open. Raises UserError when there is nothing to learn from.
 
     user_attributes: width that the users' attributes are hashed to, for towers that read them; 0 leaves them out.
+    contents: read them too. instead: as in read_catalogue.
     """
     connection.commit()  # the isolation level can only be set by a transaction's first statement
     with connection.transaction():
         connection.execute("set transaction isolation level repeatable read, read only")
-        catalogue, encoders = read_catalogue(connection)
+        catalogue, encoders = read_catalogue(connection, instead)
+        given = read_contents(connection, catalogue) if contents else {}
         histories = read_histories(connection, catalogue)
         if user_attributes:
             histories = with_attributes(connection, histories, user_attributes)
@@ -58,26 +70,54 @@ def read_training_set(connection: psycopg.Connection[Any], user_attributes: int 
     assert row is not None
     if not len(histories.items):
         raise UserError("there are no interactions to learn from: `polytower load DIR` brings them")
-    return TrainingSet(catalogue, histories, encoders, int(row[0]))
+    return TrainingSet(catalogue, histories, encoders, int(row[0]), given)
 
 
-def read_catalogue(connection: psycopg.Connection[Any]) -> tuple[Catalogue, dict[str, str]]:
+def read_catalogue(
+    connection: psycopg.Connection[Any], instead: Mapping[str, str] | None = None
+) -> tuple[Catalogue, dict[str, str]]:
     """All items in byte order of their ids, with the content embeddings of the active encoder revisions.
 
-    Returns the catalogue and {modality: revision}. A modality that no item has is left out.
+    instead: modality -> another revision (an adapted encoder's). Returns the catalogue and {modality: revision}. A
+    modality that no item has is left out. Raises UserError for a revision by which nothing was encoded.
     """
     item_ids = [row[0] for row in connection.execute('select item_id from items order by item_id collate "C"')]
     index = {item_id: row for row, item_id in enumerate(item_ids)}
     content: dict[str, np.ndarray] = {}
     present: dict[str, np.ndarray] = {}
     revisions: dict[str, str] = {}
-    active = connection.execute("select modality, revision, dim from content_encoders where active").fetchall()
-    for name, revision, dim in sorted(active):
+    registered = connection.execute("select modality, revision, dim, active from content_encoders").fetchall()
+    wanted = {name: revision for name, revision, _, active in registered if active} | dict(instead or {})
+    widths = {(name, revision): dim for name, revision, dim, _ in registered}
+    for name, revision in sorted(wanted.items()):
+        if (name, revision) not in widths:
+            raise UserError(
+                f"the {name} encoder that training adapted (revision {revision}) has not encoded the catalogue yet:"
+                " `polytower materialize` does, as Dagster's asset adapted_embeddings"
+            )
+        dim = widths[name, revision]
         modality(name)  # one that this version does not know is refused
         vectors, found = _read_content(connection, name, revision, dim, index)
         if found.any():
             content[name], present[name], revisions[name] = vectors, found, revision
     return Catalogue(item_ids, content, present), revisions
+
+
+def read_contents(connection: psycopg.Connection[Any], catalogue: Catalogue) -> dict[str, list[Any]]:
+    """What the items have of the modalities in the catalogue whose encoders can be chosen, by catalogue index."""
+    index = {item_id: row for row, item_id in enumerate(catalogue.item_ids)}
+    found: dict[str, list[Any]] = {}
+    for name, _ in catalogue.modalities:
+        if modality(name).setting is None:
+            continue
+        found[name] = [None] * len(index)
+        with connection.cursor(name="read_contents", binary=True) as cursor:
+            cursor.itersize = ITEMS_BATCH
+            cursor.execute(sql.SQL("select item_id, content from ({}) as c").format(content_of(name)))
+            for item_id, content in cursor:
+                if item_id in index:
+                    found[name][index[item_id]] = content
+    return found
 
 
 def _read_content(

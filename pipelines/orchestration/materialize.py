@@ -22,7 +22,7 @@ Until = Literal["sequences", "content", "generation", "live"]
 STEPS: dict[Until, tuple[str, ...]] = {
     "sequences": ("items", "interactions", "user_sequences"),
     "content": ("content_embeddings",),
-    "generation": ("training_set", "checkpoint", "generation"),
+    "generation": ("training_set", "checkpoint", "adapted_embeddings", "generation"),
     "live": ("live_generation", "feast_features"),
 }
 
@@ -75,7 +75,7 @@ def materialize(
             del config["ops"]["loaded_tables"]
         if "checkpoint" not in chosen:
             del config["ops"]["checkpoint"]
-        for asset in chosen & {"content_embeddings", "generation"}:
+        for asset in chosen & {"content_embeddings", "adapted_embeddings", "generation"}:
             config["ops"][asset] = {"config": {"take_over": take_over}}
         try:
             job.resolve_implicit_global_asset_job_def().execute_in_process(
