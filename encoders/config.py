@@ -35,6 +35,7 @@ class TowersConfig:
     that items with fewer than tail_below training events share, two hashed ones each; 0 gives every item its own row;
     own_rows: how many have their own then, filled in from the counts. modalities: (name, width) of each,
     by name; filled in from the catalogue.
+    contrast_dim: width of the two maps between which the content-ID contrast compares; 0 for no contrast.
     user_attributes: width of the hashed attributes of a user, which are added to the states of the history; 0 leaves
     them out. silent_users: share of the training windows that do without them, as a raw history does when asked.
     """
@@ -70,6 +71,7 @@ class TowersConfig:
     tail_below: int = 5
     own_rows: int = 0
     modalities: tuple[tuple[str, int], ...] = ()
+    contrast_dim: int = 0
     user_attributes: int = 0
     silent_users: float = 0.2
 
@@ -115,6 +117,11 @@ class TrainConfig:
     weight_loss: weight of the cross-entropy that calibrates the interest weights. content_weight, content_temperature:
     of the contrast that teaches the content embeddings; content_ranking: weight of the ranking loss beside it, in which
     a content embedding stands for the next item, at a share content_share of the positions.
+    contrast_weight, contrast_temperature: of the contrast between content and ID with towers.contrast_dim (EM3).
+    lora_rank: of the adapters through which the encoders of text and pictures are trained too; 0 leaves them as they
+    are. lora_layers: adapts the last so many layers of a backbone, 0 all; encoder_rate: their learning rate, as a share
+    of learning_rate. encoder_budget: next items a step that are encoded with gradients. delta_rank: of the map that
+    stands for the adapter in all other items; delta_weight: of the loss that teaches it to.
     table_optimiser: "dense" (Adam over the whole ID table in every step) or "rowwise" (only the rows that a step
     touches, 8 bytes of state each: for millions of items). learning_rate decays linearly to final_rate of itself. ema:
     decay of the weights' running mean, which is what is evaluated and kept. validate_every: epochs between validations;
@@ -148,6 +155,14 @@ class TrainConfig:
     content_temperature: float = 0.07
     content_ranking: float = 1.0
     content_share: float = 0.3
+    contrast_weight: float = 1e-3
+    contrast_temperature: float = 0.1
+    lora_rank: int = 0
+    lora_layers: int = 0
+    encoder_rate: float = 0.1
+    encoder_budget: int = 32
+    delta_rank: int = 8
+    delta_weight: float = 1.0
     table_optimiser: Literal["dense", "rowwise"] = "dense"
     learning_rate: float = 2e-3
     final_rate: float = 0.02
@@ -169,6 +184,13 @@ class TrainConfig:
             "negatives": self.negatives < 0,
             "windows": any(window < 1 for window in self.windows),
             "window_targets": self.window_targets < 1,
+            "contrast_temperature": self.contrast_temperature < 0.02,
+            "lora_rank": self.lora_rank < 0,
+            "lora_layers": self.lora_layers < 0,
+            "encoder_rate": self.encoder_rate <= 0,
+            "encoder_budget": self.encoder_budget < 1,
+            "delta_rank": self.delta_rank < 1,
+            "towers.contrast_dim": shape.contrast_dim < 0,
             "ema": not 0 <= self.ema < 1,
             "towers.interests": shape.interests < 1,
             "towers.tail_buckets (0, or at least 2)": shape.tail_buckets < 0 or shape.tail_buckets == 1,

@@ -1,6 +1,6 @@
 """Named configurations. docs/models.md says what each is for and what it was measured at, docs/LOG.md keeps the runs.
 
-The first four are to be used. The peers are 64 wide, as in their papers, on one backbone and recipe, to compare with.
+The first five are to be used. The peers are 64 wide, as in their papers, on one backbone and recipe, to compare with.
 """
 
 from dataclasses import replace
@@ -28,6 +28,15 @@ _LONG = TrainConfig(
 _NARROW = replace(_SHORT, towers=replace(_SHORT.towers, dim=64, heads=2, recency=False), epochs=15)
 _FOUR = replace(_NARROW, towers=replace(_NARROW.towers, interests=4))
 
+_MULTIMODAL = replace(
+    _SHORT,
+    preset="multimodal",
+    towers=replace(
+        _SHORT.towers, content_dim=128, linear=True, fusion="none", whiten=256, modality_dropout=0.0, cold="ridge"
+    ),
+    content_weight=0.0,
+)
+
 PRESETS: dict[str, TrainConfig] = {
     # movielens-100k in two minutes on one core, and the default everywhere: long histories; the softmax runs over the
     # whole catalogue while it has at most 4,096 items. Two interests hold what one reaches, four lose (docs/LOG.md)
@@ -44,19 +53,13 @@ PRESETS: dict[str, TrainConfig] = {
     # histories of hundreds (movielens-1m): deeper, little dropout, and many small steps
     "long": _LONG,
     # items that are described: half of the width is a block for content, and new items are placed by a ridge
-    "multimodal": replace(
-        _SHORT,
-        preset="multimodal",
-        towers=replace(
-            _SHORT.towers,
-            content_dim=128,
-            linear=True,
-            fusion="none",
-            whiten=256,
-            modality_dropout=0.0,
-            cold="ridge",
-        ),
-        content_weight=0.0,
+    "multimodal": _MULTIMODAL,
+    # the ranking loss trains the encoders of text and pictures too (EM3): LoRA, Q-Former, content-ID contrast
+    "em3": replace(
+        _MULTIMODAL,
+        preset="em3",
+        towers=replace(_MULTIMODAL.towers, fusion="qformer", contrast_dim=64),
+        lora_rank=8,
     ),
     # a few seconds on a few hundred users: tests and first looks
     "tiny": TrainConfig(

@@ -140,13 +140,14 @@ def encode_modality(
     progress: bool = False,
     chunk: int | None = None,
     take_over: bool = False,
+    in_force: bool = True,
 ) -> EncodeReport:
     """Encodes the items whose content is new to the encoder, and puts that encoder in force for the modality.
 
     connection: commits (what the caller left open, and each chunk). Reading and writing run in a thread of their own
-    beside the model. chunk: items between two commits. take_over: from another run that encodes. A content that cannot
-    be encoded is reported and left out; any other error stops the run with the finished chunks kept and the former
-    encoder still in force.
+    beside the model. chunk: items between two commits. take_over: from another run that encodes. in_force: False leaves
+    the former one in force. A content that cannot be encoded is reported and left out; any other error stops the run
+    with the finished chunks kept and the former encoder still in force.
     """
     started = perf_counter()
     run = _Run(connection, name, encoder, chunk or _CHUNK.get(encoder.device.split(":")[0], _CHUNK["cpu"]))
@@ -165,8 +166,9 @@ def encode_modality(
                 tqdm(total=missing, desc=f"encode {name}", unit="item", disable=None if progress else True)
             )
             encode_seconds = run.encode(bar)
-        connection.execute(_RETIRE, run.values)
-        connection.execute(_ACTIVATE, run.values)
+        if in_force:
+            connection.execute(_RETIRE, run.values)
+            connection.execute(_ACTIVATE, run.values)
         connection.commit()
     return EncodeReport(
         modality=name,

@@ -190,8 +190,9 @@ def demo(images: Path | None, preset: str, as_json: bool) -> None:
     "--control",
     "controls",
     multiple=True,
-    type=click.Choice(["equal_width", "permuted"]),
-    help="Also train IDs alone of equal width, or with content shuffled over the items, and compare (repeatable).",
+    type=click.Choice(["equal_width", "permuted", "frozen"]),
+    help="Also train IDs alone of equal width, with content shuffled over the items, or with encoders left as they are,"
+    " and compare (repeatable).",
 )
 @click.option(
     "--against",

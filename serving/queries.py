@@ -316,6 +316,11 @@ CONTENT_TOWER = """
 select weights, config from towers where generation = %(generation)s and part = 'content' limit 1
 """
 
+# The adapter that training put into a modality's encoder; no row where that encoder stayed as it was.
+ADAPTER = """
+select weights from towers where generation = %(generation)s and part = 'adapter_' || %(modality)s limit 1
+"""
+
 GENERATIONS = """
 select generation, state, dim, interests, created_at, live_at, metrics from generations
 order by generation desc limit 1000

@@ -62,6 +62,7 @@ PIECES: dict[str, tuple[int, int]] = {
     "encoders.content.text._BATCH": (2, 7),
     "encoders.content.text._CHUNK": (7, ITEMS),
     "encoders.towers.towers._CHUNK": (7, ITEMS),
+    "encoders.towers.adapted._CHUNK": (7, ITEMS),
     "feature_repo.views.online_writes._CHUNK": (7, USERS),
     "pipelines.generation.build.USER_CHUNK": (7, USERS),
     "pipelines.content_embeddings._CHUNK": (7, ITEMS - 1),

@@ -74,7 +74,7 @@ class ImageEncoder:
         self._pixels = network.prepare
         self._decoders = Decoders(workers, network.edge, network.square)
         self._batch_size = batch_size or _BATCH.get(self._device.type, _BATCH["cpu"])
-        self.config = {"scheme": SCHEME, **network.identity}
+        self.config: dict[str, Any] = {"scheme": SCHEME, **network.identity}
         self.revision = revision({**self.config, "weights": network.digest})
         self.dim = self._probe()
 
@@ -101,9 +101,31 @@ class ImageEncoder:
         batches = (sources[start : start + size] for start in range(0, len(sources), size))
         return [self._batch(self._decoders.decode(batch, seconds)) for batch in batches]
 
+    @property
+    def backbone(self) -> torch.nn.Module | None:
+        """The network that pictures pass through: of a dual one the half that sees them; None for EfficientNet."""
+        return self._network.backbone
+
+    def trained_rows(self, contents: Sequence[ImageSource]) -> tuple[list[int], torch.Tensor]:
+        """(places, unit rows with the gradients of whatever in the network has any) of the pictures that decode."""
+        batches = self.prepare(contents)
+        starts = np.cumsum([0, *(batch.count for batch in batches)]).tolist()
+        places = [
+            start + place
+            for start, batch in zip(starts, batches, strict=False)
+            for place in range(batch.count)
+            if place not in batch.failures
+        ]
+        rows = [self.rows(batch) for batch in batches if len(batch.pixels)]
+        return places, torch.cat([torch.empty(0, self.dim, device=self._device), *rows])
+
     @torch.inference_mode()
     def forward(self, batch: PixelBatch) -> torch.Tensor:
         """Unit rows float32 [pictures that decoded, dim] on the encoder's device."""
+        return self.rows(batch)
+
+    def rows(self, batch: PixelBatch) -> torch.Tensor:
+        """As forward, with gradients."""
         pixels = to_device(torch.from_numpy(batch.pixels), self._device)
         with autocast(self._device):
             return unit(self._network(pixels))
@@ -208,6 +230,7 @@ class Lite0(torch.nn.Module):
         self.edge = self.square = LITE0_SIZE
         self.identity = {"pooling": "mean", "size": LITE0_SIZE, "fit": "squeeze"}
         self.digest = _file_digest(path)
+        self.backbone = None  # convolutions alone
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 [b, 3, 224, 224] → [b, 1280]."""
@@ -240,6 +263,11 @@ class Pretrained(torch.nn.Module):
         self.square = 0
         self.identity = {"pooling": "features" if self._dual else "pooled" if self._pooled else "first"}
         self.digest = digest(folder)
+
+    @property
+    def backbone(self) -> torch.nn.Module:
+        """The network, or of a dual one the half that sees."""
+        return getattr(self._network, "vision_model", self._network) if self._dual else self._network
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 [b, 3, H, W] → [b, dim]."""

@@ -78,7 +78,7 @@ class TextEncoder:
         self._head = said.head.to(self._device)
         self._prompt, self._lower = said.prompt, said.lower
         self._batch_size = batch_size or _BATCH.get(self._device.type, _BATCH["cpu"])
-        self.config = {
+        self.config: dict[str, Any] = {
             "scheme": SCHEME,
             "pooling": "features" if self._dual else "+".join(self._pooling),
             "max_length": self._max_length,
@@ -132,9 +132,25 @@ class TextEncoder:
             inputs[name] = torch.from_numpy(padded)
         return TokenBatch(places, inputs)
 
+    @property
+    def backbone(self) -> torch.nn.Module:
+        """The network that texts pass through: of a dual one the half that reads them."""
+        return getattr(self._network, "text_model", self._network) if self._dual else self._network
+
+    def trained_rows(self, contents: Sequence[str]) -> tuple[list[int], torch.Tensor]:
+        """(places, unit rows [b, dim] with the gradients of whatever in the network has any) of some texts."""
+        batches = self.prepare(contents)
+        return [place for batch in batches for place in batch.places], torch.cat(
+            [self.rows(batch) for batch in batches]
+        )
+
     @torch.inference_mode()
     def forward(self, batch: TokenBatch) -> torch.Tensor:
         """Unit rows float32 [b, dim] on the encoder's device, in the order of the batch."""
+        return self.rows(batch)
+
+    def rows(self, batch: TokenBatch) -> torch.Tensor:
+        """As forward, with gradients."""
         inputs = {name: to_device(tensor, self._device) for name, tensor in batch.inputs.items()}
         with autocast(self._device):
             if self._dual:

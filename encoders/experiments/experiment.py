@@ -12,6 +12,7 @@ import torch
 from encoders.catalogue import BoolArray, Catalogue, FloatArray, Histories, digest
 from encoders.config import TrainConfig, changed
 from encoders.content.attributes import user_vectors
+from encoders.content.encoder import ContentEncoder
 from encoders.content.registry import CONTENT_ENCODERS, DEFAULT
 from encoders.evaluation.baselines import baselines, item_tokens
 from encoders.evaluation.comparison import differences, segments
@@ -28,6 +29,7 @@ from encoders.evaluation.splits import (
     temporal,
 )
 from encoders.presets import preset
+from encoders.towers.adapted import Live, live_of
 from encoders.training import checkpoint
 from encoders.training.distributed import ALONE, World
 from encoders.training.train import TrainResult, train
@@ -86,19 +88,20 @@ def run_experiment(
     cut = make_split(split, histories, len(catalogue))
     if not len(cut.test):
         raise UserError(f"{data.name}: the split {split} leaves no question to test on")
-    others = {name: _control(name, catalogue, config) for name in controls}
+    subject = Subject(catalogue, config, _live(data, modalities, device, images) if config.lora_rank else {})
+    others = {name: _control(name, subject) for name in controls}
     test, items = asked(cut.test), len(catalogue)
     fitted = baselines(cut.train, items, _documents(data) if modalities else (), cut.validation, catalogue)
     simple = {name: rank(scorer, test, items) for name, scorer in fitted.items()}
-    found = _run(catalogue, histories, config, cut, seeds, directory, progress=progress, world=world)
+    found = _run(subject, histories, cut, seeds, directory, progress=progress, world=world)
     results, scorers, ranked = found.results, found.scorers, found.ranked
     measured = [summary(one, items, vectors_VD=scorer.items_VD) for one, scorer in zip(ranked, scorers, strict=True)]
     points = [point for result in results for point in result.curves]
     ours = torch.stack([one.ranks["masked"] for one in ranked])
     apart = {name: one.ranks["masked"][None] for name, one in simple.items()}
     controlled = {}
-    for name, (other, changed_config) in others.items():
-        run = _run(other, histories, changed_config, cut, seeds, directory / name, progress=progress, world=world)
+    for name, other in others.items():
+        run = _run(other, histories, cut, seeds, directory / name, progress=progress, world=world)
         apart[name] = torch.stack([one.ranks["masked"] for one in run.ranked])
         controlled[name] = _spread([summary(one, items)["masked"] for one in run.ranked])
     if against is not None:
@@ -113,6 +116,7 @@ def run_experiment(
         "users": len(cut.test),
         "seeds": list(seeds),
         "modalities": list(modalities),
+        "adapted": list(subject.live),
         "parameters": sum(value.numel() for value in results[0].evaluated.parameters()),
         "seconds_per_epoch": round(fmean(point.seconds for point in points), 3),
         "epochs": [len(result.curves) for result in results],
@@ -175,6 +179,15 @@ def make_split(name: str, histories: Histories, items: int) -> Split:
 
 
 @dataclass(frozen=True, eq=False)
+class Subject:
+    """What is trained: the catalogue, how, and the encoders that are trained too."""
+
+    catalogue: Catalogue
+    config: TrainConfig
+    live: Mapping[str, Live]
+
+
+@dataclass(frozen=True, eq=False)
 class Trained:
     """One configuration over all seeds: what was trained, its scorer, and how it ranks the test questions."""
 
@@ -184,9 +197,8 @@ class Trained:
 
 
 def _run(
-    catalogue: Catalogue,
+    subject: Subject,
     histories: Histories,
-    config: TrainConfig,
     cut: Split,
     seeds: Sequence[int],
     directory: Path,
@@ -196,55 +208,63 @@ def _run(
 ) -> Trained:
     results = [
         _trained(
-            catalogue, histories, replace(config, seed=seed), cut, directory / f"seed-{seed}",
+            replace(subject, config=replace(subject.config, seed=seed)), histories, cut, directory / f"seed-{seed}",
             progress=progress, world=world,
         )
         for seed in seeds
     ]  # fmt: skip
-    scorers = [TowersScorer(result.evaluated, softness=config.softness) for result in results]
-    return Trained(results, scorers, [rank(scorer, cut.test, len(catalogue)) for scorer in scorers])
+    scorers = [TowersScorer(result.evaluated, softness=subject.config.softness) for result in results]
+    return Trained(results, scorers, [rank(scorer, cut.test, len(subject.catalogue)) for scorer in scorers])
 
 
 def _trained(
-    catalogue: Catalogue,
-    histories: Histories,
-    config: TrainConfig,
-    cut: Split,
-    directory: Path,
-    *,
-    progress: bool,
-    world: World,
+    subject: Subject, histories: Histories, cut: Split, directory: Path, *, progress: bool, world: World
 ) -> TrainResult:
+    catalogue, config = subject.catalogue, subject.config
+    given: Any = {"progress": progress, "world": world, "live": subject.live}
     if cut.name == "refit":
-        strict = train(catalogue, histories, config, directory=directory / "strict", progress=progress, world=world)
+        strict = train(catalogue, histories, config, directory=directory / "strict", **given)
         kappa = strict.metrics.get("kappa", config.kappa)
         config = replace(config, epochs=max(1, strict.best_epoch), kappa=kappa)
-    return train(catalogue, histories, config, directory=directory, progress=progress, split=cut, world=world)
+    return train(catalogue, histories, config, directory=directory, split=cut, **given)
 
 
-def _control(name: str, catalogue: Catalogue, config: TrainConfig) -> tuple[Catalogue, TrainConfig]:
+def _control(name: str, subject: Subject) -> Subject:
     if name not in CONTROLS:
         raise UserError(f"no control {name!r}; there are {', '.join(CONTROLS)}")
-    if not catalogue.modalities:
+    if not subject.catalogue.modalities:
         raise UserError(f"the control {name} compares with a run that has content; name it with --content")
-    return CONTROLS[name](catalogue, config)
+    return CONTROLS[name](subject)
 
 
-def equal_width(catalogue: Catalogue, config: TrainConfig) -> tuple[Catalogue, TrainConfig]:
+def equal_width(subject: Subject) -> Subject:
     """IDs alone, in as many dimensions: what width gives by itself."""
-    towers = replace(config.towers, content_dim=0, cold="content", id_dropout=0.0, shrinkage=0.0)
-    return Catalogue(catalogue.item_ids), replace(config, towers=towers)
+    towers = replace(
+        subject.config.towers, content_dim=0, cold="content", id_dropout=0.0, shrinkage=0.0, contrast_dim=0
+    )
+    config = replace(subject.config, towers=towers, lora_rank=0)
+    return Subject(Catalogue(subject.catalogue.item_ids), config, {})
 
 
-def permuted(catalogue: Catalogue, config: TrainConfig) -> tuple[Catalogue, TrainConfig]:
+def permuted(subject: Subject) -> Subject:
     """Every item has the content of another one: what content gives that says nothing."""
+    catalogue = subject.catalogue
     order = np.random.default_rng(0).permutation(len(catalogue))
     content = {name: rows[order] for name, rows in catalogue.content.items()}
     present = {name: found[order] for name, found in catalogue.present.items()}
-    return Catalogue(catalogue.item_ids, content, present), config
+    live = {
+        name: replace(one, contents=[one.contents[item] for item in order.tolist()])
+        for name, one in subject.live.items()
+    }
+    return Subject(Catalogue(catalogue.item_ids, content, present), subject.config, live)
 
 
-CONTROLS = {"equal_width": equal_width, "permuted": permuted}
+def frozen(subject: Subject) -> Subject:
+    """The encoders stay as they are: what training them gives."""
+    return replace(subject, config=replace(subject.config, lora_rank=0), live={})
+
+
+CONTROLS = {"equal_width": equal_width, "permuted": permuted, "frozen": frozen}
 
 
 def _documents(data: Dataset) -> list[list[str]]:
@@ -284,11 +304,9 @@ def _encoded(
     name: str, data: Dataset, device: str, images: Path | None, cache: Path | None = None
 ) -> tuple[FloatArray, BoolArray]:
     """(rows [V, dim], present [V]) of one modality; items without it, or without a description, have zero rows."""
-    record = modality(name)
-    items = [_pictured(images, row) for row in data.items] if record.is_file else data.items
-    contents = [record.content(row) for row in items]
-    there, size = np.flatnonzero([content is not None for content in contents]), len(data.item_ids)
-    encoder = CONTENT_ENCODERS[name](device=device, model=_model(record, items))
+    contents, size = _contents(name, data, images), len(data.item_ids)
+    there = np.flatnonzero([content is not None for content in contents])
+    encoder = _encoder(name, data, device)
     kept = cache / f"{name}-{_cache_key(encoder.revision, contents, size)}.safetensors" if cache else None
     if kept is not None and kept.is_file():
         found_before = checkpoint.read_tensors(kept)
@@ -305,6 +323,23 @@ def _encoded(
             kept, {"embeddings": torch.from_numpy(embeddings), "present": torch.from_numpy(present)}
         )
     return embeddings, present
+
+
+def _contents(name: str, data: Dataset, images: Path | None) -> list[Any]:
+    """What the items of the catalogue have of a modality, None where nothing."""
+    record = modality(name)
+    items = [_pictured(images, row) for row in data.items] if record.is_file else data.items
+    return [record.content(row) for row in items] + [None] * (len(data.item_ids) - len(items))
+
+
+def _encoder(name: str, data: Dataset, device: str) -> ContentEncoder[Any]:
+    return CONTENT_ENCODERS[name](device=device, model=_model(modality(name), data.items))
+
+
+def _live(data: Dataset, modalities: Sequence[str], device: str, images: Path | None) -> dict[str, Live]:
+    """The encoders that can be trained, each with its contents. Raises UserError when there is none."""
+    encoders = {name: _encoder(name, data, device) for name in modalities}
+    return live_of(encoders, {name: _contents(name, data, images) for name in modalities})
 
 
 def _cache_key(revision: str, contents: Sequence[Any], size: int) -> str:

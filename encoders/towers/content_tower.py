@@ -6,17 +6,14 @@ Two maps can carry it, and their outputs are added: a *linear* one of all featur
 Legend: N items, M modalities, C width of all features together, H content width, D width.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoders.config import TowersConfig
 from encoders.towers.backbone import Dropout
+from encoders.towers.content_source import Modalities
 from encoders.towers.fusion import FUSIONS
-
-Modalities = Mapping[str, Tensor]
 
 
 class Features(nn.Module):

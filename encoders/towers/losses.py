@@ -218,6 +218,25 @@ def content_contrast(content_ND: Tensor, items_ND: Tensor, tau: float) -> Tensor
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
+def content_id_contrast(content_NH: Tensor, id_NH: Tensor, tau: float, negatives: int = 16) -> Tensor:
+    """Content-ID contrast as EM3 has it (arXiv 2404.06078, its authors' code): scalar.
+
+    ½[CE(c' → {i'} ∪ 16 i' of other items) + CE(i' → {c'} ∪ 16 c' of other items)] on unit rows c', i' of the same N
+    items; gradients go both ways. Deviation: the others are drawn from the step's items, with repeats. Zero for N < 2.
+    """
+    size = len(content_NH)
+    if size < 2:
+        return content_NH.new_zeros(())
+    own_N1 = torch.arange(size, device=content_NH.device)[:, None]
+    further = torch.randint(1, size, (size, negatives), device=content_NH.device)
+    asked = torch.cat([own_N1, (own_N1 + further) % size], dim=1)
+    first = torch.zeros(size, dtype=torch.int64, device=content_NH.device)
+    return (
+        F.cross_entropy(torch.einsum("nh,nkh->nk", content_NH, id_NH[asked]) / tau, first)
+        + F.cross_entropy(torch.einsum("nh,nkh->nk", id_NH, content_NH[asked]) / tau, first)
+    ) / 2
+
+
 def repel_none(interests_PKD: Tensor, margin: float) -> Tensor:  # noqa: ARG001
     """No repel."""
     return interests_PKD.new_zeros(())

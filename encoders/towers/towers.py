@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from encoders.catalogue import Catalogue
 from encoders.config import TowersConfig
 from encoders.towers.backbone import Backbone, Backbones, rows_at
+from encoders.towers.content_source import ContentSource, Frozen
 from encoders.towers.content_tower import Content
 from encoders.towers.interests import EXTRACTORS, READ_QUERY_ONLY, Attentive
 
@@ -103,6 +104,10 @@ class ItemTower(nn.Module):
         if self.content is not None and config.doubt:
             self.register_buffer("ridge", torch.zeros(sum(size for _, size in config.features), config.id_dim))
             self.register_buffer("kappa", torch.zeros(()))
+        self.contrast = None
+        if self.content is not None and config.contrast_dim:
+            maps = {side: nn.Linear(config.dim, config.contrast_dim, bias=False) for side in ("content", "id")}
+            self.contrast = nn.ModuleDict(maps)
 
     def forward(self, items_N: Tensor, content: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> ItemEmbeddings:
         """items_N: int64 catalogue indices; content[m] [N, dim_m] and present[m] bool [N] are theirs."""
@@ -141,6 +146,13 @@ class ItemTower(nn.Module):
         id_N = most * (1 - share_N)
         # the root has no slope at zero: it is taken before the mask
         return id_N.clamp(min=1e-9).sqrt() * told_N, torch.where(told_N, 1 - id_N, 1.0).clamp(min=1e-9).sqrt()
+
+    def contrasted(self, found: ItemEmbeddings) -> tuple[Tensor, Tensor]:
+        """c' = normalise(W_c·content) and i' = normalise(W_i·ID) of the items that have both: [N', contrast_dim]."""
+        assert self.contrast is not None
+        both = found.has_content & found.has_id
+        content, own = self.contrast["content"](found.content[both]), self.contrast["id"](found.id[both])
+        return F.normalize(content, dim=-1), F.normalize(own, dim=-1)
 
     @property
     def mixes(self) -> bool:
@@ -252,7 +264,12 @@ class UserTower(nn.Module):
 
 
 class Towers(nn.Module):
-    """Both towers and the catalogue's content, which is an input: it is read from the catalogue, never saved."""
+    """Both towers, and the source that they read the catalogue's content from; the embeddings are never saved.
+
+    adapters: by modality, of the encoders whose embeddings the towers were trained to read; none for frozen ones.
+    """
+
+    source: ContentSource
 
     def __init__(self, config: TowersConfig, catalogue: Catalogue) -> None:
         super().__init__()
@@ -261,9 +278,8 @@ class Towers(nn.Module):
         self.config = config
         self.item_tower = ItemTower(config, len(catalogue))
         self.user_tower = UserTower(config)
-        for name, _ in config.modalities:
-            self.register_buffer(f"content_{name}", torch.from_numpy(catalogue.content[name]), persistent=False)
-            self.register_buffer(f"present_{name}", torch.from_numpy(catalogue.present[name]), persistent=False)
+        self.source = Frozen(catalogue)
+        self.adapters: Mapping[str, bytes] = {}
 
     @property
     def device(self) -> torch.device:
@@ -272,9 +288,7 @@ class Towers(nn.Module):
 
     def embed(self, items_N: Tensor) -> ItemEmbeddings:
         """The three embeddings of these items (int64 catalogue indices), with gradients."""
-        content = {name: self.get_buffer(f"content_{name}")[items_N] for name, _ in self.config.modalities}
-        present = {name: self.get_buffer(f"present_{name}")[items_N] for name, _ in self.config.modalities}
-        found: ItemEmbeddings = self.item_tower(items_N, content, present)
+        found: ItemEmbeddings = self.item_tower(items_N, *self.source.read(items_N))
         return found
 
     def embed_warm(self, items_N: Tensor) -> Tensor:
@@ -312,6 +326,7 @@ def over(towers: Towers, item_ids: Sequence[str], catalogue: Catalogue) -> Tower
         rows[new] = state[name][old]
         state[name] = rows
     moved.load_state_dict(state)
+    moved.adapters = towers.adapters
     return moved.eval()
 
 

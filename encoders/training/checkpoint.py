@@ -1,8 +1,9 @@
 """Checkpoints: safetensors for weights, JSON for everything else; never pickle. Files appear whole or not at all.
 
-A checkpoint folder holds towers.safetensors and towers.json (configuration, item ids' fingerprint, metrics); while
-training runs also state.safetensors, from which it resumes. The item ids themselves are the database's (or the
-folder's): a checkpoint only refuses a catalogue with others.
+A checkpoint folder holds towers.safetensors and towers.json (configuration, item ids' fingerprint, metrics), and
+adapter-MODALITY.safetensors for each encoder that was trained too; while training runs also state.safetensors, from
+which it resumes. The item ids themselves are the database's (or the folder's): a checkpoint only refuses a catalogue
+with others.
 """
 
 import json
@@ -18,12 +19,13 @@ from torch import Tensor, nn
 
 from encoders.catalogue import Catalogue
 from encoders.config import TowersConfig, TrainConfig, config_from_json, towers_from_json
+from encoders.content.adapters import adapted_revision
 from encoders.towers.content_tower import Content
 from encoders.towers.towers import Towers, UserTower
 from polytower.errors import UserError
 
 FORMAT = 1
-_WEIGHTS, _DOCUMENT = "towers.safetensors", "towers.json"
+_WEIGHTS, _DOCUMENT, _ADAPTER = "towers.safetensors", "towers.json", "adapter-{}.safetensors"
 # The key of a document inside a safetensors file.
 _INSIDE = "document"
 
@@ -44,13 +46,19 @@ def save(
         "config": config.as_json(),
         "towers": _plain(towers.config),
         "metrics": dict(metrics or {}),
+        "adapters": {name: adapted_revision(adapter) for name, adapter in towers.adapters.items()},
     }
+    for name, adapter in towers.adapters.items():
+        with _whole(directory / _ADAPTER.format(name)) as partial:
+            partial.write_bytes(adapter)
     write_tensors(directory / _WEIGHTS, towers.state_dict())
     write_json(directory / _DOCUMENT, document)
 
 
 def load(directory: Path, catalogue: Catalogue) -> tuple[Towers, TrainConfig, dict[str, Any]]:
     """(towers, training configuration, metrics) of a checkpoint, for the catalogue it was trained on.
+
+    The catalogue's content must be that of the adapted encoders where the checkpoint has adapters (`read_adapters`).
 
     Raises UserError if there is none, if it is damaged, or if it belongs to another catalogue or set of modalities.
     """
@@ -70,12 +78,29 @@ def load(directory: Path, catalogue: Catalogue) -> tuple[Towers, TrainConfig, di
         )
     towers = Towers(shape, catalogue)
     _fill(towers, read_tensors(directory / _WEIGHTS), str(directory))
+    towers.adapters = read_adapters(directory)
     return towers.eval(), config_from_json(document["config"]), document["metrics"]
 
 
 def towers_config(directory: Path) -> TowersConfig:
     """The shape of a checkpoint's towers. Raises UserError if there is no checkpoint, or it is damaged."""
     return towers_from_json(read_json(directory / _DOCUMENT)["towers"])
+
+
+def adapters(directory: Path) -> dict[str, str]:
+    """modality -> revision of the encoder with the checkpoint's adapter; {} where all encoders stayed frozen."""
+    return dict(read_json(directory / _DOCUMENT).get("adapters", {}))
+
+
+def read_adapters(directory: Path) -> dict[str, bytes]:
+    """The adapters of a checkpoint by modality. Raises UserError for one that is absent or was changed."""
+    found = {}
+    for name, revision in adapters(directory).items():
+        path = directory / _ADAPTER.format(name)
+        found[name] = path.read_bytes() if path.is_file() else b""
+        if adapted_revision(found[name]) != revision:
+            raise UserError(f"{path}: is not the adapter that the checkpoint was written with; train again")
+    return found
 
 
 def user_tower_bytes(towers: Towers) -> tuple[bytes, dict[str, Any]]:

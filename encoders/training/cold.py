@@ -56,12 +56,9 @@ def features_of(towers: Towers) -> FloatArray:
     """What the linear maps read of every item of the catalogue, [V, C]; zero rows where there is nothing."""
     content = towers.item_tower.content
     assert content is not None
-    names = [name for name, _ in towers.config.modalities]
     with torch.no_grad():
-        found: Tensor = content.features(
-            {name: towers.get_buffer(f"content_{name}") for name in names},
-            {name: towers.get_buffer(f"present_{name}") for name in names},
-        )
+        everything_V = torch.arange(len(towers.item_tower.counts), device=towers.device)
+        found: Tensor = content.features(*towers.source.read(everything_V))
     return found.cpu().numpy()
 
 

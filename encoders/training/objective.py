@@ -19,6 +19,15 @@ def batch_loss(
     towers: Towers, batch: Batch, config: TrainConfig, warm: Tensor, frequency: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(ranking loss, detached; total loss) of one step. warm: indices of the trained items; frequency: their shares."""
+    with towers.source.step(batch.targets):
+        ranking, total = _step_loss(towers, batch, config, warm, frequency)
+        taught = towers.source.teaching_loss()
+    return ranking, total if taught is None else total + taught
+
+
+def _step_loss(
+    towers: Towers, batch: Batch, config: TrainConfig, warm: Tensor, frequency: Tensor
+) -> tuple[Tensor, Tensor]:
     drawn, bias = draw_negatives(config, warm, frequency, batch.targets)
     wanted = batch.targets if batch.drawn is None else batch.drawn  # [P], or [P, S]
     parts = [batch.inputs.flatten(), batch.targets, wanted.flatten(), drawn]
@@ -48,6 +57,8 @@ def batch_loss(
     if towers.item_tower.content is not None and config.content_weight > 0:
         asked = (interests_PKD, weights_PK > 0, batch.targets)
         total = total + config.content_weight * content_loss(towers, config, asked, drawn, item_UD[others])
+    if towers.item_tower.contrast is not None and config.contrast_weight > 0:
+        total = total + config.contrast_weight * contrast_loss(towers, config, batch.targets)
     return ranking.detach(), total
 
 
@@ -134,3 +145,11 @@ def content_loss(
     negatives = losses.Negatives(vectors, torch.zeros_like(vectors[:, 0]), rows, columns)
     ranking = losses.max_softmax(interests_SKD, used_SK, scores_SK.amax(dim=1), negatives, config.temperature)
     return contrast + config.content_ranking * ranking
+
+
+def contrast_loss(towers: Towers, config: TrainConfig, targets_P: Tensor) -> Tensor:
+    """EM3's contrast between the contents and the IDs of a sample of the step's next items: scalar."""
+    items = torch.unique(targets_P)
+    items = items[torch.randperm(len(items), device=items.device)[:_CONTENT_SAMPLE]]
+    content, own = towers.item_tower.contrasted(towers.embed(items))
+    return losses.content_id_contrast(content, own, config.contrast_temperature)

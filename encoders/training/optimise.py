@@ -19,11 +19,18 @@ _CHUNK = 1 << 18  # rows of the mean brought up to date at a time
 class Adam:
     """AdamW (Loshchilov and Hutter 2019) on the named parameters, by torch's fused kernel.
 
-    Betas .9 and .999, epsilon 1e-8; weight decay 0 makes it Adam.
+    Betas .9 and .999, epsilon 1e-8; weight decay 0 makes it Adam. shares: prefix of names -> share of the learning rate
+    that these parameters get.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], *, weight_decay: float) -> None:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], *, weight_decay: float, shares: Mapping[str, float] | None = None
+    ) -> None:
         self.weight_decay = weight_decay
+        self.groups: dict[float, list[str]] = {}
+        for name in parameters:
+            share = next((share for prefix, share in (shares or {}).items() if name.startswith(prefix)), 1.0)
+            self.groups.setdefault(share, []).append(name)
         self.parameters = dict(parameters)
         self.first = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
         self.second = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
@@ -31,7 +38,12 @@ class Adam:
 
     def step(self, rate: float) -> None:
         """One step with learning rate `rate`; parameters without a gradient stay. Gradients are dropped."""
-        due = [name for name, value in self.parameters.items() if value.grad is not None]
+        for share, names in self.groups.items():
+            self._step(rate * share, [name for name in names if self.parameters[name].grad is not None])
+        for value in self.parameters.values():
+            value.grad = None
+
+    def _step(self, rate: float, due: list[str]) -> None:
         with torch.no_grad():
             torch._foreach_add_([self.steps[name] for name in due], 1)
             torch._fused_adamw_(
@@ -49,8 +61,6 @@ class Adam:
                 amsgrad=False,
                 maximize=False,
             )
-        for value in self.parameters.values():
-            value.grad = None
 
     def state(self) -> dict[str, Tensor]:
         """All of it, by name."""
@@ -133,14 +143,23 @@ class RowwiseMean:
 
 
 class Optimiser:
-    """Steps all weights and keeps their running mean; the table of that name row by row, the others densely."""
+    """Steps all weights and keeps their running mean; the table of that name row by row, the others densely.
+
+    shares: as in Adam.
+    """
 
     def __init__(
-        self, module: nn.Module, *, weight_decay: float, averaged: bool = True, table: str | None = None
+        self,
+        module: nn.Module,
+        *,
+        weight_decay: float,
+        averaged: bool = True,
+        table: str | None = None,
+        shares: Mapping[str, float] | None = None,
     ) -> None:
         parameters = dict(module.named_parameters())
         self.name, self.table = table, parameters.pop(table) if table else None
-        self.adam = Adam(parameters, weight_decay=weight_decay)
+        self.adam = Adam(parameters, weight_decay=weight_decay, shares=shares)
         self.mean = {name: value.detach().clone() for name, value in parameters.items()}
         self.rows = RowwiseAdam(self.table) if self.table is not None else None
         # without averaging the mean is the table itself, and no second one is held

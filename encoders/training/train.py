@@ -6,7 +6,7 @@ epoch). So resuming needs the weights, the optimiser and the epoch number, and n
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,10 +23,12 @@ from encoders.device import autocast, resolve_device
 from encoders.evaluation.evaluate import TowersScorer, validation_ndcg
 from encoders.evaluation.splits import Split, leave_one_out, production
 from encoders.towers import losses
+from encoders.towers.adapted import Adapted, Live
+from encoders.towers.content_source import Frozen
 from encoders.towers.fusion import FUSIONS
 from encoders.towers.interests import EXTRACTORS
 from encoders.towers.towers import Towers
-from encoders.training import checkpoint, cold
+from encoders.training import adapting, checkpoint, cold
 from encoders.training.distributed import ALONE, World
 from encoders.training.objective import batch_loss
 from encoders.training.optimise import Optimiser
@@ -79,30 +81,33 @@ def train(
     split: Split | None = None,
     start: Start | None = None,
     world: World = ALONE,
+    live: Mapping[str, Live] | None = None,
 ) -> TrainResult:
     """Trains towers on the training part of `split` (default: strict leave-one-out), selects on its validation part.
 
     directory: receives the checkpoint and the state to resume from. resume=False starts anew; with True an unfinished
     run of another configuration or other data is refused. start: towers to go on from (incremental training): items
     they know keep what was learned, new ones start as ever. world: the processes that train together (`distributed`);
-    all have the same arguments, rank 0 writes. Raises UserError for that, for data without any pair of events and for a
-    loss that is not a number (the last good state stays).
+    all have the same arguments, rank 0 writes. live: the encoders that lora_rank trains too. Raises UserError for that,
+    for data without any pair of events and for a loss that is not a number (the last good state stays).
     """
     started = time.perf_counter()
     split = split or leave_one_out(histories)
     check_names(config)
     check_attributes(config, split.train)
     check_content(config, catalogue)
+    live = adapting.check_live(config, catalogue, live or {})
     if not len(split.train) or split.train.lengths.max() < 2:
         raise UserError("training needs at least one user with two interactions (four, if the last two are held out)")
     with _quiet_threads(config, split.train), torch.random.fork_rng():
-        run = Run(catalogue, split, config, directory, start, world)
+        run = Run(catalogue, split, config, directory, start, world, live)
         run.train(progress=progress, resume=resume, on_epoch=on_epoch)
         evaluated = towers = run.finish()
+        run.metrics |= adapting.measured_again(evaluated, split.validation, config)
         run.metrics |= cold.settle(evaluated, split.validation, config)
         if config.refit:
             everything = replace(config, epochs=max(run.best_epoch, 1), refit=False)
-            last = Run(catalogue, production(histories), everything, directory / "refit", start, world)
+            last = Run(catalogue, production(histories), everything, directory / "refit", start, world, live)
             last.train(progress=progress, resume=resume, on_epoch=None)
             towers = last.finish()
             cold.settle(towers, last.split.validation, replace(config, kappa=run.metrics.get("kappa")))
@@ -160,15 +165,21 @@ class Run:
         directory: Path,
         start: Start | None = None,
         world: World = ALONE,
+        live: Mapping[str, Live] | None = None,
     ) -> None:
         self.world = world
         self.catalogue, self.split, self.config, self.directory = catalogue, split, config, directory
+        self.encoders = [one.encoder.revision for one in (live or {}).values()]
         self.device = resolve_device(config.device)
         shape = replace(config.towers, modalities=catalogue.modalities)
         with seeded(config.seed, 0):
             towers = initial_towers(catalogue, split.train, replace(config, towers=shape))
         if start is not None:
             go_on_from(towers, start, catalogue)
+        if live:
+            assert isinstance(towers.source, Frozen)
+            with seeded(config.seed, 0):
+                towers.source = Adapted(towers.source, live, config)
         self.towers = towers.to(self.device)
         by_row = config.table_optimiser == "rowwise"
         self.towers.item_tower.sparse = by_row
@@ -177,6 +188,7 @@ class Run:
             weight_decay=config.weight_decay,
             averaged=config.ema > 0,
             table="item_tower.table" if by_row else None,
+            shares={"source.lora.": config.encoder_rate},
         )
         counts = torch.from_numpy(split.train.counts(len(catalogue)))
         self.warm = torch.nonzero(counts > 0).squeeze(1).to(self.device)
@@ -209,10 +221,16 @@ class Run:
                     on_epoch(point)
 
     def finish(self) -> Towers:
-        """Towers with the best weights, in evaluation mode on the CPU."""
-        towers = Towers(self.towers.config, self.catalogue)
-        weights = self.towers.state_dict() | self.optimiser.average() | self.best
-        towers.load_state_dict({name: value.cpu() for name, value in weights.items()})
+        """Towers with the best weights, in evaluation mode on the CPU, over the content as they are to read it."""
+        weights = {**self.towers.state_dict(), **self.optimiser.average(), **self.best}
+        catalogue, source = self.catalogue, self.towers.source
+        if isinstance(source, Adapted):
+            source.load_state_dict(_with_prefix(weights, "source."))
+            catalogue = source.encoded(catalogue)
+        towers = Towers(self.towers.config, catalogue)
+        kept = {name: value.cpu() for name, value in weights.items() if not name.startswith("source.")}
+        towers.load_state_dict(kept)
+        towers.adapters = source.adapters() if isinstance(source, Adapted) else {}
         return towers.eval()
 
     def forget(self) -> None:
@@ -310,6 +328,7 @@ class Run:
             "data": [
                 self.catalogue.fingerprint(),
                 self.split.train.fingerprint(*self.config.towers.reads),
+                *self.encoders,
             ],
         }
 
@@ -360,7 +379,7 @@ def seeded(seed: int, epoch: int) -> Iterator[np.random.Generator]:
 def _quiet_threads(config: TrainConfig, histories: Histories) -> Iterator[None]:
     """One thread for small problems: two on a shared core spin and wait for each other."""
     before = torch.get_num_threads()
-    small = len(histories.items) * config.towers.dim < _SMALL
+    small = len(histories.items) * config.towers.dim < _SMALL and not config.lora_rank
     torch.set_num_threads(config.threads or (1 if small else before))
     try:
         yield

@@ -28,12 +28,15 @@ def build(
     """Builds a generation from a checkpoint folder over today's items and histories, and runs the quality gates.
 
     Items that came after the training are cold: their content embedding serves. A checkpoint that was trained before a
-    moment gets the histories of that moment, too. An identical generation that is still there is returned instead.
-    Returns its number, in state ready (or live). Any failure leaves it failed and dropped. take_over: from another
-    process that builds.
+    moment gets the histories of that moment, too. Where training adapted encoders, these must have encoded the
+    catalogue (`adapted.encode_adapted`). An identical generation that is still there is returned instead. Returns its
+    number, in state ready (or live). Any failure leaves it failed and dropped. take_over: from another process that
+    builds.
     """
     checkpoint = read_checkpoint(directory)
-    training_set = read_training_set(connection, checkpoint.towers.user_attributes, before=checkpoint.before)
+    training_set = read_training_set(
+        connection, checkpoint.towers.user_attributes, before=checkpoint.before, instead=checkpoint.adapters
+    )
     identity = _identity(checkpoint, training_set)
     with lifecycle.exclusive(connection, take_over=take_over):
         kept = _kept(connection, identity)
@@ -99,6 +102,7 @@ def _towers(checkpoint: Checkpoint, catalogue: Catalogue) -> "Towers":
 def _fill_from(
     connection: psycopg.Connection[Any], generation: int, towers: "Towers", training_set: TrainingSet, *, progress: bool
 ) -> None:
+    from encoders.content.adapters import describe
     from encoders.training.checkpoint import content_tower_bytes, user_tower_bytes
 
     items = towers.item_embeddings()
@@ -119,6 +123,8 @@ def _fill_from(
     content = content_tower_bytes(towers)
     if content is not None:  # a query by text or picture goes through it
         store_tower(connection, generation, "content", *content)
+    for name, adapter in towers.adapters.items():  # and before that through the encoder with its adapter
+        store_tower(connection, generation, f"adapter_{name}", adapter, describe(adapter))
 
 
 def interest_rows(towers: "Towers", items_VD: Any, histories: Histories, *, progress: bool) -> Iterator[InterestRows]:

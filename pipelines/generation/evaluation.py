@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 
+from encoders.training.checkpoint import adapters
 from pipelines.generation import lifecycle
 from pipelines.generation.training import EVALUATED, aligned, located, read_snapshot
 from pipelines.generation.training_set import read_catalogue
@@ -54,7 +55,8 @@ def evaluate_generation(
     if directory is None:
         path = found.checkpoint_path or ""
         raise UserError(f"generation {found.generation}: its checkpoint folder {path} is not on this machine")
-    catalogue, _ = read_catalogue(connection)
+    strict = directory / EVALUATED
+    catalogue, _ = read_catalogue(connection, adapters(strict if strict.is_dir() else directory))
     return evaluate_checkpoint(found.generation, directory, catalogue, progress=progress)
 
 

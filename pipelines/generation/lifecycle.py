@@ -20,6 +20,17 @@ from polytower.errors import UserError
 
 PARENTS = ("item_embeddings", "user_interests")
 
+# Embeddings of the adapted encoders behind a generation, where no other one that has its vectors was built from them.
+_FORGET_ADAPTED = """
+delete from content_embeddings e using content_encoders c, generations mine
+where mine.generation = %(generation)s and (c.modality, c.revision) = (e.modality, e.revision)
+    and c.config ? 'adapter' and mine.config -> 'encoders' ->> c.modality = c.revision
+    and not exists (
+        select from generations other
+        where other.generation <> mine.generation and other.config -> 'encoders' ->> c.modality = c.revision
+            and to_regclass('polytower.item_embeddings_g' || other.generation) is not null)
+"""
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -205,12 +216,16 @@ def _partition_names(generation: int) -> list[str]:
 
 
 def drop(connection: psycopg.Connection[Any], generation: int) -> None:
-    """Drops a generation's vectors and tower; its row stays as a record. The live one is refused."""
+    """Drops a generation's vectors, towers and, unless another one needs them, the embeddings by encoders of its own.
+
+    Its row stays as a record. The live one is refused.
+    """
     found = get(connection, generation)
     if found.state == "live":
         raise UserError(f"generation {generation} is live: promote another one first")
     _drop_partitions(connection, generation)
     connection.execute("delete from towers where generation = %s", [generation])
+    connection.execute(_FORGET_ADAPTED, {"generation": generation})
     connection.commit()
 
 

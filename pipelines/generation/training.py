@@ -13,6 +13,7 @@ import numpy as np
 
 from encoders.catalogue import Catalogue, Histories
 from encoders.config import TowersConfig, TrainConfig, changed
+from encoders.content.encoder import ContentEncoder
 from encoders.presets import preset
 from encoders.training import checkpoint
 from pipelines.generation.training_set import TrainingSet
@@ -22,7 +23,11 @@ from polytower.files import private_folder
 from polytower.settings import settings
 
 if TYPE_CHECKING:
+    from encoders.towers.adapted import Live
     from encoders.training.train import Epoch
+
+# modality -> its encoder, newly loaded: training and adapters change it in place
+Load = Callable[[str], ContentEncoder[Any]]
 
 _IDS, _EVENTS, _SUMMARY = "snapshot.json", "snapshot.safetensors", "summary.json"
 # The strict model's weights, where the folder's own were fitted again on all events.
@@ -56,6 +61,11 @@ class Checkpoint:
         return None if self.trained_before is None else datetime.fromisoformat(self.trained_before)
 
     @property
+    def adapters(self) -> dict[str, str]:
+        """modality -> revision of the encoder that training adapted; {} where all stayed frozen."""
+        return checkpoint.adapters(self.directory)
+
+    @property
     def towers(self) -> TowersConfig:
         """The shape of the towers, which says what they read."""
         return checkpoint.towers_config(self.directory)
@@ -70,10 +80,12 @@ def train_checkpoint(
     device: str = "auto",
     progress: bool = False,
     on_epoch: "Callable[[Epoch], None] | None" = None,
+    load: Load | None = None,
 ) -> Checkpoint:
     """Trains the preset's towers below `root`, or finds them there; a run that was killed goes on where it was.
 
-    options: what differs from the preset (`config.changed`).
+    options: what differs from the preset (`config.changed`). load: a modality's encoder, for presets that train them
+    too. Raises UserError where such a preset has no encoder to train.
     """
     config = changed(preset(preset_name), options or {})
     # Who did nothing teaches nothing: such a user's coming is no reason to train again.
@@ -84,7 +96,10 @@ def train_checkpoint(
     with locks.folder(directory):
         if (directory / _SUMMARY).is_file():
             return read_checkpoint(directory)
-        _train(training_set, config, directory, options or {}, device=device, progress=progress, on_epoch=on_epoch)
+        _train(
+            training_set, config, directory, options or {},
+            device=device, progress=progress, on_epoch=on_epoch, load=load,
+        )  # fmt: skip
     return _read(directory, reused=False)
 
 
@@ -97,6 +112,7 @@ def _train(
     device: str,
     progress: bool,
     on_epoch: "Callable[[Epoch], None] | None",
+    load: Load | None,
 ) -> None:
     from dataclasses import asdict
 
@@ -106,6 +122,7 @@ def _train(
     result = train(
         training_set.catalogue, training_set.histories, replace(config, device=device),
         directory=directory, progress=progress, on_epoch=on_epoch,
+        live=_live(training_set, load) if config.lora_rank and load else None,
     )  # fmt: skip
     if config.refit:
         checkpoint.save(directory / EVALUATED, result.evaluated, config, training_set.catalogue, metrics=result.metrics)
@@ -182,6 +199,19 @@ def _key(training_set: TrainingSet, config: TrainConfig) -> str:
     if training_set.before is not None:  # towers that know all there is are others' equals, but not so recorded
         digest.update(training_set.before.isoformat().encode())
     return f"{config.preset}-{digest.hexdigest()[:16]}"
+
+
+def _live(training_set: TrainingSet, load: Load) -> "dict[str, Live]":
+    from encoders.towers.adapted import live_of
+
+    encoders = {name: load(name) for name in training_set.contents}
+    for name, encoder in encoders.items():
+        if encoder.revision != training_set.encoders[name]:
+            raise UserError(
+                f"training: the items' {name} was encoded by revision {training_set.encoders[name]}, and the encoder"
+                f" that is set is {encoder.model}, revision {encoder.revision}; `polytower materialize` encodes anew"
+            )
+    return live_of(encoders, training_set.contents)
 
 
 def _write_snapshot(directory: Path, training_set: TrainingSet) -> None:

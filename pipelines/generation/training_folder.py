@@ -3,7 +3,8 @@
 It is written once and never changed: the same data gives the same folder, and a checkpoint learns from the very bytes
 that the asset counted, whatever has reached the database since. Files, by row: items.arrow (id and content embeddings),
 users.arrow (id and number of events), events.arrow (all events of the first user, then of the second …, oldest first),
-attributes.arrow (what is known of users, as JSON, for towers that read it).
+attributes.arrow (what is known of users, as JSON, for towers that read it), contents.arrow (what the items' encoders
+read, as JSON, for training that reaches them: texts, attributes, paths of pictures).
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,7 +24,14 @@ import psycopg
 import pyarrow as pa
 
 from encoders.catalogue import BoolArray, Catalogue, FloatArray, Histories
-from pipelines.generation.training_set import Profiles, TrainingSet, one_moment, read_events, read_profiles
+from pipelines.generation.training_set import (
+    Profiles,
+    TrainingSet,
+    one_moment,
+    read_contents,
+    read_events,
+    read_profiles,
+)
 from pipelines.generation.training_set import with_attributes as with_profiles
 from polytower import locks
 from polytower.errors import UserError
@@ -32,7 +40,9 @@ from polytower.files import private_folder
 # Training sets that stay: those written or found last. A checkpoint has its own copy of what its evaluation asks.
 KEPT = 3
 _PARTIAL = ".partial-"
-_ITEMS, _USERS, _EVENTS, _ATTRIBUTES = FILES = ("items.arrow", "users.arrow", "events.arrow", "attributes.arrow")
+_ITEMS, _USERS, _EVENTS, _ATTRIBUTES, _CONTENTS = FILES = (
+    "items.arrow", "users.arrow", "events.arrow", "attributes.arrow", "contents.arrow",
+)  # fmt: skip
 # The key of what belongs to all files, in the metadata of items.arrow.
 _DOCUMENT = b"training_set"
 
@@ -67,6 +77,7 @@ def save(connection: psycopg.Connection[Any], root: Path, *, before: datetime | 
             with one_moment(connection):
                 found = read_events(connection, before)
                 _write(partial, found, read_profiles(connection))
+                _write_contents(partial / _CONTENTS, read_contents(connection, found.catalogue))
             sha256 = _sha256(partial)
             directory = root / sha256[:16]
             reused = directory.is_dir()
@@ -81,10 +92,10 @@ def save(connection: psycopg.Connection[Any], root: Path, *, before: datetime | 
     return Written(directory, sha256, len(histories.items), len(histories), with_events, found.until, reused)
 
 
-def load(directory: Path, user_attributes: int = 0) -> TrainingSet:
+def load(directory: Path, user_attributes: int = 0, *, contents: bool = False) -> TrainingSet:
     """The training set of a folder. Raises UserError where it is gone, or is not what its name says.
 
-    user_attributes: width that the users' attributes are hashed to; 0 leaves them out.
+    user_attributes: width that the users' attributes are hashed to; 0 leaves them out. contents: read them too.
     """
     if not directory.is_dir():
         raise UserError(f"{directory}: no such training set (the newest {KEPT} stay); materialise training_set again")
@@ -95,7 +106,8 @@ def load(directory: Path, user_attributes: int = 0) -> TrainingSet:
     if user_attributes:
         histories = with_profiles(histories, _read_profiles(directory / _ATTRIBUTES), user_attributes)
     before = document["before"] and datetime.fromisoformat(document["before"])
-    return TrainingSet(catalogue, histories, document["encoders"], document["until"], before)
+    given = _read_contents(directory / _CONTENTS, len(catalogue)) if contents else {}
+    return TrainingSet(catalogue, histories, document["encoders"], document["until"], before, given)
 
 
 def _write(directory: Path, found: TrainingSet, profiles: Iterator[Profiles]) -> None:
@@ -127,6 +139,16 @@ def _write(directory: Path, found: TrainingSet, profiles: Iterator[Profiles]) ->
         for user_ids, attributes in profiles:
             texts = [json.dumps(each, sort_keys=True) for each in attributes]
             writer.write_batch(pa.record_batch([pa.array(list(user_ids)), pa.array(texts)], schema=schema))
+
+
+def _write_contents(path: Path, contents: Mapping[str, Sequence[Any]]) -> None:
+    schema = pa.schema({"modality": pa.string(), "item": pa.int32(), "content": pa.string()})
+    with _writer(path, schema) as writer:
+        for modality, by_item in contents.items():
+            rows = [row for row, content in enumerate(by_item) if content is not None]
+            texts = [json.dumps(by_item[row], sort_keys=True) for row in rows]
+            names = pa.array([modality] * len(rows), pa.string())
+            writer.write_batch(pa.record_batch([names, pa.array(rows, pa.int32()), pa.array(texts)], schema=schema))
 
 
 def _vectors(rows: FloatArray, present: BoolArray) -> pa.Array:
@@ -204,3 +226,11 @@ def _read_profiles(path: Path) -> Iterator[Profiles]:
         reader = pa.ipc.open_file(file)
         for batch in map(reader.get_batch, range(reader.num_record_batches)):
             yield batch["user_id"].to_pylist(), [json.loads(text) for text in batch["attributes"].to_pylist()]
+
+
+def _read_contents(path: Path, items: int) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    with pa.memory_map(str(path)) as file:
+        for row in pa.ipc.open_file(file).read_all().to_pylist():
+            found.setdefault(row["modality"], [None] * items)[row["item"]] = json.loads(row["content"])
+    return found

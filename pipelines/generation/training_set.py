@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -12,10 +12,12 @@ import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
+from psycopg import sql
 
 from encoders.catalogue import Catalogue, Histories
 from encoders.content.attributes import user_vectors
 from feature_repo.modalities import modality
+from pipelines.item_content import content_of
 from polytower.errors import UserError
 
 # Users, and items with their embeddings, that are fetched at once.
@@ -40,7 +42,8 @@ class TrainingSet:
     """A consistent snapshot (one transaction) of everything that training reads.
 
     encoders: modality -> revision of the content embeddings in the catalogue. until: position of the newest event.
-    before: no event at or after this moment is known; None knows all that there are.
+    before: no event at or after this moment is known; None knows all that there are. contents: what encoders that are
+    trained too read, by modality and catalogue index; None where an item has none.
     """
 
     catalogue: Catalogue
@@ -48,18 +51,24 @@ class TrainingSet:
     encoders: Mapping[str, str]
     until: int
     before: datetime | None = None
+    contents: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 def read_training_set(
-    connection: psycopg.Connection[Any], user_attributes: int = 0, *, before: datetime | None = None
+    connection: psycopg.Connection[Any],
+    user_attributes: int = 0,
+    *,
+    before: datetime | None = None,
+    instead: Mapping[str, str] | None = None,
 ) -> TrainingSet:
     """Reads the snapshot; commits what the caller left open. Raises UserError when there is nothing to learn from.
 
     user_attributes: width that the users' attributes are hashed to, for towers that read them; 0 leaves them out.
     before: events at or after it are left out. Items, their content and users' attributes are as they are now.
+    instead: as in read_catalogue.
     """
     with one_moment(connection):
-        found = read_events(connection, before)
+        found = read_events(connection, before, instead)
         if not user_attributes:
             return found
         histories = with_attributes(found.histories, read_profiles(connection), user_attributes)
@@ -75,9 +84,11 @@ def one_moment(connection: psycopg.Connection[Any]) -> Iterator[None]:
         yield
 
 
-def read_events(connection: psycopg.Connection[Any], before: datetime | None) -> TrainingSet:
+def read_events(
+    connection: psycopg.Connection[Any], before: datetime | None, instead: Mapping[str, str] | None = None
+) -> TrainingSet:
     """The training set without the users' attributes. Raises UserError when there is nothing to learn from."""
-    catalogue, encoders = read_catalogue(connection)
+    catalogue, encoders = read_catalogue(connection, instead)
     histories = read_histories(connection, catalogue, before)
     if not len(histories.items):
         raise UserError(
@@ -92,23 +103,51 @@ def read_events(connection: psycopg.Connection[Any], before: datetime | None) ->
     return TrainingSet(catalogue, histories, encoders, int(row[0]), before)
 
 
-def read_catalogue(connection: psycopg.Connection[Any]) -> tuple[Catalogue, dict[str, str]]:
+def read_catalogue(
+    connection: psycopg.Connection[Any], instead: Mapping[str, str] | None = None
+) -> tuple[Catalogue, dict[str, str]]:
     """All items in byte order of their ids, with the content embeddings of the active encoder revisions.
 
-    Returns the catalogue and {modality: revision}. A modality that no item has is left out.
+    instead: modality -> another revision (an adapted encoder's). Returns the catalogue and {modality: revision}. A
+    modality that no item has is left out. Raises UserError for a revision by which nothing was encoded.
     """
     item_ids = [row[0] for row in connection.execute('select item_id from items order by item_id collate "C"')]
     index = {item_id: row for row, item_id in enumerate(item_ids)}
     content: dict[str, np.ndarray] = {}
     present: dict[str, np.ndarray] = {}
     revisions: dict[str, str] = {}
-    active = connection.execute("select modality, revision, dim from content_encoders where active").fetchall()
-    for name, revision, dim in sorted(active):
+    registered = connection.execute("select modality, revision, dim, active from content_encoders").fetchall()
+    wanted = {name: revision for name, revision, _, active in registered if active} | dict(instead or {})
+    widths = {(name, revision): dim for name, revision, dim, _ in registered}
+    for name, revision in sorted(wanted.items()):
+        if (name, revision) not in widths:
+            raise UserError(
+                f"the {name} encoder that training adapted (revision {revision}) has not encoded the catalogue yet:"
+                " `polytower materialize` does, as Dagster's asset adapted_embeddings"
+            )
+        dim = widths[name, revision]
         modality(name)  # one that this version does not know is refused
         vectors, found = _read_content(connection, name, revision, dim, index)
         if found.any():
             content[name], present[name], revisions[name] = vectors, found, revision
     return Catalogue(item_ids, content, present), revisions
+
+
+def read_contents(connection: psycopg.Connection[Any], catalogue: Catalogue) -> dict[str, list[Any]]:
+    """What the items have of the modalities in the catalogue whose encoders can be chosen, by catalogue index."""
+    index = {item_id: row for row, item_id in enumerate(catalogue.item_ids)}
+    found: dict[str, list[Any]] = {}
+    for name, _ in catalogue.modalities:
+        if modality(name).setting is None:
+            continue
+        found[name] = [None] * len(index)
+        with connection.cursor(name="read_contents", binary=True) as cursor:
+            cursor.itersize = ITEMS_BATCH
+            cursor.execute(sql.SQL("select item_id, content from ({}) as c").format(content_of(name)))
+            for item_id, content in cursor:
+                if item_id in index:
+                    found[name][index[item_id]] = content
+    return found
 
 
 def _read_content(

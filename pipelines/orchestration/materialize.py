@@ -26,7 +26,7 @@ Until = Literal["sequences", "content", "generation", "live"]
 STEPS: dict[Until, tuple[str, ...]] = {
     "sequences": ("items", "interactions", "user_sequences"),
     "content": ("content_embeddings",),
-    "generation": ("training_set", "checkpoint", "generation"),
+    "generation": ("training_set", "checkpoint", "adapted_embeddings", "generation"),
     "live": ("live_generation", "feast_features"),
 }
 
@@ -82,7 +82,7 @@ def materialize(
         ops["training_set"] = {"before": before.isoformat() if before else ""}
     if "checkpoint" in chosen and asked is not None:
         ops["checkpoint"] = {"preset": asked.preset, "options": dict(asked.options)}
-    for asset in {"content_embeddings", "generation"} & set(chosen):
+    for asset in {"content_embeddings", "adapted_embeddings", "generation"} & set(chosen):
         ops[asset] = {"take_over": take_over}
     config = {"loggers": {"run_log": {}}, "ops": {op: {"config": given} for op, given in ops.items()}}
     keys = [dg.AssetKey(name) for name in chosen]

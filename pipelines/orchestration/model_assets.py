@@ -2,6 +2,7 @@
 
 import hashlib
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -13,11 +14,13 @@ from psycopg import sql
 from pydantic import Field
 
 from encoders.config import changed
+from encoders.content.registry import encoder_of
 from encoders.presets import preset
 from feature_repo.schema import FEAST_SCHEMA
 from pipelines.generation import lifecycle, training_folder
+from pipelines.generation.adapted import encode_adapted
 from pipelines.generation.build import build
-from pipelines.generation.training import located, train_checkpoint
+from pipelines.generation.training import Checkpoint, located, train_checkpoint
 from pipelines.orchestration import plots
 from pipelines.orchestration.resources import EncoderResource, PostgresResource, TakeOver, Terminal
 from polytower.errors import UserError
@@ -70,12 +73,12 @@ def checkpoint(
 ) -> dg.MaterializeResult[Any]:
     """Towers trained on the newest training set; the same data and preset find the finished checkpoint again."""
     chosen = encoders.settings()
-    reads = changed(preset(config.preset), config.options).towers.user_attributes
+    wanted = changed(preset(config.preset), config.options)
     # A home that was moved has the folder under the same name.
     folder = chosen.training_sets_dir / Path(str(_latest(context, "training_set", "path"))).name
-    snapshot = training_folder.load(folder, reads)
+    snapshot = training_folder.load(folder, wanted.towers.user_attributes, contents=wanted.lora_rank > 0)
     trained = train_checkpoint(
-        snapshot, config.preset, chosen.checkpoints_dir,
+        snapshot, config.preset, chosen.checkpoints_dir, load=partial(encoder_of, config=chosen),
         options=config.options, device=chosen.device, progress=terminal.progress,
     )  # fmt: skip
     curves = plots.curves(trained.curves, "epoch", ["loss", "ndcg_10", "recall_50"])
@@ -86,6 +89,7 @@ def checkpoint(
             "sha256": trained.sha256,
             "preset": trained.preset,
             "reused": trained.reused,
+            "encoders": dg.MetadataValue.md(_encoders(trained)),
             "best epoch": trained.best_epoch,
             "seconds": trained.seconds,
             "curves": dg.MetadataValue.md(curves),
@@ -95,13 +99,38 @@ def checkpoint(
 
 
 @dg.asset(deps=[checkpoint], group_name="model", kinds={"postgres", "torch"})
+def adapted_embeddings(
+    context: dg.AssetExecutionContext,
+    config: TakeOver,
+    postgres: PostgresResource,
+    encoders: EncoderResource,
+    terminal: Terminal,
+) -> dg.MaterializeResult[Any]:
+    """Every item by the encoders that the newest checkpoint's training adapted; nothing where it left them frozen."""
+    with postgres.connect() as connection:
+        reports = encode_adapted(
+            connection, _folder(context), partial(encoder_of, config=encoders.settings()),
+            progress=terminal.progress, take_over=config.take_over,
+        )  # fmt: skip
+    columns = ["modality", "model", "revision", "items", "encoded", "skipped", "removed", "failed", "seconds"]
+    rows = [[getattr(report, column) for column in columns] for report in reports]
+    return dg.MaterializeResult(
+        metadata={
+            "dagster/row_count": sum(report.encoded + report.skipped for report in reports),
+            "encoded": sum(report.encoded for report in reports),
+            "failed": sum(report.failed for report in reports),
+            "modalities": dg.MetadataValue.md(plots.markdown_table(rows, columns)),
+        }
+    )
+
+
+@dg.asset(deps=[adapted_embeddings], group_name="model", kinds={"postgres", "torch"})
 def generation(
     context: dg.AssetExecutionContext, config: TakeOver, postgres: PostgresResource, terminal: Terminal
 ) -> dg.MaterializeResult[Any]:
     """All item embeddings and interests of the newest checkpoint, indexed and measured, ready to go live."""
     started = perf_counter()
-    recorded = str(_latest(context, "checkpoint", "directory"))
-    directory = located(recorded) or Path(recorded)
+    directory = _folder(context)
     with postgres.connect() as connection:
         number = build(connection, directory, progress=terminal.progress, take_over=config.take_over)
         found = lifecycle.get(connection, number)
@@ -196,6 +225,21 @@ def _registry_age(connection: psycopg.Connection[Any]) -> str:
     return " ".join(map(str, row)) if row is not None and row[0] else ""
 
 
+def _encoders(trained: Checkpoint) -> str:
+    """A table of the encoders behind the towers: which training adapted, and which it left as they are."""
+    rows = [
+        (name, revision, "adapted" if name in trained.adapters else "frozen", trained.adapters.get(name, ""))
+        for name, revision in trained.encoders.items()
+    ]
+    return plots.markdown_table(rows, ["modality", "revision", "in training", "revision after it"])
+
+
+def _folder(context: dg.AssetExecutionContext) -> Path:
+    """The newest checkpoint's."""
+    recorded = str(_latest(context, "checkpoint", "directory"))
+    return located(recorded) or Path(recorded)
+
+
 def _latest(context: dg.AssetExecutionContext, asset: str, entry: str) -> Any:
     """One metadata value of an asset's newest materialisation, in this run or an earlier one."""
     event = context.instance.get_latest_materialization_event(dg.AssetKey(asset))
@@ -207,4 +251,4 @@ def _latest(context: dg.AssetExecutionContext, asset: str, entry: str) -> Any:
     return metadata[entry].value
 
 
-MODEL_ASSETS = (training_set, checkpoint, generation, live_generation, feast_features)
+MODEL_ASSETS = (training_set, checkpoint, adapted_embeddings, generation, live_generation, feast_features)

@@ -1,7 +1,8 @@
 """Text and pictures as questions: through the encoder that filled the generation, and its content tower.
 
-The content tower's output lies in the space of content embeddings, and so in that of cold items' item embeddings. torch
-and the encoders are loaded in the background from the first such question on.
+Where training adapted that encoder, the adapter comes from Postgres, and is put into an encoder of its own. The content
+tower's output lies in the space of content embeddings, and so in that of cold items' item embeddings. torch and the
+encoders are loaded in the background from the first such question on.
 """
 
 import asyncio
@@ -77,6 +78,13 @@ class Projection(NamedTuple):
     rows: ContentRows
 
 
+class Wanted(NamedTuple):
+    """A text, and the encoder of the generation that it was asked of."""
+
+    encoder: ContentEncoder[Any]
+    text: str
+
+
 class ContentQueries:
     """Encoders by modality, content towers of the newest generations, one thread for both; pictures decoded beside."""
 
@@ -87,10 +95,11 @@ class ContentQueries:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="content")
         self._decoding = ThreadPoolExecutor(max_workers=DECODING, thread_name_prefix="decode")
         self._pictures = 0
-        self._encoders: dict[str, ContentEncoder[Any]] = {}
+        self._adapters: OrderedDict[tuple[int, str], bytes | None] = OrderedDict()
+        self._adapted: dict[str, str] = {}  # modality -> the name that its adapted encoder is loaded under
         self._towers: OrderedDict[int, Content] = OrderedDict()
-        self._texts: Batcher[str, NDArray[np.float32]] = Batcher(
-            self._encode_texts, self._thread, window=WINDOW, size=BATCH,
+        self._texts: Batcher[Wanted, NDArray[np.float32]] = Batcher(
+            _encode_texts, self._thread, window=WINDOW, size=BATCH,
             observe=lambda size: metrics.batch("text", size),
         )  # fmt: skip
 
@@ -104,7 +113,7 @@ class ContentQueries:
             for modality in ASKED:
                 if getattr(question, modality) is not None:
                     _check_has(live, modality)
-                    self._loader.start(*_load_of(modality))
+                    self._loader.start(*await self._load_of(live, modality))
             await self._load_tower(live.generation)
             rows: ContentRows = {}
             if question.text is not None:
@@ -121,7 +130,7 @@ class ContentQueries:
             await self._loader.start_torch()
             await self._load_tower(live.generation)
         for modality in modalities:
-            await self._loader.start(*_load_of(modality))
+            await self._loader.start(*await self._load_of(live, modality))
 
     def close(self) -> None:
         """Ends the threads after what they are doing."""
@@ -139,8 +148,7 @@ class ContentQueries:
         wanted = item_text(text, None)
         if not wanted:
             raise Problem(INVALID, "body.text: holds nothing but blanks")
-        await self._encoder(live, "text")
-        return await self._texts.ask(wanted)
+        return await self._texts.ask(Wanted(await self._encoder(live, "text"), wanted))
 
     async def _image(self, live: Live, image: bytes) -> NDArray[np.float32]:
         encoder = cast("ImageEncoder", await self._encoder(live, "image"))
@@ -164,9 +172,12 @@ class ContentQueries:
         return batch
 
     async def _encoder(self, live: Live, modality: str) -> ContentEncoder[Any]:
-        """The encoder that this server is set to, if it is the one that filled the generation. Raises Problem."""
+        """The encoder that this server is set to, if it is the one that filled the generation. Raises Problem.
+
+        With the generation's adapter, where it has one.
+        """
         try:
-            encoder = self._encoders[modality] = await self._loader.get(*_load_of(modality))
+            encoder = await self._loader.get(*await self._load_of(live, modality))
         except UserError as error:
             raise Problem(NO_ENCODER, str(error)) from error
         if encoder.revision != live.encoders[modality]:
@@ -180,8 +191,28 @@ class ContentQueries:
             )
         return encoder
 
-    def _encode_texts(self, texts: Sequence[str]) -> Sequence[NDArray[np.float32]]:
-        return list(np.concatenate(list(self._encoders["text"].encode(texts))))
+    async def _load_of(self, live: Live, modality: str) -> tuple[str, Callable[[], ContentEncoder[Any]]]:
+        """Name and load of what encodes a modality for this generation. One adapted encoder is kept by modality."""
+        adapter = await self._adapter(live.generation, modality)
+        if adapter is None:
+            return f"the {modality} encoder", lambda: encoder_of(modality, settings())
+        name = f"the {modality} encoder with the adapter {live.encoders[modality]}"
+        former = self._adapted.get(modality, name)
+        self._adapted[modality] = name
+        if former != name:
+            self._loader.forget(former)
+        return name, lambda: _adapted(modality, adapter)
+
+    async def _adapter(self, generation: int, modality: str) -> bytes | None:
+        key = (generation, modality)
+        if key not in self._adapters:
+            wanted = {"generation": generation, "modality": modality}
+            async with self._database.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
+                row = await (await cursor.execute(queries.ADAPTER, wanted)).fetchone()
+            self._adapters[key] = None if row is None else bytes(row["weights"])
+            while len(self._adapters) > KEPT * len(ASKED):
+                self._adapters.popitem(last=False)
+        return self._adapters[key]
 
     async def _load_tower(self, generation: int) -> None:
         if generation in self._towers:
@@ -219,8 +250,25 @@ def _check_has(live: Live, modality: str) -> None:
         raise Problem(NO_CONTENT, f"generation {live.generation} knows no {modality}; its content is: {known}")
 
 
-def _load_of(modality: str) -> tuple[str, Callable[[], ContentEncoder[Any]]]:
-    return f"the {modality} encoder", lambda: encoder_of(modality, settings())
+def _adapted(modality: str, adapter: bytes) -> ContentEncoder[Any]:
+    """The encoder that this server is set to, with the adapter if it was trained in that one."""
+    from encoders.content.adapters import describe, wear
+
+    encoder = encoder_of(modality, settings())
+    if describe(adapter)["base"] == encoder.revision:
+        wear(encoder, adapter)
+    return encoder
+
+
+def _encode_texts(asked: Sequence[Wanted]) -> Sequence[NDArray[np.float32]]:
+    """Texts asked of one generation, which nearly always are all, go through its encoder together."""
+    rows: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(asked)
+    for encoder in {id(one.encoder): one.encoder for one in asked}.values():
+        places = [place for place, one in enumerate(asked) if one.encoder is encoder]
+        found = np.concatenate(list(encoder.encode([asked[place].text for place in places])))
+        for place, row in zip(places, found, strict=True):
+            rows[place] = row
+    return rows
 
 
 def _encode_picture(encoder: "ImageEncoder", batch: "PixelBatch") -> NDArray[np.float32]:

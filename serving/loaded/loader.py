@@ -45,6 +45,10 @@ class Loader:
             del self._loads[name]
         return loading.result()
 
+    def forget(self, name: str) -> None:
+        """Drops what was loaded under this name; who has it keeps it."""
+        self._loads.pop(name, None)
+
     def start_torch(self) -> asyncio.Future[Any]:
         """As start(): torch, with the code of the towers."""
         return self.start("torch", _import_towers)

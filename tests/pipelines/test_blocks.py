@@ -101,8 +101,7 @@ def test_an_item_after_the_training_takes_the_foretold_id_at_once(served: tuple[
     np.testing.assert_allclose(content, before[twin][1], atol=1e-3)
     row = torch.tensor([item_ids.index(twin)])
     foretold = towers.item_tower.foretold(
-        {"attributes": towers.get_buffer("content_attributes")[row]},
-        {"attributes": towers.get_buffer("present_attributes")[row]},
+        *towers.source.read(row),
     )[0].numpy()
     np.testing.assert_allclose(item, 0.5**0.5 * (foretold + content), atol=2e-3)
     assert np.linalg.norm(item) == pytest.approx(1, abs=2e-3)

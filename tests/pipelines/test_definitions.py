@@ -29,7 +29,8 @@ GRAPH: dict[str, tuple[str, set[str], str | None]] = {
     "content_embeddings": ("content", {"items"}, "modality"),
     "training_set": ("model", {"user_sequences", "content_embeddings"}, None),
     "checkpoint": ("model", {"training_set"}, None),
-    "generation": ("model", {"checkpoint"}, None),
+    "adapted_embeddings": ("model", {"checkpoint"}, None),
+    "generation": ("model", {"adapted_embeddings"}, None),
     "live_generation": ("serving", {"generation"}, None),
     "feast_features": ("serving", {"live_generation"}, None),
 }
@@ -102,7 +103,9 @@ def test_jobs_cover_what_they_say(defs: dg.Definitions) -> None:
     assert assets("sequences") == {"user_sequences"}
     assert assets("content") == {"content_embeddings"}
     assert assets("load") == {"items", "interactions"}
-    assert assets("train") == {"training_set", "checkpoint", "generation", "live_generation", "feast_features"}
+    assert assets("train") == {
+        "training_set", "checkpoint", "adapted_embeddings", "generation", "live_generation", "feast_features",
+    }  # fmt: skip
 
 
 def test_steps_of_the_command_line_follow_the_graph() -> None:
