@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from feature_repo import schema
+from feature_repo.modalities import MODALITIES
 from polytower.commands.output import AS_JSON, answer, require_schema, say, table
 from polytower.errors import UserError
 
 if TYPE_CHECKING:
     from serving.question import Question
+
+
+SPACES = [*schema.SPACES, *MODALITIES]
 
 
 class JsonObject(click.ParamType[Any]):
@@ -85,8 +90,13 @@ FILTER = click.option(
 @click.option("--image", type=FILE, help="Picture to search for; with --text, both form one question.")
 @click.option(
     "--space",
-    type=click.Choice(["item", "content", "id"]),
-    help="Space to search in [default: content; item for --vectors].",
+    type=click.Choice(SPACES),
+    help="Space to search in [default: text for --text, image for --image, content for both; item for --vectors].",
+)
+@click.option(
+    "--mix",
+    type=click.FloatRange(0, 1),
+    help="With a user or --history, share of --text or --image in the score [default: 0.5].",
 )
 @click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True, help="Number of candidates.")
 @FILTER
@@ -189,15 +199,15 @@ def _vectors(path: Path) -> Any:
 @click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True, help="Neighbours to return.")
 @click.option(
     "--space",
-    type=click.Choice(["item", "content", "id"]),
+    type=click.Choice(SPACES),
     default="item",
     show_default=True,
-    help="What nearness means: tower output, content alone, or behaviour alone.",
+    help="What nearness means: tower output, content alone, behaviour alone (id), or what an encoder makes of items.",
 )
 @FILTER
 @AS_JSON
 def similar(item_id: str, k: int, space: str, filter: dict[str, Any], as_json: bool) -> None:  # noqa: A002
-    """Items nearest to ITEM_ID in one of the three embedding spaces."""
+    """Items nearest to ITEM_ID in one of the embedding spaces."""
     import psycopg
 
     from polytower.postgres import connect

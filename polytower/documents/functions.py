@@ -6,7 +6,7 @@ from migrations.install import newest, purpose, text
 from polytower.documents.markdown import bullets, paragraph
 
 # What analysts call; everything else is what these, the loads and the triggers are made of.
-PUBLIC = ("retrieve", "similar_items", "nearest", "user_interests", "seen_items", "retrieve_vectors")
+PUBLIC = ("retrieve", "similar_items", "nearest", "user_interests", "seen_items", "retrieve_vectors", "retrieve_mixed")
 
 HEAD = """# SQL functions
 

@@ -162,7 +162,8 @@ def test_settings_end_with_the_call(connection: psycopg.Connection[Any]) -> None
     retrieve(connection, "ada")
     before = connection.execute(current, [names]).fetchone()
     connection.execute(
-        "select * from walked_lists(%s, 8, 'embedding', array['[1,0,0,0,0,0,0,0]']::halfvec[], 50, null, '{}')",
+        "select * from walked_lists(searched_space(%s, 8, 'item'), array['[1,0,0,0,0,0,0,0]']::halfvec[], 50, null,"
+        " '{}')",
         [1],
     )
     assert connection.execute(current, [names]).fetchone() == before
