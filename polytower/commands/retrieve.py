@@ -156,6 +156,8 @@ def retrieve(as_json: bool, vectors: Path | None, image: Path | None, **options:
     found = ranked.answer
     if found.skipped:
         say(f"not in generation {found.generation}, skipped: {', '.join(found.skipped)}")
+    if found.degraded:
+        say(found.degraded)
     rows = [(c.rank, c.title, c.item_id, c.score, c.interest, c.interest_rank) for c in found.candidates]
     columns = ["rank", "title", "item", "score", "interest", "rank in it"]
     title = f"generation {found.generation}, interests {found.interests}"

@@ -26,6 +26,7 @@ from serving.memory.live_index import LiveIndex
 from serving.metrics import ServerMetrics
 from serving.queries import Candidates, Found, State
 from serving.question import Interests, Question, Source
+from serving.retrieve.nothing import why_nothing
 from serving.retrieve.shadow import Shadow
 
 # Merges whose answer is a prefix by score: the others may rightly prefer a lower score.
@@ -78,7 +79,11 @@ class Retrieval:
             interests = replace(interests, content=half_precision(content.vector))
         candidates = await self._search(connection, question, generation, index, interests)
         self.metrics.candidates(interests.source, len(candidates))
-        return Answer(generation, interests.source, candidates, interests.skipped, interests.degraded)
+        degraded = interests.degraded
+        if not len(candidates):
+            nothing = await why_nothing(connection, question, interests, generation)
+            degraded = nothing if degraded is None else f"{degraded}; {nothing}"
+        return Answer(generation, interests.source, candidates, interests.skipped, degraded)
 
     async def _state(self, connection: Session, question: Question) -> State:
         with self.metrics.stage("state"):
