@@ -17,7 +17,7 @@ from feature_repo.modalities import MODALITIES
 from feature_repo.schema import SPACES
 from serving.field_types import Id, K, SearchText, Strict, Text, Value, Vector
 
-Merge = Literal["max", "quota", "rrf", "soft", "diverse"]
+Merge = Literal["max", "quota", "rrf", "soft", "diverse", "sum"]
 # Those of a generation, and the content encoders' own: what each modality's encoder makes of items, as they are now.
 SPACE_NAMES = (*SPACES, *MODALITIES)
 
@@ -58,7 +58,9 @@ class Question(Strict):
         description="what is known of somebody with this history, or without one; for generations that read attributes",
     )
     vectors: list[Vector] | None = Field(default=None, min_length=1, max_length=64, description="interests, [K, D]")
-    weights: list[FiniteFloat] | None = Field(default=None, description="one per vector; default equal")
+    weights: list[FiniteFloat] | None = Field(
+        default=None, description="one per vector, default equal; negative for merge = sum: like these, not like that"
+    )
     text: SearchText | None = Field(default=None, description="what to look for")
     image: bytes | None = Field(default=None, min_length=1, description="a JPEG, PNG or WebP file")
     space: Space | None = Field(

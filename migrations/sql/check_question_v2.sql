@@ -7,8 +7,8 @@ begin
     if k is null or k not between 1 and 1000 then
         raise exception 'k is %, and must be from 1 to 1000', coalesce(k::text, 'null') using errcode = 'PT004';
     end if;
-    if merge is null or merge not in ('max', 'quota', 'rrf', 'soft', 'diverse') then
-        raise exception 'no merge is called "%"', merge using errcode = 'PT010', hint = 'max, quota, rrf, soft or diverse';
+    if merge is null or merge not in ('max', 'quota', 'rrf', 'soft', 'diverse', 'sum') then
+        raise exception 'no merge is called "%"', merge using errcode = 'PT010', hint = 'max, quota, rrf, soft, diverse or sum';
     end if;
     if (merge = 'diverse') is distinct from (diversity is not null) then
         raise exception 'merge "diverse" and a diversity go together' using errcode = 'PT014';

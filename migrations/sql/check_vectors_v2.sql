@@ -1,5 +1,6 @@
--- Refuses interests that do not fit the space. halfvec itself holds no NaN and no infinity.
-create or replace function check_vectors(interests halfvec[], weights real[], dim int, space text) returns void
+-- Refuses interests that do not fit the space. halfvec itself holds no NaN and no infinity. signed: weights may be
+-- negative.
+create or replace function check_vectors(interests halfvec[], weights real[], dim int, space text, signed bool) returns void
 language plpgsql immutable parallel safe
 set search_path = polytower, public
 as $$
@@ -20,8 +21,8 @@ begin
         raise exception '% weights were given for % interests', cardinality(weights), cardinality(interests)
             using errcode = 'PT005';
     end if;
-    if exists (select from unnest(weights) w where w is null or w = 'NaN' or w < 0 or w = 'infinity')
-       or (select sum(w) from unnest(weights) w) = 0 then
-        raise exception 'weights are finite, not negative and not all zero' using errcode = 'PT006';
+    if exists (select from unnest(weights) w where w is null or w = 'NaN' or (w < 0 and not signed) or abs(w) = 'infinity')
+       or (select sum(abs(w)) from unnest(weights) w) = 0 then
+        raise exception 'weights are finite, not all zero, and negative for merge "sum" alone' using errcode = 'PT006';
     end if;
 end $$;

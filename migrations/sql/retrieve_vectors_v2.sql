@@ -27,7 +27,12 @@ begin
     perform check_question(asked, merge, diversity);
     served := served_generation(retrieve_vectors.generation);
     source := searched_space(served.served, served.dim, space);
-    perform check_vectors(interests, shares, source.dim, space);
+    perform check_vectors(interests, shares, source.dim, space, merge = 'sum');
+    if merge = 'sum' then
+        interests := array[summed(interests, shares)];
+        shares := '{1}';
+        merge := 'max';
+    end if;
     select greatest(reltuples, 0)::bigint into items
     from pg_class where oid = ('item_embeddings_g' || served.served)::regclass;
     if path is not null or allow is not null then

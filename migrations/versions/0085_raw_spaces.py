@@ -1,4 +1,4 @@
-"""Spaces of content encoders beside those of a generation, and questions that mix a user with a text.
+"""Spaces of content encoders beside those of a generation, questions that mix a user with a text, sums of vectors.
 
 Compatibility: the public functions keep their arguments; a space that was refused before is answered now.
 """
@@ -15,7 +15,7 @@ depends_on = None
 TYPE = """
 create type space_source as (relation text, condition text, space_column text, dim int, walkable boolean);
 """
-NEW = ("searched_space", "retrieve_mixed")
+NEW = ("searched_space", "summed", "retrieve_mixed")
 # Other arguments than before: the old ones would stay beside the new.
 CHANGED = ("check_question", "check_vectors", "walk_statement", "walked_lists", "walked_in_turn", "scanned_lists")
 SAME = ("retrieve_vectors", "nearest", "similar_items")
@@ -24,6 +24,7 @@ SAME = ("retrieve_vectors", "nearest", "similar_items")
 def upgrade() -> None:
     op.execute(TYPE)
     install("searched_space", 1)
+    install("summed", 1)
     _replace(2)
     install("retrieve_mixed", 1)
 

@@ -49,7 +49,7 @@ __all__ = [
 ARROW = "application/vnd.apache.arrow.stream"
 # Of a generation: item, content, id; and the content encoders' own: text, image, …
 Space = str
-Merge = Literal["max", "quota", "rrf", "soft", "diverse"]
+Merge = Literal["max", "quota", "rrf", "soft", "diverse", "sum"]
 Row = TypeVar("Row")
 
 

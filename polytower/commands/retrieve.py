@@ -85,7 +85,11 @@ FILTER = click.option(
 @click.option(
     "--vectors", type=FILE, help="Your own interest vectors, one per row: a .npy file, or JSON lists of numbers."
 )
-@click.option("--weights", type=Numbers(), help="One weight per vector of --vectors [default: equal].")
+@click.option(
+    "--weights",
+    type=Numbers(),
+    help="One weight per vector of --vectors [default: equal]; with --merge sum they may be negative.",
+)
 @click.option("--text", help="Text to search for: finds the items whose content is nearest.")
 @click.option("--image", type=FILE, help="Picture to search for; with --text, both form one question.")
 @click.option(
@@ -111,11 +115,11 @@ FILTER = click.option(
 @click.option("--allow", type=ItemIds(), help="Return only these item ids.")
 @click.option(
     "--merge",
-    type=click.Choice(["max", "quota", "rrf", "soft", "diverse"]),
+    type=click.Choice(["max", "quota", "rrf", "soft", "diverse", "sum"]),
     default="max",
     show_default=True,
-    help="How to merge the interests' lists: by best score, shares by weight, reciprocal ranks, soft maximum, or"
-    " diversity (with --diversity).",
+    help="How to merge the interests' lists: by best score, shares by weight, reciprocal ranks, soft maximum,"
+    " diversity (with --diversity), or one question that is the vectors' weighted sum.",
 )
 @click.option(
     "--diversity",

@@ -111,6 +111,29 @@ def shelf() -> Synthetic:
     )
 
 
+def test_a_sum_of_vectors_is_one_question(database: str, shelf: Synthetic) -> None:
+    """Like 1 and 2, not like 3: by numpy, SQL and HTTP, in a raw space and among a user's interests."""
+    with connect(database) as connection:
+        write_generation(connection, shelf)
+    texts = shelf.raw["text"].astype(np.float16).astype(np.float32)
+    wanted = unit(texts[[1, 2, 3]].T @ np.array([1, 1, -0.5], np.float32)).astype(np.float16).astype(np.float32)
+    order = [str(n) for n in np.argsort(-(texts @ wanted)) if n not in (1, 2, 3)][:10]
+    asked = {
+        "vectors": texts[[1, 2, 3]].tolist(), "weights": [1, 1, -0.5], "merge": "sum", "space": "text", "k": 10,
+        "exclude": ["1", "2", "3"],
+    }  # fmt: skip
+    interests = shelf.interests["ada"].astype(np.float16).astype(np.float32)
+    items = shelf.embedding.astype(np.float16).astype(np.float32)
+    mean = unit(interests.sum(axis=0)).astype(np.float16).astype(np.float32)
+    of_ada = [str(n) for n in np.argsort(-(items @ mean)) if n not in (1, 2)][:10]
+    with TestClient(create_app(as_server(database), caps=PATIENT)) as client:
+        found = client.post("/v1/retrieve", json=asked).json()
+        assert [row["item_id"] for row in found["candidates"]] == order
+        found = client.post("/v1/retrieve", json={"user_id": "ada", "merge": "sum", "k": 10}).json()
+        assert [row["item_id"] for row in found["candidates"]] == of_ada
+        assert {row["interest"] for row in found["candidates"]} == {0}
+
+
 def test_every_door_answers_in_raw_spaces(database: str, shelf: Synthetic) -> None:
     with connect(database) as connection:
         write_generation(connection, shelf)
