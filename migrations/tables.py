@@ -1,7 +1,7 @@
 """The tables as SQLAlchemy sees them: what autogenerate compares the database with.
 
-The DDL that runs is in versions/; a test holds the two equal. Comments live here alone: comments.py writes them into
-the database, and docs/reference/tables.md shows them.
+The DDL that runs is in versions/; a test holds the two equal. Comments live here and in words.py: comments.py writes
+them into the database, and docs/reference/tables.md shows them.
 """
 
 from typing import Any
@@ -32,6 +32,8 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, ExcludeConstraint
+
+from migrations.words import WORDS
 
 metadata = MetaData()
 
@@ -362,3 +364,7 @@ Table(
     Index("api_keys_hash_idx", "hash", unique=True),
     comment="Who may ask the HTTP API: hashes of keys, never a key. Analysts cannot read it.",
 )
+
+for _table in metadata.tables.values():
+    for _column in _table.columns:
+        _column.comment = _column.comment or WORDS.get(_column.name)

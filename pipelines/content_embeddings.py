@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from encoders.content.encoder import ContentEncoder, Encoded
 from feature_repo.modalities import modality
+from pipelines import content_index
 from pipelines.item_content import content_of
 from polytower import locks
 
@@ -110,7 +111,8 @@ class EncodeReport:
     """One run over one modality.
 
     items: that have the modality. encoded, failed: of those that were new. skipped: unchanged. removed: rows of items
-    that lost the modality. seconds: in all; encode_seconds: from the first read to the last embedding.
+    that lost the modality. seconds: in all; encode_seconds: from the first read to the last embedding;
+    index_seconds: for the index of the encoder's own space.
     items_per_second: encoded over encode_seconds. failures: the first few.
     """
 
@@ -124,6 +126,7 @@ class EncodeReport:
     failed: int
     seconds: float
     encode_seconds: float
+    index_seconds: float
     items_per_second: float
     failures: tuple[Failure, ...] = ()
 
@@ -161,6 +164,7 @@ def encode_modality(
         connection.commit()
         encode_seconds = 0.0
         if missing:
+            content_index.drop_before(connection, name, encoder.revision, items=items, missing=missing)
             stack.enter_context(gpu_lock(connection, encoder.device, take_over=take_over))
             bar = stack.enter_context(
                 tqdm(total=missing, desc=f"encode {name}", unit="item", disable=None if progress else True)
@@ -170,6 +174,7 @@ def encode_modality(
             connection.execute(_RETIRE, run.values)
             connection.execute(_ACTIVATE, run.values)
         connection.commit()
+        index_seconds = content_index.ensure(connection, name, encoder.revision, dim=encoder.dim, items=items)
     return EncodeReport(
         modality=name,
         revision=encoder.revision,
@@ -181,6 +186,7 @@ def encode_modality(
         failed=run.failed,
         seconds=perf_counter() - started,
         encode_seconds=encode_seconds,
+        index_seconds=index_seconds,
         items_per_second=run.encoded / encode_seconds if encode_seconds else 0.0,
         failures=tuple(run.failures),
     )

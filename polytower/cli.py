@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from polytower import __version__, signals
+from polytower.commands.export import export
 from polytower.commands.generations import generations
 from polytower.commands.modalities import CONTENT, own_columns
 from polytower.commands.moment import Moment
@@ -273,7 +274,7 @@ def _options(pairs: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-for command in (retrieve, similar, generations, keys, serve, db, env, feast, dagster, bench):
+for command in (retrieve, similar, export, generations, keys, serve, db, env, feast, dagster, bench):
     cli.add_command(command)
 
 

@@ -12,6 +12,7 @@ from serving.loaded.content_queries import ContentVector
 from serving.question import Question
 from serving.rank.ranking import Ranked
 from serving.retrieve.live import live
+from serving.retrieve.retrieval import REPLACED
 from serving.services import Services, make_services
 
 PATIENCE = 600.0  # seconds that the command line waits; a person can interrupt
@@ -68,7 +69,7 @@ async def _answer(services: Services, question: Question) -> Ranked:
 async def _check_live(connection: Session, content: ContentVector | None) -> None:
     """A text or picture was embedded before the snapshot: refuses it if another generation is live by now."""
     if content is not None and content.generation != await live(connection):
-        raise Problem(PROBLEMS["PT013"], "another generation went live while the question was read; try again")
+        raise Problem(PROBLEMS["PT013"], REPLACED)
 
 
 async def _embedded(services: Services, question: Question) -> ContentVector | Problem | None:

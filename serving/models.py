@@ -13,7 +13,10 @@ from serving.question import Question, Source, Space
 
 
 class RetrieveRequest(Question):
-    """Candidates for one of: a user, a raw history, given vectors, a text or picture (or both as one question)."""
+    """Candidates for one of: a user, a raw history, given vectors, a text or picture (or both as one question).
+
+    A user or a history may come with a text or picture: candidates are then weighed by both (mix).
+    """
 
     vectors: list[BinaryVector] | None = Field(None, min_length=1, max_length=64, description="interests, [K, D]")
     image: Base64 | None = Field(None, min_length=1, description="a JPEG, PNG or WebP file in base64")
@@ -25,6 +28,7 @@ class RetrieveRequest(Question):
                 {"history": ["50", "181", "172"], "k": 10, "filter": {"genres": {"any": ["Comedy", "Drama"]}}},
                 {"vectors": [[0.6, 0.8], [1.0, 0.0]], "weights": [0.7, 0.3], "k": 10, "merge": "quota"},
                 {"text": "a heist that goes wrong", "k": 10},
+                {"user_id": "196", "text": "a heist that goes wrong", "mix": 0.7, "k": 10},
             ]
         }
     )

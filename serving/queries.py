@@ -134,6 +134,14 @@ from polytower.retrieve_vectors(%(interests)b::halfvec[], %(weights)s::real[], %
 order by c.rank limit %(k)s
 """
 
+CANDIDATES_MIXED = """
+select c.item_id, c.score, c.rank, c.interest, c.interest_rank, c.generation,
+       c.found_by, c.found_ranks, c.found_scores
+from polytower.retrieve_mixed(%(interests)b::halfvec[], %(content)s, %(mix)s::real, %(space)s, %(k)s, %(filter)s,
+                              %(exclude)s, %(generation)s, allow => %(allow)s) c
+order by c.rank limit %(k)s
+"""
+
 NEIGHBOURS = """
 select n.item_id, n.score, n.rank, n.generation
 from polytower.similar_items(%(item_id)s, %(k)s, %(space)s, %(filter)s) n
@@ -166,7 +174,7 @@ def parameters_of(question: Question) -> dict[str, Any]:
 def search_parameters(
     question: Question, interests: Interests, generation: int | None, *, exact: bool = False
 ) -> dict[str, Any]:
-    """Parameters of CANDIDATES_BY_VECTORS. generation: None for the live one; exact: by a scan."""
+    """Parameters of CANDIDATES_BY_VECTORS and CANDIDATES_MIXED. generation: None for the live one; exact: by a scan."""
     return parameters_of(question) | {
         "exclude": [*question.exclude, *interests.banned],
         "interests": [HalfVector(vector) for vector in interests.vectors],
@@ -174,6 +182,8 @@ def search_parameters(
         "space": question.searched_space,
         "generation": generation,
         "exact": exact,
+        "content": None if interests.content is None else HalfVector(interests.content),
+        "mix": question.share,
     }
 
 
@@ -199,7 +209,7 @@ def similar(
     filter: Mapping[str, Any] | None = None,  # noqa: A002 the name of the SQL argument
     titles: bool = False,
 ) -> list[Neighbour]:
-    """Items most like one item in the item, content or id space, best first. Raises as retrieve() does."""
+    """Items most like one item in one of the spaces, best first. Raises as retrieve() does."""
     parameters = {"item_id": item_id, "k": k, "space": space, "filter": Jsonb(dict(filter or {}))}
     with connection.cursor(row_factory=class_row(Neighbour)) as cursor:
         found = cursor.execute(NEIGHBOURS, parameters).fetchall()

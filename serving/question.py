@@ -11,12 +11,24 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import AfterValidator, Field, FiniteFloat, model_validator
 
+from feature_repo.modalities import MODALITIES
+from feature_repo.schema import SPACES
 from serving.field_types import Id, K, SearchText, Strict, Text, Value, Vector
 
-Merge = Literal["max", "quota", "rrf", "soft", "diverse"]
-Space = Literal["item", "content", "id"]
+Merge = Literal["max", "quota", "rrf", "soft", "diverse", "sum"]
+# Those of a generation, and the content encoders' own: what each modality's encoder makes of items, as they are now.
+SPACE_NAMES = (*SPACES, *MODALITIES)
+
+
+def _known_space(name: str) -> str:
+    if name not in SPACE_NAMES:
+        raise ValueError(f"no space is called {name!r}; there are {', '.join(SPACE_NAMES)}")
+    return name
+
+
+Space = Annotated[str, AfterValidator(_known_space), Field(json_schema_extra={"enum": [*SPACE_NAMES]})]
 Source = Literal["stored", "online", "given", "content"]
 MAX_CONDITIONS = 100  # attributes of a filter
 
@@ -31,7 +43,10 @@ class Diversity(Strict):
 
 
 class Question(Strict):
-    """Candidates for one of: a user, a raw history, given vectors, a text or picture (or both as one question)."""
+    """Candidates for one of: a user, a raw history, given vectors, a text or picture (or both as one question).
+
+    A user or a history may come with a text or picture: candidates are then weighed by both (mix).
+    """
 
     user_id: Id | None = Field(default=None, description="a known user")
     history: list[Id] | None = Field(
@@ -43,13 +58,20 @@ class Question(Strict):
         description="what is known of somebody with this history, or without one; for generations that read attributes",
     )
     vectors: list[Vector] | None = Field(default=None, min_length=1, max_length=64, description="interests, [K, D]")
-    weights: list[FiniteFloat] | None = Field(default=None, description="one per vector; default equal")
+    weights: list[FiniteFloat] | None = Field(
+        default=None, description="one per vector, default equal; negative for merge = sum: like these, not like that"
+    )
     text: SearchText | None = Field(default=None, description="what to look for")
     image: bytes | None = Field(default=None, min_length=1, description="a JPEG, PNG or WebP file")
     space: Space | None = Field(
         default=None,
-        description="where vectors, texts and pictures are looked for: by content alone (the default of text and image)"
-        ", by content and behaviour (item; the default of vectors), by behaviour alone (id; vectors only)",
+        description="where vectors, texts and pictures are looked for: as the encoder sees items (text, image, …; the"
+        " default of a text or a picture), by content as the towers see it (the default of both together), by content"
+        " and behaviour (item; the default of vectors), by behaviour alone (id; vectors only)",
+    )
+    mix: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = Field(
+        default=None,
+        description="share of the text or picture in the score where a user (or history) is given with it; default 0.5",
     )
     k: K = 100
     filter: dict[str, Any] = Field(
@@ -80,14 +102,20 @@ class Question(Strict):
             "text or image": self.asks_by_content,
         }
         given = [name for name, there in sources.items() if there]
-        if len(given) != 1:
+        if len(given) != 1 and not self.is_mixed:
             raise ValueError(f"give one of {', '.join(sources)}; this question has {', '.join(given) or 'none'}")
         if self.weights is not None and self.vectors is None:
             raise ValueError("weights go with vectors only")
-        if self.space is not None and (self.user_id is not None or self.history is not None):
+        if self.space is not None and not (self.asks_by_content or self.vectors is not None):
             raise ValueError("space goes with vectors, text and image: interests lie in the item space")
-        if self.space == "id" and self.asks_by_content:
-            raise ValueError("a text or picture has no place in the id space; ask in content or item")
+        if self.asks_by_content and self.searched_space not in self._content_spaces:
+            raise ValueError(
+                f"{self._asked_with} has no place in the {self.space} space; ask in {' or '.join(self._content_spaces)}"
+            )
+        if self.mix is not None and not self.is_mixed:
+            raise ValueError("mix goes with a user (or history) and a text or picture")
+        if self.is_mixed and self.merge != "max":
+            raise ValueError("a user with a text or picture is answered by merge = max alone")
         return self
 
     @property
@@ -96,14 +124,35 @@ class Question(Strict):
         return self.text is not None or self.image is not None
 
     @property
+    def is_mixed(self) -> bool:
+        """Whether a user, or somebody by history or attributes, comes with a text or picture."""
+        somebody = [self.user_id is not None, self.history is not None or self.attributes is not None]
+        return self.asks_by_content and self.vectors is None and sum(somebody) == 1
+
+    @property
     def is_ranked(self) -> bool:
         """Whether candidates come with features."""
         return self.features is not None or self.similarity
 
     @property
     def searched_space(self) -> Space:
-        """The space that is searched."""
-        return self.space or ("content" if self.asks_by_content else "item")
+        """The space that is searched for vectors, a text or a picture."""
+        return self.space or (self._content_spaces[0] if self.asks_by_content else "item")
+
+    @property
+    def share(self) -> float:
+        """Of the text or picture in the score of a mixed question."""
+        return 0.5 if self.mix is None else self.mix
+
+    @property
+    def _content_spaces(self) -> tuple[str, ...]:
+        """Where this text or picture may be looked for, the default first. Only towers make one vector of both."""
+        alone = () if self.text is not None and self.image is not None else ("image" if self.text is None else "text",)
+        return (*alone, "content", "item")
+
+    @property
+    def _asked_with(self) -> str:
+        return "a picture" if self.text is None else "a text" if self.image is None else "a text with a picture"
 
 
 @dataclass(frozen=True)
@@ -112,7 +161,7 @@ class Interests:
 
     numbers: what candidates call them. weights: None for equal. banned: items to leave out, in addition to those that
     the question names. skipped: items of the history that the generation does not know. degraded: why the answer is
-    less than it could be.
+    less than it could be. content: what a text or picture that comes with a user is in the searched space, [E].
     """
 
     source: Source
@@ -122,6 +171,7 @@ class Interests:
     banned: Sequence[str] = ()
     skipped: list[str] = field(default_factory=list)
     degraded: str | None = None
+    content: NDArray[np.float32] | None = None
 
     @cached_property
     def matrix(self) -> NDArray[np.float32] | None:

@@ -15,6 +15,7 @@ from psycopg.types.json import Jsonb
 Floats = NDArray[np.float32]
 
 AS_OF = datetime(2026, 1, 1, tzinfo=UTC)
+RAW_REVISION = "synthetic"
 ITEM_SPACES = ("embedding", "content_embedding", "id_embedding")
 
 
@@ -24,6 +25,7 @@ class Synthetic:
 
     embedding, content, identity: [V, D]; content and identity default to the item embedding.
     interests: user id → [K, D]; weights: user id → [K], default equal.
+    raw: modality → [V, E], what its encoder made of the items; a row of zeros for an item without such content.
     seen: user id → item ids, oldest first, at one-minute distance, the newest one minute before AS_OF.
     """
 
@@ -36,6 +38,7 @@ class Synthetic:
     attributes: Sequence[Mapping[str, Any]] | None = None
     unavailable: frozenset[str] = frozenset()
     seen: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    raw: Mapping[str, Floats] = field(default_factory=dict)
 
 
 def write_generation(
@@ -47,11 +50,17 @@ def write_generation(
     """
     _write_items(connection, data)
     _write_interactions(connection, data)
+    for modality, vectors in data.raw.items():
+        write_raw(connection, modality, data.item_ids, vectors)
     width = max((len(rows) for rows in data.interests.values()), default=1)
     row = connection.execute(
         "insert into generations (dim, interests, config, state, ready_at)"
-        " values (%(dim)s, %(interests)s, '{\"preset\": \"synthetic\"}', 'ready', now()) returning generation",
-        {"dim": data.embedding.shape[1], "interests": width},
+        " values (%(dim)s, %(interests)s, %(config)s, 'ready', now()) returning generation",
+        {
+            "dim": data.embedding.shape[1],
+            "interests": width,
+            "config": Jsonb({"preset": "synthetic", "encoders": dict.fromkeys(data.raw, RAW_REVISION)}),
+        },
     ).fetchone()
     assert row is not None
     generation = int(row[0])
@@ -104,6 +113,31 @@ def _write_items(connection: psycopg.Connection[Any], data: Synthetic) -> None:
         [
             (item_id, f"Title {item_id}", item_id not in data.unavailable, Jsonb(dict(row)))
             for item_id, row in zip(data.item_ids, attributes, strict=True)
+        ],
+    )
+
+
+def write_raw(
+    connection: psycopg.Connection[Any],
+    modality: str,
+    item_ids: Sequence[str],
+    vectors: Floats,
+    revision: str = RAW_REVISION,
+) -> None:
+    """The encoder, in force, and its embeddings [V, E] of the items; none for a row of zeros."""
+    cursor = connection.cursor()
+    cursor.execute(
+        "insert into content_encoders (modality, revision, model, dim, active) values (%s, %s, %s, %s, true)"
+        " on conflict do nothing",
+        [modality, revision, f"synthetic {modality}", vectors.shape[1]],
+    )
+    cursor.executemany(
+        "insert into content_embeddings (item_id, modality, revision, content_hash, embedding)"
+        " values (%s, %s, %s, '', %s) on conflict do nothing",
+        [
+            (item_id, modality, revision, HalfVector(row))
+            for item_id, row in zip(item_ids, vectors, strict=True)
+            if row.any()
         ],
     )
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import psycopg
+import pyarrow.parquet as pq
 import pytest
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 
@@ -26,6 +27,7 @@ from encoders.evaluation.splits import leave_one_out
 from encoders.experiments.experiment import _encoded
 from feature_repo.views.online_writes import Row, write_rows
 from pipelines.content_embeddings import encode_modality
+from pipelines.export import export
 from pipelines.generation import lifecycle
 from pipelines.generation.build import build
 from pipelines.generation.evaluation import evaluate_generation
@@ -66,6 +68,7 @@ PIECES: dict[str, tuple[int, int]] = {
     "feature_repo.views.online_writes._CHUNK": (7, USERS),
     "pipelines.generation.build.USER_CHUNK": (7, USERS),
     "pipelines.content_embeddings._CHUNK": (7, ITEMS - 1),
+    "pipelines.export.ROW_CHUNK": (7, ITEMS),
     "pipelines.load.contract.BATCH_ROWS": (7, USERS),
     "pipelines.generation.search_depth.BLOCK": (7, ITEMS),
     "pipelines.generation.training_set.ITEMS_BATCH": (7, ITEMS),
@@ -249,7 +252,10 @@ class Flow:
             Pair(user, f"i{n}", datetime(2024, 1, 20, tzinfo=UTC) + timedelta(days=1)) for n, user in enumerate(users)
         ]
         similar = similarity_features(connection, pairs).to_pydict()
+        files = export(connection, self.home / "exported", k=ITEMS).folder
         return {
+            "exported": [pq.read_table(files / name).num_rows for name in ("items.parquet", "candidates.parquet")],
+            "exported ids": pq.read_table(files / "items.parquet", columns=["item_id"]).column(0).to_pylist(),
             "ids from memory": [sorted(candidate.item_id for candidate in answer or ()) for answer in answers],
             "best in memory": np.array([[c.score for c in answer or ()] for answer in answers]),
             "titles in memory": [sorted(str(c.title) for c in answer or ()) for answer in answers],

@@ -9,12 +9,14 @@ from typing import Any
 
 import dagster as dg
 
+from encoders.content.registry import encoder_of
 from feature_repo.schema import INTERACTIONS, ITEMS
 from pipelines import expectations
 from pipelines.generation import lifecycle
 from pipelines.generation.quality import CONTENT_GATES, GENERATION_GATES, content_gates
+from pipelines.generation.title_recall import TITLE_GATES, title_gates, title_recall
 from pipelines.orchestration import plots
-from pipelines.orchestration.resources import PostgresResource
+from pipelines.orchestration.resources import EncoderResource, PostgresResource
 
 
 @dg.asset_check(
@@ -59,6 +61,32 @@ def generation_is_sound(postgres: PostgresResource) -> Iterator[dg.AssetCheckRes
         yield _gate_result("generation", name, found)
 
 
+@dg.multi_asset_check(
+    specs=[
+        dg.AssetCheckSpec(
+            name, asset="generation", blocking=True, description=f"Titles that find their item, in {space}."
+        )
+        for name, space in zip(TITLE_GATES, ("the text encoder's own space", "the towers' content space"), strict=True)
+    ]
+)
+def titles_find_their_items(postgres: PostgresResource, encoders: EncoderResource) -> Iterator[dg.AssetCheckResult]:
+    """R@1 and R@10 of sampled titles as questions by text, numbers that Dagster plots over time."""
+    with postgres.connect() as connection:
+        newest = next(g for g in lifecycle.listing(connection) if g.state != "failed")
+        revision = newest.config.get("encoders", {}).get("text")
+        encoder = encoder_of("text", encoders.settings()) if revision else None
+        fits = encoder is not None and encoder.revision == revision
+        measured = title_recall(connection, newest.generation, encoder) if encoder is not None and fits else []
+    for name, (gate, found) in title_gates(measured).items():
+        result = _gate_result("generation", name, {f"generation {newest.generation}": gate.as_json()})
+        numbers: dict[str, dg.MetadataValue[Any]] = {}
+        if found is not None:
+            numbers = {"titles": dg.MetadataValue.int(found.titles), "R@1": dg.MetadataValue.float(found.at_1),
+                       "R@10": dg.MetadataValue.float(found.at_10)}  # fmt: skip
+        said = None if measured or not revision else "not measured: another text encoder is set, or there are no titles"
+        yield result._replace(metadata={**result.metadata, **numbers}, description=result.description or said)
+
+
 def _result(report: expectations.Report) -> dg.AssetCheckResult:
     rows = [
         ("yes" if f.passed else "NO", f.severity, f.expectation, f.observed, "; ".join(map(str, f.sample)))
@@ -94,4 +122,10 @@ def _gate_result(asset: str, name: str, gates: Mapping[str, Mapping[str, Any]]) 
     )
 
 
-CHECKS = (items_are_sound, interactions_are_sound, content_embeddings_are_sound, generation_is_sound)
+CHECKS = (
+    items_are_sound,
+    interactions_are_sound,
+    content_embeddings_are_sound,
+    generation_is_sound,
+    titles_find_their_items,
+)

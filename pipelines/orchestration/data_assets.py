@@ -157,6 +157,7 @@ def _content_metadata(connection: psycopg.Connection[Any], report: EncodeReport)
         "failed": report.failed,
         "items per second": report.items_per_second,
         "seconds": report.seconds,
+        "seconds for the index": report.index_seconds,
         "encoder": f"{report.model} ({report.revision})",
         "failures": dg.MetadataValue.md(plots.markdown_table(failures, ["item", "source", "reason"])),
         "norms": dg.MetadataValue.md(_norms(connection, [report])),

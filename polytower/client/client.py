@@ -47,14 +47,17 @@ __all__ = [
 ]
 
 ARROW = "application/vnd.apache.arrow.stream"
-Space = Literal["item", "content", "id"]
-Merge = Literal["max", "quota", "rrf", "soft", "diverse"]
+# Of a generation: item, content, id; and the content encoders' own: text, image, …
+Space = str
+Merge = Literal["max", "quota", "rrf", "soft", "diverse", "sum"]
 Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """One retrieval question: exactly one of user_id, history, vectors [K, D], and text or image (or both of these).
+
+    A user or a history may come with a text or image: mix is the share of these in the score.
 
     attributes: what is known of somebody with that history, or without one. image: the file's bytes. found_by: whether
     candidates list all interests that found them. features: a feature service, such as "ranker". The rest as in
@@ -69,6 +72,7 @@ class Question:
     text: str | None = None
     image: bytes | None = None
     space: Space | None = None
+    mix: float | None = None
     k: int = 100
     filter: Mapping[str, Any] | None = None
     exclude_seen: bool = True

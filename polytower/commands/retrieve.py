@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from feature_repo import schema
+from feature_repo.modalities import MODALITIES
 from polytower.commands.output import AS_JSON, answer, require_schema, say, table
 from polytower.errors import UserError
 
 if TYPE_CHECKING:
     from serving.question import Question
+
+
+SPACES = [*schema.SPACES, *MODALITIES]
 
 
 class JsonObject(click.ParamType[Any]):
@@ -80,13 +85,22 @@ FILTER = click.option(
 @click.option(
     "--vectors", type=FILE, help="Your own interest vectors, one per row: a .npy file, or JSON lists of numbers."
 )
-@click.option("--weights", type=Numbers(), help="One weight per vector of --vectors [default: equal].")
+@click.option(
+    "--weights",
+    type=Numbers(),
+    help="One weight per vector of --vectors [default: equal]; with --merge sum they may be negative.",
+)
 @click.option("--text", help="Text to search for: finds the items whose content is nearest.")
 @click.option("--image", type=FILE, help="Picture to search for; with --text, both form one question.")
 @click.option(
     "--space",
-    type=click.Choice(["item", "content", "id"]),
-    help="Space to search in [default: content; item for --vectors].",
+    type=click.Choice(SPACES),
+    help="Space to search in [default: text for --text, image for --image, content for both; item for --vectors].",
+)
+@click.option(
+    "--mix",
+    type=click.FloatRange(0, 1),
+    help="With a user or --history, share of --text or --image in the score [default: 0.5].",
 )
 @click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True, help="Number of candidates.")
 @FILTER
@@ -101,11 +115,11 @@ FILTER = click.option(
 @click.option("--allow", type=ItemIds(), help="Return only these item ids.")
 @click.option(
     "--merge",
-    type=click.Choice(["max", "quota", "rrf", "soft", "diverse"]),
+    type=click.Choice(["max", "quota", "rrf", "soft", "diverse", "sum"]),
     default="max",
     show_default=True,
-    help="How to merge the interests' lists: by best score, shares by weight, reciprocal ranks, soft maximum, or"
-    " diversity (with --diversity).",
+    help="How to merge the interests' lists: by best score, shares by weight, reciprocal ranks, soft maximum,"
+    " diversity (with --diversity), or one question that is the vectors' weighted sum.",
 )
 @click.option(
     "--diversity",
@@ -146,6 +160,8 @@ def retrieve(as_json: bool, vectors: Path | None, image: Path | None, **options:
     found = ranked.answer
     if found.skipped:
         say(f"not in generation {found.generation}, skipped: {', '.join(found.skipped)}")
+    if found.degraded:
+        say(found.degraded)
     rows = [(c.rank, c.title, c.item_id, c.score, c.interest, c.interest_rank) for c in found.candidates]
     columns = ["rank", "title", "item", "score", "interest", "rank in it"]
     title = f"generation {found.generation}, interests {found.interests}"
@@ -189,15 +205,15 @@ def _vectors(path: Path) -> Any:
 @click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True, help="Neighbours to return.")
 @click.option(
     "--space",
-    type=click.Choice(["item", "content", "id"]),
+    type=click.Choice(SPACES),
     default="item",
     show_default=True,
-    help="What nearness means: tower output, content alone, or behaviour alone.",
+    help="What nearness means: tower output, content alone, behaviour alone (id), or what an encoder makes of items.",
 )
 @FILTER
 @AS_JSON
 def similar(item_id: str, k: int, space: str, filter: dict[str, Any], as_json: bool) -> None:  # noqa: A002
-    """Items nearest to ITEM_ID in one of the three embedding spaces."""
+    """Items nearest to ITEM_ID in one of the embedding spaces."""
     import psycopg
 
     from polytower.postgres import connect

@@ -8,15 +8,16 @@ from pathlib import Path
 import click
 
 from polytower import signals
-from polytower.commands.output import say
+from polytower.commands.output import AS_JSON, answer, require_schema, say
 from polytower.errors import UserError
+from polytower.readers import CONNECTIONS, TIMEOUT
 
 BENCHMARKS = ["encoding", "features", "flow", "loading", "retrieval", "training"]
 
 
 @click.group()
 def db() -> None:
-    """Start or stop the embedded Postgres, print the database's URL, open psql."""
+    """Start or stop the embedded Postgres, print the database's URL, open psql, give analysts a login."""
 
 
 @db.command()
@@ -49,6 +50,44 @@ def url() -> None:
     click.echo(database_url())
 
 
+@db.command()
+@click.argument("name")
+@click.option(
+    "--timeout",
+    type=click.IntRange(0, 86_400),
+    default=TIMEOUT,
+    show_default=True,
+    help="Seconds a statement may run; 0: no limit.",
+)
+@click.option(
+    "--connections", type=click.IntRange(1, 1000), default=CONNECTIONS, show_default=True, help="Connections at a time."
+)
+@click.option("--renew", is_flag=True, help="Give an existing login a new password and these limits.")
+@click.option("--drop", is_flag=True, help="Remove the login.")
+@AS_JSON
+def reader(name: str, timeout: int, connections: int, renew: bool, drop: bool, as_json: bool) -> None:
+    """Create a login NAME that reads and writes nothing, and print its URL, this once.
+
+    It has the rights of polytower_reader: all tables but API keys, all functions.
+    """
+    from polytower import readers
+    from polytower.postgres import connect, database_url
+
+    if drop and renew:
+        raise click.UsageError("--drop and --renew exclude each other")
+    with connect() as connection:
+        require_schema(connection)
+        if drop:
+            readers.drop(connection, name)
+            answer({"name": name, "dropped": True}, as_json=as_json, text=f"login {name} is removed")
+            return
+        password = readers.create(connection, name, readers.Limits(timeout, connections), renew=renew)
+    url = readers.url_of(database_url(), name, password)
+    say("keep this URL now, its password cannot be shown again; with the embedded Postgres, `polytower db start` keeps"
+        " it answering")  # fmt: skip
+    answer({"name": name, "url": url}, as_json=as_json, text=url)
+
+
 @db.command(context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def psql(arguments: tuple[str, ...]) -> None:
@@ -60,7 +99,8 @@ def psql(arguments: tuple[str, ...]) -> None:
         file.write(psql_service(database_url()))
         file.flush()
         environment = {"PGSERVICEFILE": file.name, "PGSERVICE": "polytower"}
-        _run([psql_program(), *arguments], environment, interactive=True)
+        # what our functions refuse is one line, without the lines of theirs that it went through
+        _run([psql_program(), "--set", "SHOW_CONTEXT=never", *arguments], environment, interactive=True)
 
 
 @click.command()

@@ -6,11 +6,24 @@ from migrations.install import newest, purpose, text
 from polytower.documents.markdown import bullets, paragraph
 
 # What analysts call; everything else is what these, the loads and the triggers are made of.
-PUBLIC = ("retrieve", "similar_items", "nearest", "user_interests", "seen_items", "retrieve_vectors")
+PUBLIC = (
+    "retrieve",
+    "similar_items",
+    "nearest",
+    "find",
+    "why",
+    "user_interests",
+    "interest_overlap",
+    "seen_items",
+    "generation_diff",
+    "retrieve_vectors",
+    "retrieve_mixed",
+)
 
 HEAD = """# SQL functions
 
 Schema `polytower`. [The guide](../sql.md) shows how to ask; in psql, `\\df+ polytower.retrieve` shows the same words.
+Ids are text; where they are integers, `retrieve(196)` means `retrieve('196')`.
 """
 
 PARTS = """

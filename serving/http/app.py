@@ -17,6 +17,7 @@ from serving.http.guard import Guard, KeyRing
 from serving.http.hot_routes import HotRoute, HotRoutes
 from serving.http.limits import Limits
 from serving.http.openapi import METRICS, PROBLEMS, Api
+from serving.http.pages import add_pages
 from serving.http.respond import EXPECTED, respond
 from serving.metrics import CONTENT_TYPE
 from serving.models import FeaturesRequest, RetrieveRequest
@@ -89,6 +90,7 @@ def create_app(
         """Prometheus metrics of this process."""
         return Response(metrics.exposition(), media_type=CONTENT_TYPE)
 
+    add_pages(app)
     _handle_errors(app, answered)
     return app
 

@@ -60,7 +60,9 @@ class Api(FastAPI):
     """
 
     def __init__(self, *, guarded: bool, around: Callable[[ASGIApp], ASGIApp], **options: Any) -> None:
-        super().__init__(title="polytower", version="1", description=DESCRIPTION, **options)
+        super().__init__(
+            title="polytower", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None, **options
+        )
         self.guarded = guarded
         self.around = around
 

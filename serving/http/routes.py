@@ -102,7 +102,7 @@ async def similar(
     space: Annotated[Space, Query(examples=["content"])] = "item",
     filter: Filter = "{}",  # noqa: A002
 ) -> Response:
-    """Items most like one item: by content and behaviour (item), by content alone, or by behaviour alone (id)."""
+    """Items most like one item: by content and behaviour (item), one of them (content, id), or as encoders see them."""
     wanted = json_of(filter, PROBLEMS["PT008"], "the filter")
     if isinstance(wanted, dict) and len(wanted) > MAX_CONDITIONS:
         raise Problem(PROBLEMS["PT008"], f"the filter names more than {MAX_CONDITIONS} attributes")

@@ -57,7 +57,8 @@ ContentRows = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class ContentVector:
-    """vector: float32 [D], unit length, in the content space of this generation."""
+    """vector: float32, unit length, in the space that the question is asked in: [D] of this generation's content space,
+    or [E] of an encoder's own."""
 
     generation: int
     vector: NDArray[np.float32]
@@ -104,9 +105,9 @@ class ContentQueries:
         )  # fmt: skip
 
     async def embed(self, question: Question) -> ContentVector:
-        """The question's text and picture as one vector of the live generation's content space. Raises Problem.
+        """The question's text and picture as one vector of the space that it is asked in. Raises Problem.
 
-        Holds no connection while it encodes.
+        An encoder's own space needs no content tower. Holds no connection while it encodes.
         """
         with self._metrics.stage("encode"):
             live = await self._live()
@@ -114,12 +115,16 @@ class ContentQueries:
                 if getattr(question, modality) is not None:
                     _check_has(live, modality)
                     self._loader.start(*await self._load_of(live, modality))
-            await self._load_tower(live.generation)
+            raw = question.searched_space in ASKED
+            if not raw:
+                await self._load_tower(live.generation)
             rows: ContentRows = {}
             if question.text is not None:
                 rows["text"] = await self._text(live, question.text)
             if question.image is not None:
                 rows["image"] = await self._image(live, question.image)
+            if raw:
+                return ContentVector(live.generation, rows[question.searched_space])
             return ContentVector(live.generation, await self._project(Projection(live.generation, rows)))
 
     async def warm(self) -> None:

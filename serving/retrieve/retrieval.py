@@ -26,11 +26,13 @@ from serving.memory.live_index import LiveIndex
 from serving.metrics import ServerMetrics
 from serving.queries import Candidates, Found, State
 from serving.question import Interests, Question, Source
+from serving.retrieve.nothing import why_nothing
 from serving.retrieve.shadow import Shadow
 
 # Merges whose answer is a prefix by score: the others may rightly prefer a lower score.
 SHADOWED = ("max",)
 STALE = "interests are older than what arrived of the user's events: "
+REPLACED = "another generation went live while the question was read; try again"
 UNKNOWN = "{} items of the user's newest events are unknown to generation {}: it was built before they came"
 
 
@@ -62,8 +64,10 @@ class Retrieval:
         state = await self._state(connection, question)
         # a text or picture was embedded before this snapshot was taken: it stays with the generation that embedded it
         generation = state.generation if content is None else content.generation
+        if question.is_mixed and generation != state.generation:
+            raise Problem(PROBLEMS["PT013"], REPLACED)
         index = self.live_index.current(generation, state.version)
-        if content is not None:
+        if content is not None and not question.is_mixed:
             interests = Interests("content", [half_precision(content.vector)], None, [0])
         elif question.vectors is not None:
             interests = _given(question)
@@ -71,9 +75,15 @@ class Retrieval:
             interests = await self._of_history(connection, question, state, index)
         else:
             interests = await self._of_user(connection, question, state, index)
+        if content is not None and question.is_mixed:
+            interests = replace(interests, content=half_precision(content.vector))
         candidates = await self._search(connection, question, generation, index, interests)
         self.metrics.candidates(interests.source, len(candidates))
-        return Answer(generation, interests.source, candidates, interests.skipped, interests.degraded)
+        degraded = interests.degraded
+        if not len(candidates):
+            nothing = await why_nothing(connection, question, interests, generation)
+            degraded = nothing if degraded is None else f"{degraded}; {nothing}"
+        return Answer(generation, interests.source, candidates, interests.skipped, degraded)
 
     async def _state(self, connection: Session, question: Question) -> State:
         with self.metrics.stage("state"):
@@ -183,12 +193,15 @@ class Retrieval:
         interests: Interests,
     ) -> Candidates:
         with self.metrics.stage("search"):
-            found = None if index is None else await self.live_index.answer(index, question, interests)
+            # the encoders' own spaces are several times as wide as a generation's: Postgres searches them
+            found = None
+            if index is not None and interests.content is None:
+                found = await self.live_index.answer(index, question, interests)
             by = "sql" if found is None else "memory"
             if found is None:
                 found = await _by_sql(connection, question, interests, generation)
         self.metrics.searched(by)
-        if self.shadow is not None and question.merge in SHADOWED and self.shadow.due:
+        if self.shadow is not None and interests.content is None and question.merge in SHADOWED and self.shadow.due:
             self.shadow.sample(by, queries.search_parameters(question, interests, generation, exact=True), found.scores)
         return found
 
@@ -200,8 +213,9 @@ def _given(question: Question) -> Interests:
 
 async def _by_sql(connection: Session, question: Question, interests: Interests, generation: int) -> Candidates:
     parameters = queries.search_parameters(question, interests, generation)
+    statement = queries.CANDIDATES_BY_VECTORS if interests.content is None else queries.CANDIDATES_MIXED
     async with connection.cursor(binary=True) as cursor:
-        await cursor.execute(queries.CANDIDATES_BY_VECTORS, parameters)
+        await cursor.execute(statement, parameters)
         rows = await cursor.fetchall()
     item_ids, scores, _, places, ranks, _, *found = (
         map(list, zip(*rows, strict=True)) if rows else ([] for _ in range(9))

@@ -169,7 +169,7 @@ def neighbours(world: World) -> None:
     """Similar items in all spaces: HTTP = SQL = command line."""
     item = world.facts.sequence(world.facts.some_users(3)[1])[-1]
     for space in SPACES:
-        found = world.client.similar(item, k=K, space=space)  # type: ignore[arg-type]
+        found = world.client.similar(item, k=K, space=space)
         sound(f"similar to {item}, {space}", found, K, without=[item])
         statement = "select item_id, score, rank from polytower.similar_items(%s, %s, %s) order by rank"
         same(f"similar by {space}", found, world.sql(statement, [item, K, space]))

@@ -56,6 +56,12 @@ def test_every_table_tells_what_it_is_for(connection: psycopg.Connection) -> Non
            and relname <> 'alembic_version' and obj_description(oid, 'pg_class') is null"""
     ).fetchall()
     assert not silent
+    columns = connection.execute(
+        """select attrelid::regclass::text, attname from pg_attribute join pg_class on pg_class.oid = attrelid
+           where relnamespace = 'polytower'::regnamespace and relkind in ('r', 'p') and attnum > 0 and not attisdropped
+           and relname <> 'alembic_version' and col_description(attrelid, attnum) is null"""
+    ).fetchall()
+    assert not columns
     told = connection.execute("select col_description('items'::regclass, attnum) from pg_attribute"
                               " where attrelid = 'items'::regclass and attname = 'available'").fetchone()  # fmt: skip
     assert told == ("Items that are not available are not recommended.",)

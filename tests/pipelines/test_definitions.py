@@ -14,6 +14,7 @@ import pytest
 
 from feature_repo.modalities import MODALITIES
 from pipelines.generation.quality import CONTENT_GATES, GENERATION_GATES
+from pipelines.generation.title_recall import TITLE_GATES
 from pipelines.load.folder import load_folder
 from pipelines.orchestration.materialize import STEPS, assets_until
 from pipelines.orchestration.resources import PostgresResource
@@ -38,7 +39,7 @@ CHECKS = {
     "items": {"expectations"},
     "interactions": {"expectations"},
     "content_embeddings": set(CONTENT_GATES),
-    "generation": set(GENERATION_GATES),
+    "generation": {*GENERATION_GATES, *TITLE_GATES},
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from pipelines.generation import lifecycle, quality
+from pipelines.generation.title_recall import TITLE_GATES
 from pipelines.orchestration.instance import dagster_home, in_process_instance
 from pipelines.orchestration.materialize import materialize
 from polytower.errors import UserError
@@ -47,7 +48,7 @@ def test_the_whole_flow(
     assert first["assets"]["interactions"]["dagster/row_count"] == 640
     assert first["assets"]["content_embeddings"]["encoded"] == 119
     assert first["assets"]["checkpoint"]["curves"].startswith("![loss")
-    assert len(first["checks"]) == 2 + len(quality.CONTENT_GATES) + len(quality.GENERATION_GATES)
+    assert len(first["checks"]) == 2 + len(quality.CONTENT_GATES) + len(quality.GENERATION_GATES) + len(TITLE_GATES)
     errors = capfd.readouterr().err
     assert "live generation" in errors
     assert "DEBUG" not in errors

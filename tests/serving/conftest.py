@@ -19,7 +19,7 @@ from psycopg.types.json import Jsonb
 from polytower.postgres import connect
 from serving.http.app import Caps, create_app
 from tests.conftest import as_server, cloned
-from tests.generation_factory import Synthetic, unit, write_generation
+from tests.generation_factory import Synthetic, unit, write_generation, write_raw
 
 # A server that waits for torch and encoders, and answers however slow the machine is.
 PATIENT = Caps(deadline=120, patience=60)
@@ -96,6 +96,7 @@ def documented(server: str, text_encoder: str) -> Iterator[str]:
         with connect(url) as connection:
             write_generation(connection, data)
             connection.execute("update generations set config = %s", [Jsonb({"encoders": {"text": encoder.revision}})])
+            write_raw(connection, "text", item_ids, unit(random.standard_normal((100, encoder.dim))), encoder.revision)
             for part, (weights, config) in {"user_tower": user_tower_bytes(towers), "content": content}.items():
                 connection.execute(
                     "insert into towers (generation, part, weights, config) values (1, %s, %s, %s)",

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from polytower.postgres import connect
 from serving.http.app import create_app
 from tests.conftest import as_server, cloned
 from tests.encoders.checkpoints import WORDS, bert, vit
-from tests.generation_factory import Synthetic, write_generation
+from tests.generation_factory import Synthetic, write_generation, write_raw
 from tests.serving.conftest import PATIENT
 
 COLOURS = [(200, 30, 30), (30, 30, 200), (30, 200, 30), (240, 240, 20)]
@@ -69,18 +70,16 @@ def shop(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop
     torch.manual_seed(0)
     towers = Towers(TowersConfig(dim=8, interests=2, modalities=catalogue.modalities), catalogue)
     found = towers.item_embeddings()
-    data = Synthetic(item_ids, found.item.numpy(), content=found.content.numpy(), identity=found.id.numpy())
+    ada = {"ada": found.item.numpy()[[4, 9]]}
+    data = Synthetic(item_ids, found.item.numpy(), ada, content=found.content.numpy(), identity=found.id.numpy())
     with cloned(server, "test_content_queries") as url:
         with connect(url) as connection:
             write_generation(connection, data)
             revisions = {m: encoder.revision for m, encoder in encoders.items()}
             connection.execute("update generations set config = %s", [Jsonb({"encoders": revisions})])
             for m, encoder in encoders.items():
-                connection.execute(
-                    "insert into content_encoders (modality, revision, model, dim, active)"
-                    " values (%s, %s, %s, %s, true)",
-                    [m, encoder.revision, encoder.model, encoder.dim],
-                )
+                write_raw(connection, m, item_ids, catalogue.content[m] * present[m][:, None], encoder.revision)
+                connection.execute("update content_encoders set model = %s where modality = %s", [encoder.model, m])
             stored = content_tower_bytes(towers)
             assert stored is not None
             connection.execute(
@@ -121,8 +120,8 @@ def _encoded(content: bytes) -> str:
 
 def test_a_text_finds_the_items_of_its_words(client: TestClient, shop: Shop) -> None:
     """Items without a picture are embedded from their text alone: the same text finds them exactly."""
-    for n in (5, 8, 10):
-        body = _ask(client, text=f" {WORDS[n]}\n", k=3)
+    for n, space in product((5, 8, 10), (None, "text", "content")):
+        body = _ask(client, text=f" {WORDS[n]}\n", k=3, space=space)
         assert body["interests"] == "content"
         assert body["candidates"][0]["item_id"] == f"w{n:02d}"
         assert body["candidates"][0]["score"] == pytest.approx(1, abs=2e-3)
@@ -133,13 +132,38 @@ def test_text_and_picture_are_one_question(client: TestClient) -> None:
         body = _ask(client, text=WORDS[n], image=_encoded(picture(n)), k=1)
         assert body["candidates"][0]["item_id"] == f"w{n:02d}"
         assert body["candidates"][0]["score"] == pytest.approx(1, abs=2e-3)
-    alone = _ask(client, image=_encoded(picture(2)), k=5)
+    alone = _ask(client, image=_encoded(picture(2)), k=5, space="content")
     assert alone["candidates"][0]["score"] < 1 - 1e-3
-    assert _order(alone) == _order(_ask(client, image=_encoded(picture(2)), k=5))
+    assert _order(alone) == _order(_ask(client, image=_encoded(picture(2)), k=5, space="content"))
+
+
+def test_a_picture_is_looked_for_among_pictures(client: TestClient) -> None:
+    """As its encoder sees it: an item's own picture has a cosine of 1, and items without one are not there."""
+    for n in range(4):
+        body = _ask(client, image=_encoded(picture(n)), k=10)
+        assert body["candidates"][0]["item_id"] == f"w{n:02d}"
+        assert body["candidates"][0]["score"] == pytest.approx(1, abs=2e-3)
+        assert sorted(_order(body)) == ["w00", "w01", "w02", "w03"]
+
+
+def test_a_user_with_a_text_is_answered_by_both(client: TestClient, shop: Shop) -> None:
+    """mix 0 is the user's own answer, mix 1 the text's; between them, scores are weighed."""
+    ada, text = _ask(client, user_id="ada", k=11), _ask(client, text="shoe", k=11)
+    assert _order(_ask(client, user_id="ada", text="shoe", mix=0, k=11)) == _order(ada)
+    by_text = _ask(client, user_id="ada", text="shoe", mix=1, k=11)
+    assert (_order(by_text), by_text["interests"]) == (_order(text), "stored")
+    scores = [{c["item_id"]: c["score"] for c in body["candidates"]} for body in (ada, text)]
+    for candidate in _ask(client, user_id="ada", text="shoe", mix=0.25, k=11)["candidates"]:
+        own, said = (part[candidate["item_id"]] for part in scores)
+        assert candidate["score"] == pytest.approx(0.75 * own + 0.25 * said, abs=1e-6)
+        assert candidate["interest"] in (0, 1)
+        assert len(candidate["found_by"]) == 2
+    history = _ask(client, user_id="ada", text="shoe", mix=0.25, k=3, allow=["w01", "w02"], space="content")
+    assert sorted(_order(history)) == ["w01", "w02"]
 
 
 def test_the_item_space_mixes_behaviour_in(client: TestClient) -> None:
-    content, item = _ask(client, text="shoe", k=11), _ask(client, text="shoe", k=11, space="item")
+    content, item = (_ask(client, text="shoe", k=11, space=space) for space in ("content", "item"))
     assert sorted(_order(content)) == sorted(_order(item))
     assert [c["score"] for c in content["candidates"]] != [c["score"] for c in item["candidates"]]
 
@@ -222,7 +246,8 @@ def test_no_text_waits_for_a_picture(client: TestClient, monkeypatch: pytest.Mon
         ({"image": "no base64!"}, 422, "invalid-request"),
         ({"image": ""}, 422, "invalid-request"),
         ({"image": 5}, 422, "invalid-request"),
-        ({"text": "red", "user_id": "ada"}, 422, "invalid-request"),
+        ({"text": "red", "vectors": [[1, 0]]}, 422, "invalid-request"),
+        ({"text": "red", "user_id": "ada", "mix": 2}, 422, "invalid-request"),
         ({"text": "red", "space": "id"}, 422, "invalid-request"),
         ({"user_id": "ada", "space": "content"}, 422, "invalid-request"),
         ({"text": "red", "filter": {"gnere": 1}}, 422, "unknown-attribute"),
@@ -270,7 +295,9 @@ def test_what_a_generation_may_lack(shop: Shop, encoders: None, damage: str, sta
             connection.execute(damage)  # type: ignore[call-overload]
             connection.commit()
             with TestClient(create_app(as_server(shop.url), caps=PATIENT), raise_server_exceptions=False) as client:
-                _refused(client.post("/v1/retrieve", json={"text": "red"}), status, slug)
+                _refused(client.post("/v1/retrieve", json={"text": "red", "space": "content"}), status, slug)
+                if slug == "no-content-tower":  # the encoder's own space needs none
+                    assert _ask(client, text="red", k=1)["candidates"][0]["item_id"] == "w00"
         finally:
             connection.execute("update generations set state = 'live', config = %s", [Jsonb(config[0])])
             connection.execute("delete from towers")

@@ -28,7 +28,8 @@ CLIENT = {"fields": "titles"}
 COMMAND_ALONE, NOT_OF_THE_COMMAND = {"as_json"}, {"fields"}  # the command always shows titles
 # Spoken of before SQL is asked (what interests are made of), or after it (what candidates come with).
 NOT_OF_SQL = {"history", "attributes", "text", "image", "fields", "found_by", "features", "similarity"}
-OF_SQL_ALONE = {"interests", "generation", "exact", "ef_search"}
+# question: what a text or picture has become
+OF_SQL_ALONE = {"interests", "generation", "exact", "ef_search", "question"}
 
 
 def test_http_has_every_field() -> None:
@@ -47,7 +48,7 @@ def test_the_client_has_every_field() -> None:
 
 def test_sql_has_every_field(connection: psycopg.Connection[Any]) -> None:
     named = "select proargnames[1:pronargs] from pg_proc where proname = any (%s) and pronamespace = %s::regnamespace"
-    rows = connection.execute(named, [["retrieve", "retrieve_vectors"], "polytower"]).fetchall()
+    rows = connection.execute(named, [["retrieve", "retrieve_vectors", "retrieve_mixed"], "polytower"]).fetchall()
     arguments = {name for (names,) in rows for name in names}
     assert (arguments - OF_SQL_ALONE) | {"vectors"} == FIELDS - NOT_OF_SQL
 
@@ -55,8 +56,10 @@ def test_sql_has_every_field(connection: psycopg.Connection[Any]) -> None:
 def test_merges_and_spaces_are_the_same_everywhere(connection: psycopg.Connection[Any]) -> None:
     options: dict[str, Any] = {parameter.name or "": parameter.type for parameter in command.retrieve.params}
     assert set(get_args(home.Merge)) == set(options["merge"].choices) == set(get_args(client_module.Merge))
-    assert set(get_args(home.Merge)) == set(MERGES)
-    assert set(get_args(home.Space)) == set(options["space"].choices) == set(get_args(client_module.Space))
+    assert set(get_args(home.Merge)) == {*MERGES, "sum"}  # which Postgres alone answers
+    assert tuple(options["space"].choices) == home.SPACE_NAMES
+    schema = RetrieveRequest.model_json_schema()["properties"]["space"]["anyOf"][0]
+    assert tuple(schema["enum"]) == home.SPACE_NAMES
     for merge in MERGES:
         diversity = Jsonb({"attribute": "genres", "weight": 1}) if merge == "diverse" else None
         ask = "select * from polytower.retrieve('ada', 1, merge => %s, diversity => %s)"
@@ -91,7 +94,12 @@ def test_the_command_line_asks_what_was_said(tmp_path: Path, monkeypatch: pytest
         (["u", "--exclude", "[1"], "not JSON"),
         (["u", "--exclude", "[1]"], "exclude.0: Input should be a valid string"),
         (["u", "--features", "ranker"], "add --json"),
-        (["--text", "x", "--space", "id"], "a text or picture has no place in the id space"),
+        (["--text", "x", "--space", "id"], "a text has no place in the id space; ask in text or content or item"),
+        (["--text", "x", "--space", "image"], "a text has no place in the image space"),
+        (["u", "--space", "text"], "space goes with vectors, text and image"),
+        (["u", "--mix", "0.5"], "mix goes with a user (or history) and a text or picture"),
+        (["u", "--text", "x", "--merge", "quota"], "is answered by merge = max alone"),
+        (["u", "--text", "x", "--history", "a"], "this question has user_id, history or attributes, text or image"),
     ],
     ids=str,
 )

@@ -53,6 +53,18 @@ INJECTION = "x'; drop table items; -- \" \\ $$ %s {} ||"
         ("select * from retrieve('ada', 10, '{\"year\": \"1990\"}')", "PT008", "compares it with a string"),
         ("select * from retrieve('ada', 10, '{\"genres\": {\"any\": [1, true]}}')", "PT008", '"genres" holds strings'),
         ("select * from retrieve('ada', 10, '{\"genres\": {\"lt\": 3}}', allow => '{i01}')", "PT008", "with a number"),
+        ("select * from retrieve_vectors(array['[1,0,0,0,0,0,0,0]']::halfvec[], '{-1}')", "PT006", "negative"),
+        (
+            "select * from retrieve_vectors(array['[1,0,0,0,0,0,0,0]', '[1,0,0,0,0,0,0,0]']::halfvec[], '{1,-1}',"
+            " merge => 'sum')",
+            "PT006",
+            "cancel out",
+        ),
+        (
+            "select * from retrieve_vectors(array['[1,0,0,0,0,0,0,0]']::halfvec[], '{-infinity}', merge => 'sum')",
+            "PT006",
+            "finite",
+        ),
         ("select * from similar_items('i01', 10, 'taste')", "PT009", '"taste"'),
         ("select * from retrieve('ada', merge => 'sum')", "PT010", '"sum"'),
         ("select * from retrieve_vectors(array['[1,0,0,0,0,0,0,0]']::halfvec[], generation => 99)", "PT013", "99"),
@@ -162,7 +174,8 @@ def test_settings_end_with_the_call(connection: psycopg.Connection[Any]) -> None
     retrieve(connection, "ada")
     before = connection.execute(current, [names]).fetchone()
     connection.execute(
-        "select * from walked_lists(%s, 8, 'embedding', array['[1,0,0,0,0,0,0,0]']::halfvec[], 50, null, '{}')",
+        "select * from walked_lists(searched_space(%s, 8, 'item'), array['[1,0,0,0,0,0,0,0]']::halfvec[], 50, null,"
+        " '{}')",
         [1],
     )
     assert connection.execute(current, [names]).fetchone() == before
@@ -229,4 +242,4 @@ def test_others_may_not_call(reader: psycopg.Connection[Any]) -> None:
         " from pg_proc p where pronamespace = 'polytower'::regnamespace and proname in"
         " ('retrieve', 'retrieve_vectors', 'nearest', 'similar_items', 'user_interests')"
     ).fetchone()
-    assert granted == (0, 5)
+    assert granted == (0, 8)  # three of them for ids as integers, too
