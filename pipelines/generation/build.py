@@ -1,7 +1,6 @@
 """From a checkpoint to a generation: every item and user embedded, stored, indexed and checked, ready to promote."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +79,7 @@ def _quality(connection: psycopg.Connection[Any], generation: int) -> dict[str, 
     """What promotion looks at (every gate's value beside its threshold, whether the hard ones hold), and serving."""
     gates = quality.generation_gates(connection, generation)
     passed = all(gate.passed for gate in gates if gate.severity == "error")
-    return {"passed": passed, "gates": [asdict(gate) for gate in gates], "index": tune(connection, generation)}
+    return {"passed": passed, "gates": [gate.as_json() for gate in gates], "index": tune(connection, generation)}
 
 
 def _towers(checkpoint: Checkpoint, catalogue: Catalogue) -> "Towers":

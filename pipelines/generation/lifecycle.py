@@ -113,6 +113,11 @@ def partition(parent: str, generation: int) -> sql.Identifier:
     return sql.Identifier(SCHEMA, f"{parent}_g{generation}")
 
 
+def amends(connection: psycopg.Connection[Any]) -> None:
+    """Lets the rest of the transaction change rows of generations that are built; everybody else is refused."""
+    connection.execute("select set_config('polytower.amends_generation', 'on', true)")
+
+
 def ready(connection: psycopg.Connection[Any], generation: int, quality: dict[str, Any]) -> None:
     """building -> ready, with the quality report that promotion will look at."""
     connection.execute(
@@ -207,6 +212,7 @@ def drop(connection: psycopg.Connection[Any], generation: int) -> None:
     if found.state == "live":
         raise UserError(f"generation {generation} is live: promote another one first")
     _drop_partitions(connection, generation)
+    amends(connection)
     connection.execute("delete from towers where generation = %s", [generation])
     connection.commit()
 

@@ -25,7 +25,7 @@ select string_agg(
            '"' || replace(user_id, '"', '""') || '","' || replace(item_id, '"', '""') || '",'
                || (extract(epoch from occurred_at) * 1000000)::bigint || E'\\n',
            '' order by occurred_at, position)
-from interactions group by user_id collate "C" order by user_id collate "C"
+from interactions join items using (item_id) group by user_id collate "C" order by user_id collate "C"
 """
 
 
