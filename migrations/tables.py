@@ -344,6 +344,16 @@ Table(
 )
 
 Table(
+    "forgotten",
+    metadata,
+    _text("entity", comment="user or item."),
+    Column("digest", LargeBinary, nullable=False, comment="SHA-256 of the id: the list names nobody."),
+    _time("forgotten_at", server_default=NOW, comment="A user's events up to then are not taken again."),
+    PrimaryKeyConstraint("entity", "digest", name="forgotten_pkey"),
+    comment="Users and items that were erased: loads and posts leave them out.",
+)
+
+Table(
     "item_version",
     metadata,
     Column("only_row", Boolean, CheckConstraint("only_row"), primary_key=True, server_default=text("true")),

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from polytower import __version__, signals
+from polytower.commands.forget import forget
 from polytower.commands.generations import generations
 from polytower.commands.modalities import CONTENT, own_columns
 from polytower.commands.output import AS_JSON, answer, experiment_table, metrics_table, require_schema, say, table
@@ -255,7 +256,7 @@ def _options(pairs: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-for command in (retrieve, similar, generations, keys, serve, db, env, feast, dagster, bench):
+for command in (retrieve, similar, generations, forget, keys, serve, db, env, feast, dagster, bench):
     cli.add_command(command)
 
 

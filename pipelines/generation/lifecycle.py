@@ -15,6 +15,7 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from feature_repo.schema import SCHEMA, GenerationState
+from pipelines.generation import seal
 from polytower import locks
 from polytower.errors import UserError
 
@@ -132,7 +133,7 @@ def promote(connection: psycopg.Connection[Any], generation: int, *, force: bool
     """Makes a generation the live one, in one transaction; readers see the old one until the commit.
 
     Returns the generation that was live before. Raises UserError when the generation has not been built, lost its
-    partitions, or failed a blocking gate and `force` is not given.
+    partitions, is not what its gates measured, or failed a blocking gate and `force` is not given.
     """
     before = switch(connection, generation, force=force)
     connection.commit()
@@ -144,6 +145,7 @@ def switch(connection: psycopg.Connection[Any], generation: int, *, force: bool 
     locks.wait_in_transaction(connection, locks.BUILD)
     candidate = get(connection, generation)
     _refuse_unfit(connection, candidate, force=force)
+    _refuse_changed(connection, candidate)
     before = live(connection)
     if before is not None and before.generation == generation:
         return before
@@ -173,6 +175,19 @@ def _refuse_unfit(connection: psycopg.Connection[Any], candidate: Generation, *,
         reasons = "; ".join(f"{gate['name']} is {gate['value']} (needs {gate['threshold']})" for gate in failed)
         raise UserError(
             f"generation {candidate.generation} failed its quality gates: {reasons}; --force promotes it anyway"
+        )
+
+
+def _refuse_changed(connection: psycopg.Connection[Any], candidate: Generation) -> None:
+    """Nothing forces a generation live that is not the one which the gates measured."""
+    sealed = candidate.quality.get("seal")
+    if candidate.state == "live" or sealed is None:  # built before seals were kept
+        return
+    differences = seal.broken(sealed, seal.seal(connection, candidate.generation))
+    if differences:
+        raise UserError(
+            f"generation {candidate.generation} was changed after its gates had measured it: {'; '.join(differences)};"
+            " build another one with `polytower materialize`"
         )
 
 
