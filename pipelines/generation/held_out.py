@@ -79,8 +79,7 @@ class Asked:
 
 def held_out_gates(connection: psycopg.Connection[Any], generation: int) -> list[Gate]:
     """The gates, in the order of HELD_OUT_GATES; without a checkpoint on this machine they pass without a value."""
-    asked = _asked(connection, generation)
-    tower = asked and stored_user_tower(connection, generation)
+    asked, tower = _asked(connection, generation), stored_user_tower(connection, generation)
     if asked is None or tower is None or len(asked.questions) < ENOUGH_QUESTIONS:
         return [Gate(name, None, 0.0, "at least") for name in HELD_OUT_GATES]
     ranks = ranks_through(connection, generation, tower, asked)

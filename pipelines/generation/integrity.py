@@ -60,7 +60,9 @@ def integrity_gates(connection: psycopg.Connection[Any], generation: int) -> lis
     wrong, known = _row(connection, PLACED + TIMES, values)
     (apart,) = _row(connection, PLACED + WEIGHTS, values)
     first = connection.execute(FIRST_INTERESTS, {**values, "sample": SAMPLE}, binary=True).fetchall()
-    vectors: Floats = np.stack([row[0].to_numpy() for row in first]).astype(np.float32) if first else np.zeros((0, 1))
+    vectors: Floats = np.zeros((0, 1), np.float32)
+    if first:
+        vectors = np.stack([row[0].to_numpy() for row in first]).astype(np.float32)
     return [
         Gate("ghost_items", ghosts / items if items else None, STRAY, "at most"),
         Gate("ghost_users", strangers / users if users else None, STRAY, "at most"),

@@ -96,10 +96,10 @@ def test_what_is_stored_wrongly_is_stopped_by_its_gate(good: Good, damage: str) 
     assert gate in stopped_by(good.connection, good.generation, spoil, gate)
 
 
-def test_every_gate_on_what_is_found_fails_where_next_to_nothing_is(good: Good) -> None:
+def test_every_gate_on_what_is_found_fails_where_nothing_is(good: Good) -> None:
     with good.connection.transaction(force_rollback=True):
         lifecycle.amends(good.connection)
-        good.connection.execute("delete from item_embeddings where abs(hashtext(item_id)) % 10 <> 0")
+        good.connection.execute("delete from item_embeddings")
         failed = {gate.name for gate in held_out_gates(good.connection, good.generation) if not gate.passed}
     assert failed == {*HELD_OUT_GATES} - {"reported_ndcg", "recall_over_live"}
 
