@@ -16,6 +16,7 @@ from psycopg.types.json import Jsonb
 
 from feature_repo.schema import SCHEMA, GenerationState
 from pipelines.generation import seal
+from pipelines.generation.meanings import MEANINGS
 from polytower import locks
 from polytower.errors import UserError
 
@@ -172,7 +173,10 @@ def _refuse_unfit(connection: psycopg.Connection[Any], candidate: Generation, *,
         raise UserError(f"generation {candidate.generation} was dropped; build a new one with `polytower materialize`")
     failed = [gate for gate in candidate.quality.get("gates", []) if not gate["passed"] and gate["severity"] == "error"]
     if failed and not force:
-        reasons = "; ".join(f"{gate['name']} is {gate['value']} (needs {gate['threshold']})" for gate in failed)
+        words = {gate["name"]: MEANINGS.get(gate["name"], "out of bounds") for gate in failed}
+        reasons = "; ".join(
+            f"{gate['name']} is {gate['value']} (needs {gate['threshold']}), {words[gate['name']]}" for gate in failed
+        )
         raise UserError(
             f"generation {candidate.generation} failed its quality gates: {reasons}; --force promotes it anyway"
         )
