@@ -145,6 +145,7 @@ def test_without_a_tower_the_answer_says_that_it_is_stale(own_client: TestClient
 def test_damaged_tower(own: str, own_client: TestClient, towers: Towers) -> None:
     with connect(own) as connection:
         _store(connection, towers)
+        amends(connection)
         connection.execute("update towers set weights = 'no safetensors'")
     answer = own_client.post("/v1/retrieve", json={"history": ["i01"]})
     assert (answer.status_code, answer.json()["type"]) == (503, "/problems/no-user-tower")

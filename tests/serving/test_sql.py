@@ -93,7 +93,7 @@ def test_item_without_content(connection: psycopg.Connection[Any]) -> None:
 
 
 def test_every_sqlstate_is_a_known_problem() -> None:
-    raised = set(re.findall(r"errcode = '(\w+)'", "".join(path.read_text() for path in SQL.glob("*.sql"))))
+    raised = set(re.findall(r"errcode = '(PT\d+)'", "".join(path.read_text() for path in SQL.glob("*.sql"))))
     assert raised == PROBLEMS.keys()
 
 
