@@ -294,6 +294,11 @@ Table(
     Column("content_embedding", HALFVEC, comment="What the item is: works for an item that nobody has touched."),
     Column("id_embedding", HALFVEC, comment="What behaviour taught about it; null for an item without interactions."),
     PrimaryKeyConstraint("generation", "item_id", name="item_embeddings_pkey"),
+    CheckConstraint(
+        "l2_norm(embedding) between 0.99 and 1.01 and l2_norm(content_embedding) between 0.99 and 1.01"
+        " and l2_norm(id_embedding) between 0.99 and 1.01",
+        name="item_embeddings_unit_check",
+    ),
     Index("item_embeddings_item_idx", "item_id", postgresql_using="hash"),
     postgresql_partition_by="list (generation)",
     comment="Item, content and ID embedding of every item, partitioned by generation.",
@@ -310,6 +315,8 @@ Table(
     _time("as_of", comment="Time of the newest event that it knows; 1970 for a user known by attributes alone."),
     Column("events", BigInteger, comment="How many of the user's events it knows; whatever is beyond these is news."),
     PrimaryKeyConstraint("generation", "user_id", "interest", name="user_interests_pkey"),
+    CheckConstraint("l2_norm(embedding) between 0.99 and 1.01", name="user_interests_unit_check"),
+    CheckConstraint("weight >= 0 and weight <= 1.001::real", name="user_interests_weight_check"),
     postgresql_partition_by="list (generation)",
     comment="K interests of every user with their weights, partitioned by generation.",
 )
@@ -337,6 +344,16 @@ Table(
     Column("value", Text, comment="The value at fault, cut."),
     Index("rejected_rows_load_idx", "load_id"),
     comment="Rows that a load put aside, with file, row number, column and reason.",
+)
+
+Table(
+    "forgotten",
+    metadata,
+    _text("entity", comment="user or item."),
+    Column("digest", LargeBinary, nullable=False, comment="SHA-256 of the id: the list names nobody."),
+    _time("forgotten_at", server_default=NOW, comment="A user's events up to then are not taken again."),
+    PrimaryKeyConstraint("entity", "digest", name="forgotten_pkey"),
+    comment="Users and items that were erased: loads and posts leave them out.",
 )
 
 Table(

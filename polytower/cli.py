@@ -12,6 +12,7 @@ import click
 
 from polytower import __version__, signals
 from polytower.commands.export import export
+from polytower.commands.forget import forget
 from polytower.commands.generations import generations
 from polytower.commands.modalities import CONTENT, own_columns
 from polytower.commands.moment import Moment
@@ -274,7 +275,7 @@ def _options(pairs: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-for command in (retrieve, similar, export, generations, keys, serve, db, env, feast, dagster, bench):
+for command in (retrieve, similar, export, generations, forget, keys, serve, db, env, feast, dagster, bench):
     cli.add_command(command)
 
 

@@ -82,6 +82,12 @@ def load(directory: Path, catalogue: Catalogue) -> tuple[Towers, TrainConfig, di
     return towers.eval(), config_from_json(document["config"]), document["metrics"]
 
 
+def rename_catalogue(directory: Path, catalogue: Catalogue) -> None:
+    """Notes that the items of a checkpoint have other names, in the same order; nothing without a checkpoint there."""
+    if (directory / _DOCUMENT).is_file():
+        write_json(directory / _DOCUMENT, read_json(directory / _DOCUMENT) | {"catalogue": catalogue.fingerprint()})
+
+
 def towers_config(directory: Path) -> TowersConfig:
     """The shape of a checkpoint's towers. Raises UserError if there is no checkpoint, or it is damaged."""
     return towers_from_json(read_json(directory / _DOCUMENT)["towers"])

@@ -1,7 +1,6 @@
 """From a checkpoint to a generation: every item and user embedded, stored, indexed and checked, ready to promote."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import psycopg
 from encoders.catalogue import Catalogue, Histories, IntArray
 from pipelines.generation import lifecycle, quality
 from pipelines.generation.partitions import InterestRows, fill, halfvecs, store_tower
+from pipelines.generation.seal import seal
 from pipelines.generation.search_depth import tune
 from pipelines.generation.training import Checkpoint, aligned, read_checkpoint, read_snapshot
 from pipelines.generation.training_set import TrainingSet, read_training_set
@@ -84,9 +84,15 @@ def _kept(connection: psycopg.Connection[Any], identity: Mapping[str, Any]) -> i
 
 def _quality(connection: psycopg.Connection[Any], generation: int) -> dict[str, Any]:
     """What promotion looks at (every gate's value beside its threshold, whether the hard ones hold), and serving."""
+    sealed = seal(connection, generation)  # before the gates: what is changed meanwhile is not promoted
     gates = quality.generation_gates(connection, generation)
     passed = all(gate.passed for gate in gates if gate.severity == "error")
-    return {"passed": passed, "gates": [asdict(gate) for gate in gates], "index": tune(connection, generation)}
+    return {
+        "passed": passed,
+        "gates": [gate.as_json() for gate in gates],
+        "seal": sealed,
+        "index": tune(connection, generation),
+    }
 
 
 def _towers(checkpoint: Checkpoint, catalogue: Catalogue) -> "Towers":

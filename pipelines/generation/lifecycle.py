@@ -15,6 +15,8 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from feature_repo.schema import SCHEMA, GenerationState
+from pipelines.generation import seal
+from pipelines.generation.meanings import MEANINGS
 from polytower import locks
 from polytower.errors import UserError
 
@@ -127,6 +129,11 @@ def partition(parent: str, generation: int) -> sql.Identifier:
     return sql.Identifier(SCHEMA, f"{parent}_g{generation}")
 
 
+def amends(connection: psycopg.Connection[Any]) -> None:
+    """Lets the rest of the transaction change rows of generations that are built; everybody else is refused."""
+    connection.execute("select set_config('polytower.amends_generation', 'on', true)")
+
+
 def ready(connection: psycopg.Connection[Any], generation: int, quality: dict[str, Any]) -> None:
     """building -> ready, with the quality report that promotion will look at."""
     connection.execute(
@@ -141,7 +148,7 @@ def promote(connection: psycopg.Connection[Any], generation: int, *, force: bool
     """Makes a generation the live one, in one transaction; readers see the old one until the commit.
 
     Returns the generation that was live before. Raises UserError when the generation has not been built, lost its
-    partitions, or failed a blocking gate and `force` is not given.
+    partitions, is not what its gates measured, or failed a blocking gate and `force` is not given.
     """
     before = switch(connection, generation, force=force)
     connection.commit()
@@ -153,6 +160,7 @@ def switch(connection: psycopg.Connection[Any], generation: int, *, force: bool 
     locks.wait_in_transaction(connection, locks.BUILD)
     candidate = get(connection, generation)
     _refuse_unfit(connection, candidate, force=force)
+    _refuse_changed(connection, candidate)
     before = live(connection)
     if before is not None and before.generation == generation:
         return before
@@ -179,9 +187,25 @@ def _refuse_unfit(connection: psycopg.Connection[Any], candidate: Generation, *,
         raise UserError(f"generation {candidate.generation} was dropped; build a new one with `polytower materialize`")
     failed = [gate for gate in candidate.quality.get("gates", []) if not gate["passed"] and gate["severity"] == "error"]
     if failed and not force:
-        reasons = "; ".join(f"{gate['name']} is {gate['value']} (needs {gate['threshold']})" for gate in failed)
+        words = {gate["name"]: MEANINGS.get(gate["name"], "out of bounds") for gate in failed}
+        reasons = "; ".join(
+            f"{gate['name']} is {gate['value']} (needs {gate['threshold']}), {words[gate['name']]}" for gate in failed
+        )
         raise UserError(
             f"generation {candidate.generation} failed its quality gates: {reasons}; --force promotes it anyway"
+        )
+
+
+def _refuse_changed(connection: psycopg.Connection[Any], candidate: Generation) -> None:
+    """Nothing forces a generation live that is not the one which the gates measured."""
+    sealed = candidate.quality.get("seal")
+    if candidate.state == "live" or sealed is None:  # built before seals were kept
+        return
+    differences = seal.broken(sealed, seal.seal(connection, candidate.generation))
+    if differences:
+        raise UserError(
+            f"generation {candidate.generation} was changed after its gates had measured it: {'; '.join(differences)};"
+            " build another one with `polytower materialize`"
         )
 
 
@@ -224,6 +248,7 @@ def drop(connection: psycopg.Connection[Any], generation: int) -> None:
     if found.state == "live":
         raise UserError(f"generation {generation} is live: promote another one first")
     _drop_partitions(connection, generation)
+    amends(connection)
     connection.execute("delete from towers where generation = %s", [generation])
     connection.execute(_FORGET_ADAPTED, {"generation": generation})
     connection.commit()

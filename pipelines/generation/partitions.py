@@ -75,7 +75,7 @@ def fill(
     connection.execute("set local max_parallel_maintenance_workers = 2")
     counts = {
         "item_embeddings": _copy_items(connection, generation, items),
-        "user_interests": _copy_interests(connection, generation, interests),
+        "user_interests": _copy_interests(connection, generation, interests, dim),
     }
     for column in SPACES.values():
         _index(connection, generation, column, dim)
@@ -103,9 +103,15 @@ def _copy_items(connection: psycopg.Connection[Any], generation: int, rows: Rows
     return count
 
 
-def _copy_interests(connection: psycopg.Connection[Any], generation: int, blocks: Iterable[InterestRows]) -> int:
+def _copy_interests(
+    connection: psycopg.Connection[Any], generation: int, blocks: Iterable[InterestRows], dim: int
+) -> int:
     count = 0
-    with connection.cursor() as cursor, cursor.copy(_new_partition(connection, generation, "user_interests")) as copy:
+    statement = _new_partition(connection, generation, "user_interests")
+    # Items have it from their indexes.
+    width = "alter table {} add constraint user_interests_width_check check (vector_dims(embedding) = {})"
+    connection.execute(sql.SQL(width).format(partition("user_interests", generation), sql.Literal(dim)))
+    with connection.cursor() as cursor, cursor.copy(statement) as copy:
         copy.write(COPY_START)
         for block in blocks:
             copy.write(binary_rows(generation, block))
@@ -118,7 +124,9 @@ def _new_partition(connection: psycopg.Connection[Any], generation: int, parent:
     """Creates the table, unattached, and answers the COPY that fills it."""
     table = partition(parent, generation)
     connection.execute(
-        sql.SQL("create table {} (like {} including defaults)").format(table, sql.Identifier(SCHEMA, parent))
+        sql.SQL("create table {} (like {} including defaults including constraints)").format(
+            table, sql.Identifier(SCHEMA, parent)
+        )
     )
     return sql.SQL("copy {} ({}) from stdin (format binary)").format(table, _names(("generation", *COLUMNS[parent])))
 
@@ -177,12 +185,18 @@ def _attach(connection: psycopg.Connection[Any], generation: int, parent: str) -
         sql.SQL("alter table {table} add constraint generation_check check (generation = {generation})"),
         sql.SQL("alter table {parent} attach partition {table} for values in ({generation})"),
         sql.SQL("alter table {table} drop constraint generation_check"),
+        # The parent's triggers come with ATTACH; one on a whole statement does not.
+        sql.SQL(
+            "create trigger {parent_name} before truncate on {table} for each statement"
+            " execute function refuse_truncation()"
+        ),
         sql.SQL("analyze {table}"),
     ):
         connection.execute(
             statement.format(
                 table=partition(parent, generation),
                 parent=sql.Identifier(SCHEMA, parent),
+                parent_name=sql.Identifier(f"{parent}_kept_whole"),
                 key=_names(KEYS[parent]),
                 generation=sql.Literal(generation),
             )

@@ -12,6 +12,7 @@ import numpy as np
 import psycopg
 from psycopg import sql
 
+from encoders.content.encoder import ContentEncoder
 from feature_repo.modalities import modality
 from feature_repo.schema import SCHEMA, SPACES
 from pipelines.generation.embedding_gates import (
@@ -23,6 +24,9 @@ from pipelines.generation.embedding_gates import (
     norm_error,
     vector_gates,
 )
+from pipelines.generation.held_out import HELD_OUT_GATES, held_out_gates
+from pipelines.generation.integrity import INTEGRITY_GATES, integrity_gates
+from pipelines.generation.replay import REPLAY_GATES, replay_gates, smallest_cosine
 from pipelines.item_content import content_of
 
 SAMPLE = 5_000
@@ -33,13 +37,17 @@ EF_SEARCH = 100
 # The most popular items that together make the head: the usual fifth of the catalogue.
 HEAD_SHARE = 0.2
 
-CONTENT_GATES = (*(f"content_{name}" for name in VECTOR_GATES), "content_coverage")
+CONTENT_GATES = (*(f"content_{name}" for name in VECTOR_GATES), "content_coverage", "content_replay")
+# Items that an encoder is asked again of: half of them wrong escapes once in four thousand million times.
+ENCODED_AGAIN = 32
 
 
-def content_gates(connection: psycopg.Connection[Any], name: str, revision: str) -> list[Gate]:
+def content_gates(
+    connection: psycopg.Connection[Any], name: str, revision: str, encoder: ContentEncoder[Any] | None = None
+) -> list[Gate]:
     """Gates on one modality's content embeddings by one encoder revision, in the order of CONTENT_GATES.
 
-    A modality that no item has passes without values.
+    encoder: of that revision, to be asked again. A modality that no item has passes without values.
     """
     record = modality(name)
     limits = Limits(dead_dimensions=record.dead_dimensions, duplicates=record.duplicates)
@@ -54,7 +62,30 @@ def content_gates(connection: psycopg.Connection[Any], name: str, revision: str)
         ).format(content_of(name)),
         {"modality": name, "revision": revision},
     )
-    return [*gates, Gate("content_coverage", _ratio(*found), 0.8, "at least")]
+    again = None if encoder is None else _encoded_again(connection, name, encoder)
+    return [
+        *gates,
+        Gate("content_coverage", _ratio(*found), 0.8, "at least"),
+        Gate("content_replay", again, 0.99, "at least"),
+    ]
+
+
+def _encoded_again(connection: psycopg.Connection[Any], name: str, encoder: ContentEncoder[Any]) -> float | None:
+    """Smallest cosine between what the encoder says now of sampled items and what is stored; None without items."""
+    rows = connection.execute(
+        sql.SQL(
+            """select c.content, e.embedding from ({}) as c join content_embeddings e using (item_id, content_hash)
+               where modality = %(modality)s and revision = %(revision)s order by md5(item_id) limit %(sample)s"""
+        ).format(content_of(name)),
+        {"modality": name, "revision": encoder.revision, "sample": ENCODED_AGAIN},
+    ).fetchall()
+    if not rows:
+        return None
+    (encoded,) = encoder.encode_chunks([[content for content, _ in rows]])
+    # A picture's file may be gone since.
+    told = np.array([row not in encoded.failures for row in range(len(rows))])
+    stored = np.stack([embedding.to_numpy() for _, embedding in rows]).astype(np.float32)
+    return smallest_cosine(encoded.embeddings[told], stored[told]) if told.any() else None
 
 
 def generation_gates(connection: psycopg.Connection[Any], generation: int) -> list[Gate]:
@@ -123,7 +154,7 @@ def _item_coverage(connection: psycopg.Connection[Any], generation: int) -> list
 def _users(connection: psycopg.Connection[Any], generation: int) -> list[Gate]:
     covered, stale, total = _row(
         connection,
-        """with arrived as (select user_id, count(*) as events from interactions
+        """with arrived as (select user_id, count(*) as events from interactions join items using (item_id)
                             where occurred_at < %(before)s::timestamptz group by user_id),
                 placed as (select user_id, max(events) as known from user_interests
                            where generation = %(generation)s group by user_id)
@@ -240,6 +271,9 @@ _MEASURES: tuple[Callable[[psycopg.Connection[Any], int], list[Gate]], ...] = (
     _churn,
     _index,
     _baseline,
+    integrity_gates,
+    replay_gates,
+    held_out_gates,
 )
 GENERATION_GATES = (
     *(f"item_{name}" for name in VECTOR_GATES),
@@ -254,6 +288,9 @@ GENERATION_GATES = (
     "indexes",
     "ann_recall",
     "ndcg_over_popularity",
+    *INTEGRITY_GATES,
+    *REPLAY_GATES,
+    *HELD_OUT_GATES,
 )
 
 

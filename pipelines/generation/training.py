@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -166,20 +166,40 @@ def read_snapshot(directory: Path) -> tuple[list[str], Histories]:
 
 
 def aligned(catalogue: Catalogue, item_ids: list[str]) -> Catalogue:
-    """The catalogue cut down to `item_ids`, in their order.
-
-    Raises UserError when one of them is gone: the embeddings of a checkpoint cannot be told without it.
-    """
+    """The catalogue of exactly `item_ids`, in their order. An item that is gone from the database has no content."""
     index = {item_id: row for row, item_id in enumerate(catalogue.item_ids)}
-    missing = [item_id for item_id in item_ids if item_id not in index]
-    if missing:
-        raise UserError(f"{len(missing)} items of the checkpoint are no longer in the database, such as {missing[0]!r}")
-    rows = np.array([index[item_id] for item_id in item_ids], np.int64)
+    rows = np.array([index.get(item_id, -1) for item_id in item_ids], np.int64)
+    there = rows >= 0
     return Catalogue(
         item_ids,
-        {name: vectors[rows] for name, vectors in catalogue.content.items()},
-        {name: found[rows] for name, found in catalogue.present.items()},
+        {name: np.where(there[:, None], vectors[rows], 0) for name, vectors in catalogue.content.items()},
+        {name: found[rows] & there for name, found in catalogue.present.items()},
     )
+
+
+def forget_in_snapshots(entity: Literal["user", "item"], entity_id: str) -> int:
+    """Takes a user's events, or an item's and its name, out of all checkpoints of this machine; answers of how many.
+
+    An item keeps its row, under another name: the weights are by row.
+    """
+    changed = 0
+    for path in sorted(settings().checkpoints_dir.glob(f"*/{_IDS}")):
+        item_ids, histories = read_snapshot(path.parent)
+        names = histories.user_ids if entity == "user" else item_ids
+        if entity_id not in names:
+            continue
+        place = names.index(entity_id)
+        if entity == "user":
+            histories = histories.select(np.delete(np.arange(len(histories)), place))
+        else:
+            histories = histories.keep(histories.items != place)
+            item_ids = [*item_ids[:place], f"forgotten {path.parent.name} {place}", *item_ids[place + 1 :]]
+        _write(path.parent, item_ids, histories)
+        if entity == "item":
+            for folder in (path.parent, path.parent / EVALUATED):
+                checkpoint.rename_catalogue(folder, Catalogue(item_ids))
+        changed += 1
+    return changed
 
 
 def _read(directory: Path, *, reused: bool) -> Checkpoint:
@@ -215,10 +235,13 @@ def _live(training_set: TrainingSet, load: Load) -> "dict[str, Live]":
 
 
 def _write_snapshot(directory: Path, training_set: TrainingSet) -> None:
+    _write(directory, training_set.catalogue.item_ids, training_set.histories)
+
+
+def _write(directory: Path, item_ids: list[str], histories: Histories) -> None:
     import torch
 
-    histories = training_set.histories
-    checkpoint.write_json(directory / _IDS, {"items": training_set.catalogue.item_ids, "users": histories.user_ids})
+    checkpoint.write_json(directory / _IDS, {"items": item_ids, "users": histories.user_ids})
     names = ("offsets", "items", "times", *(("attributes",) if histories.attributes is not None else ()))
     events = {name: torch.from_numpy(getattr(histories, name)) for name in names}
     checkpoint.write_tensors(directory / _EVENTS, events)

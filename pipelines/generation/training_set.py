@@ -29,7 +29,7 @@ select string_agg(
            '"' || replace(user_id, '"', '""') || '","' || replace(item_id, '"', '""') || '",'
                || (extract(epoch from occurred_at) * 1000000)::bigint || E'\\n',
            '' order by occurred_at, position)
-from interactions where occurred_at < %(before)s::timestamptz
+from interactions join items using (item_id) where occurred_at < %(before)s::timestamptz
 group by user_id collate "C" order by user_id collate "C"
 """
 

@@ -20,6 +20,7 @@ from pipelines.load.attributes import Attributes, read_attributes
 from pipelines.load.columns import Checked, flags, shown, text
 from pipelines.load.contract import Batch, Source, check_columns
 from pipelines.load.csv_records import MAX_ROW_BYTES
+from pipelines.load.forgotten import leave_out
 from pipelines.load.images import CheckedImage, ImageChecks, images_root
 from pipelines.load.own_columns import OwnColumns, own_modalities, refuse_mixed
 from pipelines.load.rejections import KEPT_PER_FILE, Rejection, Rejections
@@ -285,6 +286,7 @@ def _stage(connection: psycopg.Connection[Any], entity: Entity, batches: Iterato
 def _upsert(
     connection: psycopg.Connection[Any], entity: Entity, source: Source, rejections: Rejections, read: int
 ) -> dict[str, int]:
+    forgotten = leave_out(connection, entity.table, entity.key)
     duplicates = connection.execute(_sql(entity, DUPLICATES), {"limit": KEPT_PER_FILE}).fetchall()
     if duplicates:
         head = [
@@ -299,8 +301,9 @@ def _upsert(
     if new or changed:
         connection.execute(_sql(entity, "analyze {table}"))
     rejected = rejections.rows(source.name)
-    unchanged = read - new - changed - rejected
-    return {"read": read, "new": new, "changed": changed, "unchanged": unchanged, "rejected": rejected}
+    unchanged = read - new - changed - rejected - forgotten
+    counts = {"read": read, "new": new, "changed": changed, "unchanged": unchanged, "rejected": rejected}
+    return counts | ({"forgotten": forgotten} if forgotten else {})
 
 
 def _sql(entity: Entity, template: str) -> sql.Composed:

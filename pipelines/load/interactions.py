@@ -19,6 +19,7 @@ from tqdm import tqdm
 from feature_repo.schema import DEFAULT_KIND
 from pipelines.load.columns import Checked, keys, numbers, text, times
 from pipelines.load.contract import Batch, Source, check_columns
+from pipelines.load.forgotten import leave_out_events
 from pipelines.load.rejections import KEPT_PER_FILE, Rejection, Rejections
 
 REQUIRED = ("user_id", "item_id", "occurred_at")
@@ -121,6 +122,7 @@ def load_interactions(
     """Loads the file; counts of rows read, new, unchanged (replayed) and rejected."""
     connection.execute(STAGE)
     read, years, with_events = _stage(connection, source, rejections, progress=progress)
+    forgotten = leave_out_events(connection)
     connection.execute("analyze staged_interactions")
     _reject(connection, source, rejections, UNSEEN_ITEMS, "item_id", "is in neither items nor the database")
     rejections.refuse_if_many(source.name, read)
@@ -136,7 +138,7 @@ def load_interactions(
             )
     connection.execute(DERIVED_EVENT_IDS)
     inserted = _insert(connection, sorted(years), progress=progress)
-    if inserted < read - rejections.rows(source.name):
+    if inserted < read - forgotten - rejections.rows(source.name):
         _reject(
             connection, source, rejections, KEYS_TAKEN, "value",
             "differs from that of the same user, item, time and kind (duplicate key; an event_id tells them apart)",
@@ -145,7 +147,9 @@ def load_interactions(
     if inserted:
         connection.execute("analyze interactions")
     rejected = rejections.rows(source.name)
-    return {"read": read, "new": inserted, "unchanged": read - inserted - rejected, "rejected": rejected}
+    unchanged = read - inserted - rejected - forgotten
+    counts = {"read": read, "new": inserted, "unchanged": unchanged, "rejected": rejected}
+    return counts | ({"forgotten": forgotten} if forgotten else {})
 
 
 def _stage(

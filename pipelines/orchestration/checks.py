@@ -8,15 +8,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
+import psycopg
 
+from encoders.content.encoder import ContentEncoder
 from encoders.content.registry import encoder_of
 from feature_repo.schema import INTERACTIONS, ITEMS
 from pipelines import expectations
 from pipelines.generation import lifecycle
-from pipelines.generation.quality import CONTENT_GATES, GENERATION_GATES, content_gates
+from pipelines.generation.meanings import MEANINGS
+from pipelines.generation.quality import CONTENT_GATES, GENERATION_GATES, content_gates, encodable
 from pipelines.generation.title_recall import TITLE_GATES, title_gates, title_recall
+from pipelines.item_content import model_of
 from pipelines.orchestration import plots
 from pipelines.orchestration.resources import EncoderResource, PostgresResource
+from polytower.errors import UserError
+
+
+def _failing(name: str) -> str:
+    return f"Fails when {MEANINGS[name]}."
 
 
 @dg.asset_check(
@@ -36,21 +45,34 @@ def interactions_are_sound(postgres: PostgresResource) -> dg.AssetCheckResult:
 
 
 @dg.multi_asset_check(
-    specs=[dg.AssetCheckSpec(name, asset="content_embeddings", blocking=True) for name in CONTENT_GATES]
+    specs=[
+        dg.AssetCheckSpec(name, asset="content_embeddings", blocking=True, description=_failing(name))
+        for name in CONTENT_GATES
+    ]
 )
-def content_embeddings_are_sound(postgres: PostgresResource) -> Iterator[dg.AssetCheckResult]:
+def content_embeddings_are_sound(
+    postgres: PostgresResource, encoders: EncoderResource
+) -> Iterator[dg.AssetCheckResult]:
     """Every gate over the content embeddings of all encoders in force, one modality after the other."""
     with postgres.connect() as connection:
         active = connection.execute(
             "select modality, revision from content_encoders where active order by modality limit 100"
         ).fetchall()
-        measured = {modality: content_gates(connection, modality, revision) for modality, revision in active}
+        measured = {
+            modality: content_gates(connection, modality, revision, _encoder(connection, encoders, modality, revision))
+            for modality, revision in active
+        }
     for place, name in enumerate(CONTENT_GATES):
         gates = {modality: gates[place].as_json() for modality, gates in measured.items()}
         yield _gate_result("content_embeddings", name, gates)
 
 
-@dg.multi_asset_check(specs=[dg.AssetCheckSpec(name, asset="generation", blocking=True) for name in GENERATION_GATES])
+@dg.multi_asset_check(
+    specs=[
+        dg.AssetCheckSpec(name, asset="generation", blocking=True, description=_failing(name))
+        for name in GENERATION_GATES
+    ]
+)
 def generation_is_sound(postgres: PostgresResource) -> Iterator[dg.AssetCheckResult]:
     """The gates that the build stored with the newest generation: what promotion looks at, too."""
     with postgres.connect() as connection:
@@ -87,6 +109,19 @@ def titles_find_their_items(postgres: PostgresResource, encoders: EncoderResourc
         yield result._replace(metadata={**result.metadata, **numbers}, description=result.description or said)
 
 
+def _encoder(
+    connection: psycopg.Connection[Any], encoders: EncoderResource, modality: str, revision: str
+) -> ContentEncoder[Any] | None:
+    """The encoder in force; None where this machine is set to another one, or nothing is left to ask it."""
+    if not encodable(connection, modality):
+        return None
+    try:
+        encoder = encoder_of(modality, encoders.settings(), model_of(connection, modality))
+    except UserError:
+        return None
+    return encoder if encoder.revision == revision else None
+
+
 def _result(report: expectations.Report) -> dg.AssetCheckResult:
     rows = [
         ("yes" if f.passed else "NO", f.severity, f.expectation, f.observed, "; ".join(map(str, f.sample)))
@@ -109,7 +144,8 @@ def _gate_result(asset: str, name: str, gates: Mapping[str, Mapping[str, Any]]) 
     columns: Sequence[str] = ("value", "bound", "threshold", "severity")
     rows = [(where, *(gate[column] for column in columns)) for where, gate in gates.items()]
     reasons = [
-        f"{where}: {name} is {gate['value']:.4g} (needs {gate['bound']} {gate['threshold']:.4g})"
+        f"{where}: {name} is {float(gate['value']):.4g} (needs {gate['bound']} {gate['threshold']:.4g}):"
+        f" {MEANINGS[name]}"
         for where, gate in failed.items()
     ]
     return dg.AssetCheckResult(
@@ -118,7 +154,10 @@ def _gate_result(asset: str, name: str, gates: Mapping[str, Mapping[str, Any]]) 
         check_name=name,
         severity=dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN,
         description="; ".join(reasons) or None,
-        metadata={"measured": dg.MetadataValue.md(plots.markdown_table(rows, ["where", *columns]))},
+        metadata={
+            "measured": dg.MetadataValue.md(plots.markdown_table(rows, ["where", *columns])),
+            **{f"value, {where}": float(gate["value"]) for where, gate in gates.items() if gate["value"] is not None},
+        },
     )
 
 

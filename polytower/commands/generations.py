@@ -1,15 +1,17 @@
-"""`polytower generations`: list, promote, roll back, compare, drop and retain."""
+"""`polytower generations`: list, judge, promote, roll back, compare, drop and retain."""
 
+import sys
 from dataclasses import asdict
 
 import click
 
 from polytower.commands.output import AS_JSON, answer, require_schema, table
+from polytower.errors import UserError
 
 
 @click.group()
 def generations() -> None:
-    """List, promote, roll back, compare, drop and retain generations."""
+    """List, judge, promote, roll back, compare, drop and retain generations."""
 
 
 @generations.command("list")
@@ -40,6 +42,40 @@ def list_generations(as_json: bool) -> None:
         "gates passed",
     ]
     answer([g.as_json() for g in found], as_json=as_json, text=table(rows, columns) if rows else "no generations yet")
+
+
+@generations.command()
+@click.argument("generation", type=int, required=False)
+@AS_JSON
+def quality(generation: int | None, as_json: bool) -> None:
+    """Show every gate of GENERATION (default: the live one): its number, its bound, and what a failure means.
+
+    Exit status: 0 if no blocking gate failed, 1 otherwise.
+    """
+    from pipelines.generation import lifecycle
+    from pipelines.generation.meanings import MEANINGS
+    from pipelines.generation.seal import words
+    from polytower.postgres import connect
+
+    with connect() as connection:
+        require_schema(connection)
+        found = lifecycle.get(connection, generation) if generation is not None else lifecycle.live(connection)
+    if found is None:
+        raise UserError("no generation is live; name one: `polytower generations list` shows those that exist")
+    gates = found.quality.get("gates", [])
+    rows = [
+        ("yes" if gate["passed"] else "NO" if gate["severity"] == "error" else "warns", gate["name"],
+         "not measured" if gate["value"] is None else f"{float(gate['value']):.4g}",
+         f"{gate['bound']} {gate['threshold']:.4g}")
+        for gate in gates
+    ]  # fmt: skip
+    failed = [gate for gate in gates if not gate["passed"]]
+    sealed = [f"{part}: {words(sealed)}" for part, sealed in found.quality.get("seal", {}).items()]
+    text = table(rows, ["passed", "gate", "value", "needs"], f"generation {found.generation}, {found.state}")
+    reasons = [f"{gate['name']}: {MEANINGS.get(gate['name'], 'of an earlier version')}" for gate in failed]
+    answer(found.quality | {"generation": found.generation}, as_json=as_json, text="\n".join([text, *reasons, *sealed]))
+    if any(gate["severity"] == "error" for gate in failed):
+        sys.exit(1)
 
 
 @generations.command()

@@ -32,6 +32,9 @@ select user_id, item_id, occurred_at, kind, interaction_event_id(event_id, query
 from unnest(%(user_ids)s::text[], %(item_ids)s::text[], %(times)s::timestamptz[], %(kinds)s::text[],
             %(event_ids)s::text[], %(values)s::double precision[], %(queries)s::text[])
      with ordinality e (user_id, item_id, occurred_at, kind, event_id, value, query, number)
+where not exists (
+    select from forgotten f where f.entity = 'user' and f.digest = sha256(convert_to(e.user_id, 'UTF8'))
+    and e.occurred_at <= f.forgotten_at)
 order by number
 on conflict do nothing
 """

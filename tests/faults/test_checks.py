@@ -9,6 +9,7 @@ import numpy as np
 import psycopg
 import pytest
 
+from pipelines.generation.lifecycle import amends
 from pipelines.load.folder import load_folder
 from tests.faults import checks
 from tests.faults.__main__ import verdict
@@ -110,6 +111,7 @@ def test_a_planted_confusion_of_generations_is_found(
 
 
 def test_silence_is_found(connection: psycopg.Connection[Any], live: int) -> None:
+    amends(connection)
     connection.execute("delete from user_interests where user_id = 'u0'")
     assert "lost: no answer for u0" in told(checks.answers(connection))
 

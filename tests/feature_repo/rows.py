@@ -14,6 +14,7 @@ import psycopg
 from pgvector import HalfVector
 
 from feature_repo.modalities import MODALITIES
+from pipelines.generation.lifecycle import amends
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 DIM = 4
@@ -149,7 +150,11 @@ def _items(connection: psycopg.Connection[Any]) -> dict[str, list[Row]]:
 
 
 def _vector(random: Random, dim: int = DIM) -> list[float]:
-    return [random.randrange(-8, 9) / 8 for _ in range(dim)]
+    """Of length one within the hundredth that the tables allow: eighths whose squares sum to 63, 64 or 65."""
+    while True:
+        eighths = [random.randrange(-8, 9) for _ in range(dim)]
+        if 63 <= sum(number * number for number in eighths) <= 65:
+            return [number / 8 for number in eighths]
 
 
 def _half(vector: list[float]) -> HalfVector:
@@ -181,6 +186,7 @@ def _content(connection: psycopg.Connection[Any], random: Random) -> dict[str, l
 def _generations(connection: psycopg.Connection[Any], random: Random) -> tuple[Any, Any]:
     item_values: dict[tuple[int, str], dict[str, Any]] = {}
     user_values: dict[tuple[int, str], dict[str, Any]] = {}
+    amends(connection)
     for generation, state in ((1, "live"), (2, "retired"), (3, "ready")):
         connection.execute(
             "insert into generations (state, dim, interests, live_at) values (%s, %s, 3, %s)", [state, DIM, day(30)]

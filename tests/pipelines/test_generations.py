@@ -70,6 +70,7 @@ def test_interests_are_written_as_they_are_whatever_the_user_is_called(connectio
     )
     names = ["ü", "a\tb\n", "NULL", "x" * 400, "", "\\."]
     vectors = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     weights = np.linspace(0, 1, 6, dtype=np.float32)
     times = np.array([0, 1, -1, 1_704_067_200_123_456, 2**48, 946_684_800_000_000])
     events = np.array([0, 1, 2, 3, 2**40, 5])

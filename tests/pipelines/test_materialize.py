@@ -95,14 +95,24 @@ def test_the_whole_flow(
 def test_a_failed_expectation_stops_the_flow(history: dg.DagsterInstance, platform: str, folder: Path) -> None:
     materialize(folder=str(folder), until="sequences", progress=False, instance=history)
     with connect(platform) as connection:
-        connection.execute("delete from items where item_id = 'i7'")
-        connection.execute("insert into interactions (user_id, item_id, occurred_at) values ('u1', 'i1', '2024-01-09')")
-    with pytest.raises(UserError, match=r"expectations on interactions failed: every interaction has its item.*'i7'"):
+        connection.execute(
+            "insert into interactions (user_id, item_id, occurred_at, value) values ('u1', 'i7', '2024-01-09', 'NaN')"
+        )
+    with pytest.raises(UserError, match=r"expectations on interactions failed: values are finite numbers.*'u1'"):
         materialize(until="sequences", progress=False, instance=history)
     with connect(platform) as connection:
         assert connection.execute("select max(day)::text from user_sequences").fetchone() == ("2024-01-05",)
     evaluations = history.get_event_records(dg.EventRecordsFilter(dg.DagsterEventType.ASSET_CHECK_EVALUATION), limit=10)
-    assert any("every interaction has its item" in str(record.event_log_entry) for record in evaluations)
+    assert any("values are finite numbers" in str(record.event_log_entry) for record in evaluations)
+
+
+def test_a_deleted_item_warns_and_stops_nothing(history: dg.DagsterInstance, platform: str, folder: Path) -> None:
+    materialize(folder=str(folder), until="sequences", progress=False, instance=history)
+    with connect(platform) as connection:
+        connection.execute("delete from items where item_id = 'i7'")
+    result = materialize(preset="tiny", progress=False, instance=history)
+    assert result["generation"] == 1
+    assert [warning for warning in result["warnings"] if "every interaction has its item" in warning]
 
 
 def test_an_asset_s_refusal_is_the_user_s_message(history: dg.DagsterInstance) -> None:

@@ -74,11 +74,14 @@ def test_an_empty_database_has_nothing_to_learn_from(connection: psycopg.Connect
         read_training_set(connection)
 
 
-def test_a_snapshot_outlives_new_items_but_not_lost_ones(loaded: psycopg.Connection[Any]) -> None:
+def test_a_snapshot_outlives_new_items_and_lost_ones(loaded: psycopg.Connection[Any]) -> None:
     catalogue, _ = read_catalogue(loaded)
     some = catalogue.item_ids[5:2:-1]
     cut = aligned(catalogue, some)
     assert cut.item_ids == some
     np.testing.assert_array_equal(cut.content["attributes"], catalogue.content["attributes"][5:2:-1])
-    with pytest.raises(UserError, match="no longer in the database, such as 'gone'"):
-        aligned(catalogue, [*some, "gone"])
+    lost = aligned(catalogue, [*some, "gone"])
+    assert lost.item_ids == [*some, "gone"]
+    np.testing.assert_array_equal(lost.content["attributes"][:3], cut.content["attributes"])
+    assert not lost.content["attributes"][3].any()
+    assert not lost.present["attributes"][3]

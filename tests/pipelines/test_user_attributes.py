@@ -127,6 +127,7 @@ def test_online_is_the_build(opened: psycopg.Connection[Any], client: TestClient
     for user in ("u0", "u1", "idle"):
         source, stored = retrieved(client, user_id=user)
         assert source == "stored"
+        lifecycle.amends(opened)
         kept = opened.execute(
             "delete from user_interests where generation = %s and user_id = %s returning *", [generation, user]
         ).fetchall()
@@ -134,6 +135,7 @@ def test_online_is_the_build(opened: psycopg.Connection[Any], client: TestClient
         source, online = retrieved(client, user_id=user)
         assert source == "online"
         assert close(online, stored)
+        lifecycle.amends(opened)
         opened.cursor().executemany("insert into user_interests values (%s, %s, %s, %s, %s, %s, %s)", kept)
         opened.commit()
 

@@ -27,6 +27,7 @@ from encoders.config import TowersConfig
 from encoders.content.registry import CONTENT_ENCODERS
 from encoders.towers.towers import Towers
 from encoders.training.checkpoint import content_tower_bytes
+from pipelines.generation.lifecycle import amends
 from polytower.cli import cli
 from polytower.postgres import connect
 from serving.http.app import create_app
@@ -292,6 +293,7 @@ def test_what_a_generation_may_lack(shop: Shop, encoders: None, damage: str, sta
         assert saved is not None
         assert config is not None
         try:
+            amends(connection)
             connection.execute(damage)  # type: ignore[call-overload]
             connection.commit()
             with TestClient(create_app(as_server(shop.url), caps=PATIENT), raise_server_exceptions=False) as client:
@@ -300,6 +302,7 @@ def test_what_a_generation_may_lack(shop: Shop, encoders: None, damage: str, sta
                     assert _ask(client, text="red", k=1)["candidates"][0]["item_id"] == "w00"
         finally:
             connection.execute("update generations set state = 'live', config = %s", [Jsonb(config[0])])
+            amends(connection)
             connection.execute("delete from towers")
             connection.execute(
                 "insert into towers (generation, part, weights, config) values (1, 'content', %s, %s)",

@@ -16,6 +16,7 @@ from encoders.catalogue import Catalogue
 from encoders.config import TowersConfig
 from encoders.towers.towers import Context, Towers, UserTower
 from encoders.training.checkpoint import user_tower_bytes
+from pipelines.generation.lifecycle import amends
 from polytower.postgres import connect
 from serving.http.app import create_app
 from tests.conftest import as_server
@@ -144,6 +145,7 @@ def test_without_a_tower_the_answer_says_that_it_is_stale(own_client: TestClient
 def test_damaged_tower(own: str, own_client: TestClient, towers: Towers) -> None:
     with connect(own) as connection:
         _store(connection, towers)
+        amends(connection)
         connection.execute("update towers set weights = 'no safetensors'")
     answer = own_client.post("/v1/retrieve", json={"history": ["i01"]})
     assert (answer.status_code, answer.json()["type"]) == (503, "/problems/no-user-tower")
@@ -179,6 +181,7 @@ def test_an_event_dated_ahead_freezes_nobody(online: TestClient, own: str, small
         connection.execute(
             "insert into interactions (user_id, item_id, occurred_at) values ('ada', 'i40', '2030-01-01')"
         )
+        amends(connection)
         connection.execute("update user_interests set as_of = '2030-01-01', events = 4 where user_id = 'ada'")
     assert _ask(online, user_id="ada", k=10)["interests"] == "stored"
     _post(online, {"item_id": "i30"})
@@ -208,6 +211,7 @@ def test_an_answer_tells_of_events_that_it_could_not_take_into_account(online: T
 
 def test_a_generation_from_before_events_were_counted(online: TestClient, own: str) -> None:
     with connect(own) as connection:
+        amends(connection)
         connection.execute("update user_interests set events = null")
     assert _ask(online, user_id="ada", k=5)["interests"] == "stored"
     _post(online, {"item_id": "i30"})

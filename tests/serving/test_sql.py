@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
+from pipelines.generation.lifecycle import amends
 from polytower.postgres import connect
 from serving import queries
 from serving.errors import PROBLEMS
@@ -92,17 +93,19 @@ def test_without_live_generation(connection: psycopg.Connection[Any], statement:
 
 
 def test_item_without_content(connection: psycopg.Connection[Any]) -> None:
+    amends(connection)
     connection.execute("update item_embeddings set content_embedding = null where item_id in ('i01', 'i02')")
     with pytest.raises(psycopg.Error) as refused:
         similar(connection, "i01", space="content")
     assert refused.value.sqlstate == "PT011"
     connection.rollback()
+    amends(connection)
     connection.execute("update item_embeddings set content_embedding = null where item_id in ('i01', 'i02')")
     assert not {"i01", "i02"} & {row.item_id for row in similar(connection, "i04", k=100, space="content")}
 
 
 def test_every_sqlstate_is_a_known_problem() -> None:
-    raised = set(re.findall(r"errcode = '(\w+)'", "".join(path.read_text() for path in SQL.glob("*.sql"))))
+    raised = set(re.findall(r"errcode = '(PT\d+)'", "".join(path.read_text() for path in SQL.glob("*.sql"))))
     assert raised == PROBLEMS.keys()
 
 
@@ -126,6 +129,7 @@ def test_k_beyond_the_catalogue(connection: psycopg.Connection[Any], small: Synt
 
 
 def test_interests_keep_their_numbers(connection: psycopg.Connection[Any]) -> None:
+    amends(connection)
     connection.execute("delete from user_interests where user_id = 'ada' and interest = 1")
     assert {row.interest for row in retrieve(connection, "ada", k=60)} == {0, 2}
 
