@@ -1,7 +1,7 @@
 """Asset checks: expectations on the loaded tables, gates on embeddings. A failed error stops everything downstream.
 
-A new gate is one entry in pipelines/generation/quality.py (its name in CONTENT_GATES or GENERATION_GATES); a new
-expectation is one line in pipelines/expectations.py. Nothing is registered here.
+A new gate is one entry in pipelines/generation/quality.py (its name in CONTENT_GATES, CODE_GATES or GENERATION_GATES);
+a new expectation is one line in pipelines/expectations.py. Nothing is registered here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ import dagster as dg
 from feature_repo.schema import INTERACTIONS, ITEMS
 from pipelines import expectations
 from pipelines.generation import lifecycle
-from pipelines.generation.quality import CONTENT_GATES, GENERATION_GATES, content_gates
+from pipelines.generation.quality import CODE_GATES, CONTENT_GATES, GENERATION_GATES, code_gates, content_gates
 from pipelines.orchestration import plots
 from pipelines.orchestration.resources import PostgresResource
 
@@ -46,6 +46,15 @@ def content_embeddings_are_sound(postgres: PostgresResource) -> Iterator[dg.Asse
     for place, name in enumerate(CONTENT_GATES):
         gates = {modality: gates[place].as_json() for modality, gates in measured.items()}
         yield _gate_result("content_embeddings", name, gates)
+
+
+@dg.multi_asset_check(specs=[dg.AssetCheckSpec(name, asset="content_codes", blocking=True) for name in CODE_GATES])
+def content_codes_are_sound(postgres: PostgresResource) -> Iterator[dg.AssetCheckResult]:
+    """How many items have codes, and how much coding lost."""
+    with postgres.connect() as connection:
+        gates = code_gates(connection)
+    for gate in gates:
+        yield _gate_result("content_codes", gate.name, {"all modalities": gate.as_json()})
 
 
 @dg.multi_asset_check(specs=[dg.AssetCheckSpec(name, asset="generation", blocking=True) for name in GENERATION_GATES])
@@ -94,4 +103,10 @@ def _gate_result(asset: str, name: str, gates: Mapping[str, Mapping[str, Any]]) 
     )
 
 
-CHECKS = (items_are_sound, interactions_are_sound, content_embeddings_are_sound, generation_is_sound)
+CHECKS = (
+    items_are_sound,
+    interactions_are_sound,
+    content_embeddings_are_sound,
+    content_codes_are_sound,
+    generation_is_sound,
+)

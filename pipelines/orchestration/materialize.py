@@ -21,7 +21,7 @@ Until = Literal["sequences", "content", "generation", "live"]
 # What each step adds to the one before.
 STEPS: dict[Until, tuple[str, ...]] = {
     "sequences": ("items", "interactions", "user_sequences"),
-    "content": ("content_embeddings",),
+    "content": ("content_embeddings", "content_codes"),
     "generation": ("training_set", "checkpoint", "generation"),
     "live": ("live_generation", "feast_features"),
 }
@@ -75,7 +75,7 @@ def materialize(
             del config["ops"]["loaded_tables"]
         if "checkpoint" not in chosen:
             del config["ops"]["checkpoint"]
-        for asset in chosen & {"content_embeddings", "generation"}:
+        for asset in chosen & {"content_embeddings", "content_codes", "generation"}:
             config["ops"][asset] = {"config": {"take_over": take_over}}
         try:
             job.resolve_implicit_global_asset_job_def().execute_in_process(
@@ -87,6 +87,8 @@ def materialize(
             if log.refusals:
                 raise UserError("; ".join(log.refusals)) from error
             raise
+    if log.refusals:  # of an asset that nothing follows
+        raise UserError("; ".join(log.refusals))
     return log.summary()
 
 
