@@ -20,7 +20,7 @@ from encoders.codes.space import DIM, Placing
 from polytower import locks
 
 LOCK = "polytower.codes"
-# Items that a set is trained on, at most: 80 for each centroid.
+# Items of each modality that a set is trained on, at most: 80 for each centroid.
 TRAINED_ON = 20_000
 GROWTH = 2
 # Items that are read and coded at once.
@@ -28,11 +28,11 @@ ITEMS_BATCH = 5_000
 
 _ACTIVE = "select modality, revision from content_encoders where active order by modality limit 100"
 
-# By the hash of their ids, so that two runs train on the same items.
+# By the hash of their ids, so that two runs train on the same items, and mostly the same ones of every modality.
 _SAMPLE = """
-with known as (select distinct item_id from content_embeddings join content_encoders using (modality, revision)
-               where active)
-select item_id from known order by md5(item_id) limit %(count)s
+with known as (select item_id, row_number() over (partition by modality order by md5(item_id)) as place
+               from content_embeddings join content_encoders using (modality, revision) where active)
+select distinct item_id from known where place <= %(count)s order by item_id
 """
 
 _KNOWN = """

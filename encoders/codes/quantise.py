@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from encoders.catalogue import FloatArray
 
 CENTROIDS = 256
+# Of a small catalogue's semantic IDs: so many items share a number at least, or it says no more than an item's id.
+SHARED = 16
 SUBSPACES = 16
 LEVELS = 4
 ROUNDS = 20
@@ -75,22 +77,23 @@ def train_product(vectors_ND: FloatArray, subspaces: int = SUBSPACES, seed: int 
 
 
 def train_residual(vectors_ND: FloatArray, levels: int = LEVELS, seed: int = 0) -> Residual:
-    """A residual quantiser of these vectors. Raises ValueError without vectors."""
+    """A residual quantiser of these vectors, of N / 16 centroids (16 to 256). Raises ValueError without vectors."""
     rest, found = vectors_ND, []
+    count = min(CENTROIDS, max(SHARED, len(vectors_ND) // SHARED))
     for level in range(levels):
-        own = _centroids(rest, seed + level)
+        own = _centroids(rest, seed + level, count)
         found.append(own)
         rest = rest - own[_nearest(rest, own)]
     return Residual(np.stack(found))
 
 
-def _centroids(vectors: FloatArray, seed: int) -> FloatArray:
-    """At most 256 centroids [S, d] by k-means."""
+def _centroids(vectors: FloatArray, seed: int, most: int = CENTROIDS) -> FloatArray:
+    """At most so many centroids [S, d] by k-means."""
     import faiss
 
     if not len(vectors):
         raise ValueError("a quantiser needs vectors to be trained on")
-    count = min(CENTROIDS, len(vectors))
+    count = min(most, len(vectors))
     if count == len(vectors):
         return np.array(vectors, np.float32)
     means = faiss.Kmeans(

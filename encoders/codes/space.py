@@ -60,5 +60,4 @@ def common_space(
 
 def _regression(white: FloatArray, shared: FloatArray, rows: int) -> FloatArray:
     """What predicts the shared directions from whitened rows: their covariance is the identity."""
-    found: FloatArray = white.T @ shared / max(rows, 1)
-    return found
+    return np.asarray(white.T @ shared / max(rows, 1), np.float32)

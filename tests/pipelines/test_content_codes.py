@@ -154,6 +154,17 @@ def test_a_set_that_does_not_fit_any_more_is_replaced(embedded: Connection, chan
     assert all(gate.passed for gate in code_gates(embedded))
 
 
+def test_a_rare_modality_has_codes_too(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 400 items one has a picture, and a set is trained on fifty."""
+    monkeypatch.setattr(content_codes, "TRAINED_ON", 50)
+    for modality, items in (("text", range(ITEMS)), ("image", range(333, 334))):
+        encoder(connection, modality)
+        embed(connection, modality, items)
+    found = code_content(connection).centroids
+    assert (found["image"], found["text"] in (50, 51)) == (1, True)
+    assert not code_content(connection).run.trained
+
+
 def test_a_catalogue_without_content_has_no_codes(embedded: Connection) -> None:
     code_content(embedded)
     embedded.execute("delete from content_embeddings")
