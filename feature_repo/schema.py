@@ -45,6 +45,8 @@ MAX_IMAGE_RATIO = 200
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # Interactions kept in a user's sequence feature (the newest ones)
 SEQUENCE_LENGTH = 200
+# Interactions that the search over a long history sees (the newest ones)
+LONG_HISTORY = 10_000
 
 # Feast: its registry and the views behind its sources share one schema of the same database
 FEAST_SCHEMA = "feast"

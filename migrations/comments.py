@@ -9,6 +9,7 @@ from migrations.tables import metadata
 VIEWS = {
     "live_generation": "The generation that answers: at most one row of `generations`.",
     "item_content": "One row per item: its content embeddings by the encoder revision in force for each modality.",
+    "item_semantic_ids": "Semantic IDs of the set of codes in force, one row per item with content.",
 }
 
 

@@ -4,8 +4,6 @@ The DDL that runs is in versions/; a test holds the two equal. Comments live her
 them into the database, and docs/reference/tables.md shows them.
 """
 
-from typing import Any
-
 from pgvector.sqlalchemy import HALFVEC
 from sqlalchemy import (
     ARRAY,
@@ -15,14 +13,12 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     Date,
-    DateTime,
     Double,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     PrimaryKeyConstraint,
     Sequence,
     SmallInteger,
@@ -33,30 +29,17 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, ExcludeConstraint
 
+from migrations import code_tables
+from migrations.declared import ENCODER, NOW, TIME, metadata
+from migrations.declared import identity as _identity
+from migrations.declared import json as _json
+from migrations.declared import time as _time
+from migrations.declared import words as _text
 from migrations.words import WORDS
 
-metadata = MetaData()
+__all__ = ["code_tables", "metadata"]
 
-TIME = DateTime(timezone=True)
-NOW = text("now()")
-EMPTY = text("'{}'::jsonb")
-
-
-def _text(name: str, **options: Any) -> Column[str]:
-    return Column(name, Text, nullable=False, **options)
-
-
-def _json(name: str, **options: Any) -> Column[Any]:
-    return Column(name, JSONB, nullable=False, server_default=EMPTY, **options)
-
-
-def _time(name: str, **options: Any) -> Column[Any]:
-    return Column(name, TIME, nullable=False, **options)
-
-
-def _identity(name: str) -> Column[int]:
-    return Column(name, BigInteger, primary_key=True)
-
+__all__ = ["code_tables", "metadata"]
 
 Table(
     "items",
@@ -185,8 +168,6 @@ Table(
     comment="Encoder revisions; at most one per modality is active.",
 )
 
-ENCODER = ["content_encoders.modality", "content_encoders.revision"]
-
 Table(
     "content_embeddings",
     metadata,
@@ -199,34 +180,6 @@ Table(
     PrimaryKeyConstraint("item_id", "modality", "revision"),
     ForeignKeyConstraint(["modality", "revision"], ENCODER),
     comment="What an item is: one unit vector per item, modality and encoder revision.",
-)
-
-Table(
-    "codebooks",
-    metadata,
-    _identity("codebook_id"),
-    _text("modality"),
-    _text("revision"),
-    Column(
-        "subspaces",
-        Integer,
-        CheckConstraint("subspaces > 0"),
-        nullable=False,
-    ),
-    Column("centroids", ARRAY(REAL), nullable=False),
-    _time("created_at", server_default=NOW),
-    ForeignKeyConstraint(["modality", "revision"], ENCODER),
-    comment="Product-quantisation centroids of one encoder revision.",
-)
-
-Table(
-    "content_codes",
-    metadata,
-    Column("codebook_id", BigInteger, ForeignKey("codebooks.codebook_id", ondelete="CASCADE"), nullable=False),
-    _text("item_id"),
-    Column("codes", LargeBinary, nullable=False),
-    PrimaryKeyConstraint("codebook_id", "item_id"),
-    comment="Content embeddings as codes of a codebook.",
 )
 
 Table(

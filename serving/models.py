@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, c
 from feature_repo.modalities import MODALITIES
 from feature_repo.schema import DEFAULT_KIND, MAX_QUERY_CHARACTERS
 from serving.field_types import Base64, BinaryVector, Id, Key, Strict, Text
-from serving.question import Question, Source, Space
+from serving.question import MAX_RELEVANT, Question, Source, Space
 
 
 class RetrieveRequest(Question):
@@ -53,6 +53,19 @@ class SimilarityModel(_Similarities):  # type: ignore[misc]
     interest_mean: float | None
 
 
+class RelevantModel(BaseModel):
+    """What of the user's newest 10,000 events matters for a candidate. Null: the candidate has no content codes."""
+
+    relevant_items: list[str] | None = Field(description="items of the history that are most like it, best first")
+    relevant_scores: list[float] | None = Field(description="products of the two contents, as far as codes keep them")
+    relevant_attention: list[float] | None = Field(description="softmax of the scores")
+    relevant_histogram: list[float] | None = Field(
+        description="log(1 + events) per bin of the cosine, width .1 from -1; over all events"
+    )
+    semantic_id: list[int] | None = Field(description="the candidate as few numbers, the coarsest first")
+    code_set: int | None = Field(description="the set of codes that semantic_id belongs to")
+
+
 class FoundModel(BaseModel):
     """One interest that found a candidate."""
 
@@ -77,6 +90,7 @@ class CandidateModel(BaseModel):
     title: str | None = None
     features: dict[str, Any] | None = Field(None, description="the service's features of the item")
     similarity: SimilarityModel | None = None
+    relevant: RelevantModel | None = None
 
 
 # Examples of the OpenAPI document.
@@ -253,11 +267,14 @@ class InteractionsAnswer(BaseModel):
 
 
 class FeaturesRequest(Strict):
-    """Entities × feature service, or their similarities, or both."""
+    """Entities × feature service, or their similarities, or what of a long history is relevant, or all of it."""
 
     service: Annotated[Text, Field(min_length=1, max_length=200)] | None = None
     similarity: bool = Field(
         False, description="similarity of every item to its user's history and interests, as of now"
+    )
+    relevant: Annotated[int, Field(ge=1, le=MAX_RELEVANT)] | None = Field(
+        None, description="how many items of the user's long history to name that are most like each item, as of now"
     )
     entities: dict[str, Annotated[list[Id], Field(min_length=1, max_length=5000)]] = Field(min_length=1, max_length=4)
 
@@ -271,11 +288,16 @@ class FeaturesRequest(Strict):
     def _same_length(self) -> Self:
         if len({len(values) for values in self.entities.values()}) != 1:
             raise ValueError("every entity names as many values: row n is made of the n-th of each")
-        if self.service is None and not self.similarity:
-            raise ValueError("give a service, or similarity, or both")
-        if self.similarity and not {"user_id", "item_id"} <= self.entities.keys():
-            raise ValueError("similarity is between a user and an item: give user_id and item_id")
+        if self.service is None and not self.of_pairs:
+            raise ValueError("give a service, similarity, relevant, or several of them")
+        if self.of_pairs and not {"user_id", "item_id"} <= self.entities.keys():
+            raise ValueError("similarity and relevant are between a user and an item: give user_id and item_id")
         return self
+
+    @property
+    def of_pairs(self) -> bool:
+        """Whether something is asked that needs a user and an item."""
+        return self.similarity or self.relevant is not None
 
 
 class FeaturesAnswer(BaseModel):

@@ -31,6 +31,7 @@ def _known_space(name: str) -> str:
 Space = Annotated[str, AfterValidator(_known_space), Field(json_schema_extra={"enum": [*SPACE_NAMES]})]
 Source = Literal["stored", "online", "given", "content"]
 MAX_CONDITIONS = 100  # attributes of a filter
+MAX_RELEVANT = 200  # items of a history, for each candidate
 
 
 class Diversity(Strict):
@@ -92,6 +93,9 @@ class Question(Strict):
     similarity: bool = Field(
         default=False, description="similarity of every candidate to the user's history and interests"
     )
+    relevant: Annotated[int, Field(ge=1, le=MAX_RELEVANT)] | None = Field(
+        default=None, description="how many items of the user's long history to name that are most like each candidate"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -132,7 +136,7 @@ class Question(Strict):
     @property
     def is_ranked(self) -> bool:
         """Whether candidates come with features."""
-        return self.features is not None or self.similarity
+        return self.features is not None or self.similarity or self.relevant is not None
 
     @property
     def searched_space(self) -> Space:

@@ -26,6 +26,7 @@ from encoders.evaluation.evaluate import TowersScorer, interests_report
 from encoders.evaluation.splits import leave_one_out
 from encoders.experiments.experiment import _encoded
 from feature_repo.views.online_writes import Row, write_rows
+from pipelines.content_codes import code_content
 from pipelines.content_embeddings import encode_modality
 from pipelines.export import export
 from pipelines.generation import lifecycle
@@ -44,6 +45,7 @@ from serving.loaded.user_towers import UserTowers
 from serving.memory.fill import read
 from serving.metrics import ServerMetrics
 from serving.question import Interests, Question
+from serving.rank.relevance import relevance_features
 from serving.rank.similarity import Pair, similarity_features
 from tests.conftest import cloned
 from tests.encoders.checkpoints import bert, vit
@@ -54,6 +56,7 @@ FOLDERS = ("encoders", "feature_repo", "migrations", "pipelines", "polytower", "
 USERS, ITEMS, EVENTS = 23, 24, 12
 # Constant → (its value here, of how many): three rounds and a remainder, at least.
 PIECES: dict[str, tuple[int, int]] = {
+    "encoders.codes.quantise.CHUNK": (7, ITEMS),
     "encoders.content.attributes._BATCH": (7, ITEMS),
     "encoders.evaluation.evaluate._CHUNK": (7, USERS),
     "encoders.experiments.experiment._CHUNK": (7, ITEMS),
@@ -67,6 +70,7 @@ PIECES: dict[str, tuple[int, int]] = {
     "encoders.towers.adapted._CHUNK": (7, ITEMS),
     "feature_repo.views.online_writes._CHUNK": (7, USERS),
     "pipelines.generation.build.USER_CHUNK": (7, USERS),
+    "pipelines.content_codes.ITEMS_BATCH": (7, ITEMS),
     "pipelines.content_embeddings._CHUNK": (7, ITEMS - 1),
     "pipelines.export.ROW_CHUNK": (7, ITEMS),
     "pipelines.load.contract.BATCH_ROWS": (7, USERS),
@@ -79,6 +83,8 @@ PIECES: dict[str, tuple[int, int]] = {
     "serving.memory.fill.BLOCK": (3, ITEMS + 1),
     "serving.memory.fill.BLOCK_BATCH": (2, 9),  # blocks
     "serving.loaded.user_towers.BATCH": (7, USERS),
+    "serving.rank.relevance.BLOCK": (2, 7),  # the pairs of one chunk
+    "serving.rank.relevance.CHUNK": (7, ITEMS),
     "serving.rank.similarity.CHUNK": (7, USERS),
 }
 # What only a GPU takes.
@@ -200,6 +206,7 @@ class Flow:
             "attributes of an experiment": directly,
             "content of": [row[:2] for row in rows],
             "content": [row[2].to_numpy().astype(np.float32) for row in rows],
+            "coded": code_content(connection).bytes,
         }
 
     def built(self, connection: psycopg.Connection[Any]) -> dict[str, Any]:
@@ -253,6 +260,8 @@ class Flow:
         ]
         similar = similarity_features(connection, pairs).to_pydict()
         files = export(connection, self.home / "exported", k=ITEMS).folder
+        of_one = [Pair("u0", f"i{n}", pairs[0].at) for n in range(ITEMS)]
+        relevant = relevance_features(connection, of_one, 3)["relevant_scores"].to_pylist()
         return {
             "exported": [pq.read_table(files / name).num_rows for name in ("items.parquet", "candidates.parquet")],
             "exported ids": pq.read_table(files / "items.parquet", columns=["item_id"]).column(0).to_pylist(),
@@ -260,6 +269,7 @@ class Flow:
             "best in memory": np.array([[c.score for c in answer or ()] for answer in answers]),
             "titles in memory": [sorted(str(c.title) for c in answer or ()) for answer in answers],
             "similarities": [_filled(similar[name]) for name in sorted(similar) if name.startswith("similarity")],
+            "relevant": np.array(relevant),
             "at once": asyncio.run(_at_once(self.url, tower, config, vectors)),
         }
 

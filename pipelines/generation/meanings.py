@@ -17,6 +17,8 @@ MEANINGS: dict[str, str] = {
     "content_coverage": "many items that have this content are not encoded",
     "content_replay": "the encoder, asked again, says something else of items that it has encoded:"
     " vectors of another model or of other items lie under its revision",
+    "code_coverage": "content embeddings have no codes of their own",
+    "code_cosine": "codes say too little of the embeddings that they stand for",
     "interest_norm_error": "interests are not of length one",
     "interest_collapse": "a user's interests are all the same one",
     "interest_weights": "the weights of a user's interests do not sum to one, or are no shares",

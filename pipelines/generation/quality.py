@@ -38,6 +38,7 @@ EF_SEARCH = 100
 HEAD_SHARE = 0.2
 
 CONTENT_GATES = (*(f"content_{name}" for name in VECTOR_GATES), "content_coverage", "content_replay")
+CODE_GATES = ("code_coverage", "code_cosine")
 # Items that an encoder is asked again of: half of them wrong escapes once in four thousand million times.
 ENCODED_AGAIN = 32
 
@@ -86,6 +87,30 @@ def _encoded_again(connection: psycopg.Connection[Any], name: str, encoder: Cont
     told = np.array([row not in encoded.failures for row in range(len(rows))])
     stored = np.stack([embedding.to_numpy() for _, embedding in rows]).astype(np.float32)
     return smallest_cosine(encoded.embeddings[told], stored[told]) if told.any() else None
+
+
+def code_gates(connection: psycopg.Connection[Any]) -> list[Gate]:
+    """Gates on the set of codes in force, in the order of CODE_GATES; without content they pass without values.
+
+    Coverage counts the embeddings of encoders in force that have a code of their own; the cosine is the lowest of all
+    modalities, as the run that coded measured it.
+    """
+    coded, embedded = _row(
+        connection,
+        """select count(*) filter (where c.encoded_at = e.encoded_at), count(*)
+           from content_embeddings e join content_encoders using (modality, revision)
+           left join (codebooks b join code_sets s on s.code_set = b.code_set and s.active)
+               on b.modality = e.modality and b.revision = e.revision
+           left join content_codes c on c.codebook_id = b.codebook_id and c.item_id = e.item_id
+           where content_encoders.active""",
+        {},
+    )
+    measured = connection.execute("select metrics -> 'cosine' from code_sets where active").fetchone()
+    cosine = min(measured[0].values(), default=None) if measured and measured[0] else None
+    return [
+        Gate("code_coverage", _ratio(coded, embedded), 1.0, "at least"),
+        Gate("code_cosine", cosine, 0.8, "at least", "warn"),
+    ]
 
 
 def generation_gates(connection: psycopg.Connection[Any], generation: int) -> list[Gate]:

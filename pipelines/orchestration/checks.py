@@ -1,7 +1,7 @@
 """Asset checks: expectations on the loaded tables, gates on embeddings. A failed error stops everything downstream.
 
-A new gate is one entry in pipelines/generation/quality.py (its name in CONTENT_GATES or GENERATION_GATES); a new
-expectation is one line in pipelines/expectations.py. Nothing is registered here.
+A new gate is one entry in pipelines/generation/quality.py (its name in CONTENT_GATES, CODE_GATES or GENERATION_GATES);
+a new expectation is one line in pipelines/expectations.py. Nothing is registered here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,14 @@ from feature_repo.schema import INTERACTIONS, ITEMS
 from pipelines import expectations
 from pipelines.generation import lifecycle
 from pipelines.generation.meanings import MEANINGS
-from pipelines.generation.quality import CONTENT_GATES, GENERATION_GATES, content_gates, encodable
+from pipelines.generation.quality import (
+    CODE_GATES,
+    CONTENT_GATES,
+    GENERATION_GATES,
+    code_gates,
+    content_gates,
+    encodable,
+)
 from pipelines.generation.title_recall import TITLE_GATES, title_gates, title_recall
 from pipelines.item_content import model_of
 from pipelines.orchestration import plots
@@ -65,6 +72,19 @@ def content_embeddings_are_sound(
     for place, name in enumerate(CONTENT_GATES):
         gates = {modality: gates[place].as_json() for modality, gates in measured.items()}
         yield _gate_result("content_embeddings", name, gates)
+
+
+@dg.multi_asset_check(
+    specs=[
+        dg.AssetCheckSpec(name, asset="content_codes", blocking=True, description=_failing(name)) for name in CODE_GATES
+    ]
+)
+def content_codes_are_sound(postgres: PostgresResource) -> Iterator[dg.AssetCheckResult]:
+    """How many items have codes, and how much coding lost."""
+    with postgres.connect() as connection:
+        gates = code_gates(connection)
+    for gate in gates:
+        yield _gate_result("content_codes", gate.name, {"all modalities": gate.as_json()})
 
 
 @dg.multi_asset_check(
@@ -165,6 +185,7 @@ CHECKS = (
     items_are_sound,
     interactions_are_sound,
     content_embeddings_are_sound,
+    content_codes_are_sound,
     generation_is_sound,
     titles_find_their_items,
 )

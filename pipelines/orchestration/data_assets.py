@@ -1,4 +1,4 @@
-"""Assets made of data alone: the loaded tables, daily sequences, content embeddings by modality.
+"""Assets made of data alone: the loaded tables, daily sequences, content embeddings by modality, codes of them.
 
 Each asset is thin: what it does is a plain function elsewhere. A run without a partition brings everything up to date
 (the days and items that changed); a run with one does that day, range of days or modality again.
@@ -17,6 +17,7 @@ from pydantic import Field
 
 from encoders.content.registry import encoder_of
 from feature_repo.modalities import MODALITIES
+from pipelines.content_codes import code_content
 from pipelines.content_embeddings import EncodeReport, encode_modality
 from pipelines.generation.quality import content_sample, encodable
 from pipelines.item_content import model_of
@@ -206,4 +207,28 @@ def _row(connection: psycopg.Connection[Any], query: str) -> tuple[Any, ...]:
     return tuple(row)
 
 
-DATA_ASSETS = (loaded_tables, user_sequences, content_embeddings)
+@dg.asset(deps=[content_embeddings], group_name="content", kinds={"postgres", "faiss"})
+def content_codes(config: TakeOver, postgres: PostgresResource) -> dg.MaterializeResult[Any]:
+    """What each item is in 16 bytes a modality, for the search over long histories, and in four numbers."""
+    with postgres.connect() as connection:
+        report = code_content(connection, take_over=config.take_over)
+    run = report.run
+    rows = [(name, report.centroids[name], report.cosine.get(name, 1.0)) for name in report.centroids]
+    columns = ["modality", "centroids", "mean cosine"]
+    return dg.MaterializeResult(
+        metadata={
+            "dagster/row_count": report.items,
+            "code set": "none" if report.code_set is None else report.code_set,
+            "trained": run.trained,
+            "why": run.why,
+            "coded": run.coded,
+            "removed": run.removed,
+            "bytes": report.bytes,
+            "modalities": dg.MetadataValue.md(plots.markdown_table(rows, columns)),
+            "distinct semantic ids": report.distinct,
+            "seconds": report.seconds,
+        }
+    )
+
+
+DATA_ASSETS = (loaded_tables, user_sequences, content_embeddings, content_codes)

@@ -25,7 +25,7 @@ Until = Literal["sequences", "content", "generation", "live"]
 # What each step adds to the one before.
 STEPS: dict[Until, tuple[str, ...]] = {
     "sequences": ("items", "interactions", "user_sequences"),
-    "content": ("content_embeddings",),
+    "content": ("content_embeddings", "content_codes"),
     "generation": ("training_set", "checkpoint", "adapted_embeddings", "generation"),
     "live": ("live_generation", "feast_features"),
 }
@@ -74,31 +74,39 @@ def materialize(
             asked = recipe.chosen(connection, preset, options or {})
         if progress:
             sys.stderr.write(f"  {asked}\n")
+    loading = {"folder": folder, "images": images, "own": dict(own or {}), "take_over": take_over}
+    config = _run_config(chosen, asked, loading, before, take_over=take_over)
     log = _RunLog(progress)
-    ops: dict[str, dict[str, Any]] = {}
-    if {"items", "interactions"} & set(chosen):
-        ops["loaded_tables"] = {"folder": folder, "images": images, "own": dict(own or {}), "take_over": take_over}
-    if "training_set" in chosen:
-        ops["training_set"] = {"before": before.isoformat() if before else ""}
-    if "checkpoint" in chosen and asked is not None:
-        ops["checkpoint"] = {"preset": asked.preset, "options": dict(asked.options)}
-    for asset in {"content_embeddings", "adapted_embeddings", "generation"} & set(chosen):
-        ops[asset] = {"take_over": take_over}
-    config = {"loggers": {"run_log": {}}, "ops": {op: {"config": given} for op, given in ops.items()}}
-    keys = [dg.AssetKey(name) for name in chosen]
     with _quiet(), _instance(instance) as opened:
-        job = _definitions(url, log, progress=progress)
+        job = _definitions(url, log, progress=progress).resolve_implicit_global_asset_job_def()
+        keys = [dg.AssetKey(name) for name in chosen]
         try:
-            job.resolve_implicit_global_asset_job_def().execute_in_process(
-                instance=opened, asset_selection=keys, run_config=config, tags=process_tags()
-            )
+            job.execute_in_process(instance=opened, asset_selection=keys, run_config=config, tags=process_tags())
         except dg.DagsterExecutionInterruptedError as interrupted:
             raise KeyboardInterrupt from interrupted
         except dg.DagsterError as error:
             if log.refusals:
                 raise UserError("; ".join(log.refusals)) from error
             raise
+    if log.refusals:  # of an asset that nothing follows
+        raise UserError("; ".join(log.refusals))
     return {**log.summary(), "recipe": None if asked is None else asdict(asked)}
+
+
+def _run_config(
+    chosen: Sequence[str], asked: Recipe | None, loading: Mapping[str, Any], before: datetime | None, *, take_over: bool
+) -> dict[str, Any]:
+    """What Dagster hands to the assets that are chosen, and to no others: it refuses the rest."""
+    ops: dict[str, Mapping[str, Any]] = {}
+    if {"items", "interactions"} & set(chosen):
+        ops["loaded_tables"] = loading
+    if "training_set" in chosen:
+        ops["training_set"] = {"before": before.isoformat() if before else ""}
+    if "checkpoint" in chosen and asked is not None:
+        ops["checkpoint"] = {"preset": asked.preset, "options": dict(asked.options)}
+    for asset in {"content_embeddings", "content_codes", "adapted_embeddings", "generation"} & set(chosen):
+        ops[asset] = {"take_over": take_over}
+    return {"loggers": {"run_log": {}}, "ops": {op: {"config": given} for op, given in ops.items()}}
 
 
 def _last_step(until: Until | None, before: datetime | None) -> Until:

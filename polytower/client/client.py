@@ -84,6 +84,7 @@ class Question:
     found_by: bool = True
     features: str | None = None
     similarity: bool = False
+    relevant: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The request's body; what was left at its default is not sent."""
@@ -114,6 +115,7 @@ class Candidate:
     title: str | None = None
     features: dict[str, Any] | None = None
     similarity: dict[str, Any] | None = None
+    relevant: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -236,10 +238,18 @@ class Client:
         found = self._ask("POST", "/v1/interactions", {"interactions": rows}, safe=safe)
         return found["accepted"], found["duplicates"]
 
-    def features(self, service: str | None, *, similarity: bool = False, **entities: Sequence[str]) -> "pa.Table":
+    def features(
+        self,
+        service: str | None,
+        *,
+        similarity: bool = False,
+        relevant: int | None = None,
+        **entities: Sequence[str],
+    ) -> "pa.Table":
         """Features as an Arrow table: `features("ranker", user_id=["196"], item_id=["50"])`."""
         body = {"entities": {name: list(ids) for name, ids in entities.items()}, "similarity": similarity}
-        return self._table("/v1/features", body | ({"service": service} if service else {}))
+        further = {"service": service or None, "relevant": relevant}
+        return self._table("/v1/features", body | {name: each for name, each in further.items() if each is not None})
 
     def generations(self) -> list[dict[str, Any]]:
         """All generations, newest first."""

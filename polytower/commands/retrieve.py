@@ -136,6 +136,11 @@ FILTER = click.option(
     "--features", help="Feature service, such as ranker, whose values to add to every candidate (with --json)."
 )
 @click.option("--similarity", is_flag=True, help="Add each candidate's similarity to the user's history (with --json).")
+@click.option(
+    "--relevant",
+    type=click.IntRange(1, 200),
+    help="Add so many items of the user's long history that are most like each candidate (with --json).",
+)
 @AS_JSON
 def retrieve(as_json: bool, vectors: Path | None, image: Path | None, **options: Any) -> None:
     """Retrieve candidates for USER_ID, a --history, --vectors, a --text or an --image: each interest's nearest, merged.
@@ -145,8 +150,8 @@ def retrieve(as_json: bool, vectors: Path | None, image: Path | None, **options:
     from polytower.postgres import connect, database_url
     from serving.answering import ask
 
-    if not as_json and (options["features"] is not None or options["similarity"]):
-        raise click.UsageError("--features and --similarity do not fit into a table; add --json")
+    if not as_json and (options["features"] or options["similarity"] or options["relevant"]):
+        raise click.UsageError("--features, --similarity and --relevant do not fit into a table; add --json")
     # Every other option has the name of the question's field.
     question = _question(
         vectors=None if vectors is None else _vectors(vectors),

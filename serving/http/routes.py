@@ -171,16 +171,21 @@ async def features(question: FeaturesRequest, request: Request) -> Response:
 
 async def _feature_table(question: FeaturesRequest, request: Request) -> "pa.Table":
     services, entities = services_of(request), dict(question.entities)
-    if not question.similarity:
+    if not question.of_pairs:
         assert question.service is not None
         return await services.features.fetch(question.service, entities)
     rows: pa.Table | dict[str, list[str]] = entities
     async with services.database.snapshot() as connection:
         if question.service is not None:
             rows = await services.features.fetch(question.service, entities, await connection.exported())
-        generation = await live_or_none(connection)
-        similar = await services.ranking.similarity(connection, generation, entities["user_id"], entities["item_id"])
-    return with_columns(rows, similar)
+        users, items = entities["user_id"], entities["item_id"]
+        if question.similarity:
+            generation = await live_or_none(connection)
+            rows = with_columns(rows, await services.ranking.similarity(connection, generation, users, items))
+        if question.relevant is not None:
+            rows = with_columns(rows, await services.ranking.relevant(connection, users, items, question.relevant))
+    assert not isinstance(rows, dict)
+    return rows
 
 
 def _wants_arrow(request: Request) -> bool:

@@ -1,4 +1,7 @@
-"""Candidates and what a ranker reads of them, in one call: a feature service's values, and similarities to the user."""
+"""Candidates and what a ranker reads of them, in one call.
+
+That is a feature service's values, similarities to the user, and the items of a long history that are most like each.
+"""
 
 import asyncio
 import json
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from polytower.errors import UserError
 from serving import json_columns
 from serving.database import Session
 from serving.errors import UNUSABLE_FEATURES, Problem
@@ -15,6 +19,7 @@ from serving.metrics import ServerMetrics
 from serving.queries import Candidates, Found
 from serving.question import Question
 from serving.rank.feature_service import Features
+from serving.rank.relevance import relevances
 from serving.rank.similarity import Pair, similarities
 from serving.retrieve.retrieval import Answer
 
@@ -24,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ranked:
-    """An answer with N candidates. features: N rows, or None where none were asked for; so similarity.
+    """An answer with N candidates. features: N rows, or None where none were asked for; so similarity and relevant.
 
     user_columns: the columns of features that say something of the user alone, and so the same in every row.
     """
@@ -33,6 +38,7 @@ class Ranked:
     answer: Answer
     features: "pa.Table | None" = None
     similarity: "pa.Table | None" = None
+    relevant: "pa.Table | None" = None
     user_columns: list[str] = field(default_factory=list)
 
     def as_json(self) -> bytes:
@@ -61,6 +67,8 @@ class Ranked:
             found["features"] = self.features.select(others).to_pylist()
         if self.similarity is not None:
             found["similarity"] = self.similarity.to_pylist()
+        if self.relevant is not None:
+            found["relevant"] = self.relevant.to_pylist()
         return found
 
     def as_table(self) -> "pa.Table":
@@ -86,7 +94,7 @@ class Ranked:
             }
         if found.titles is not None:
             columns["title"] = pa.array(found.titles, pa.string())
-        for table in (self.features, self.similarity):
+        for table in (self.features, self.similarity, self.relevant):
             if table is not None:
                 columns |= {name: table[name] for name in table.column_names if name not in columns}
         rest = {
@@ -116,10 +124,11 @@ class Ranking:
         features.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             similarity = await self._similarity(connection, question, answer)
+            relevant = await self._relevant(connection, question, answer)
             values, user_columns = await features
         finally:
             features.cancel()
-        return Ranked(question, answer, values, similarity, user_columns)
+        return Ranked(question, answer, values, similarity, relevant, user_columns)
 
     async def _features(
         self, connection: Session, question: Question, answer: Answer
@@ -137,6 +146,24 @@ class Ranking:
             raise Problem(UNUSABLE_FEATURES, "similarity is that of candidates to a user's events: ask by user_id")
         items = answer.candidates.item_ids
         return await self.similarity(connection, answer.generation, [question.user_id] * len(items), items)
+
+    async def _relevant(self, connection: Session, question: Question, answer: Answer) -> "pa.Table | None":
+        if question.relevant is None:
+            return None
+        if question.user_id is None:
+            raise Problem(UNUSABLE_FEATURES, "relevant items are those of a user's events: ask by user_id")
+        items = answer.candidates.item_ids
+        return await self.relevant(connection, [question.user_id] * len(items), items, question.relevant)
+
+    async def relevant(self, connection: Session, user_ids: list[str], item_ids: list[str], k: int) -> "pa.Table":
+        """The k items of each user's long history that are most like each item, as of now. Raises Problem."""
+        now = datetime.now(UTC)
+        pairs = [Pair(user_id, item_id, now) for user_id, item_id in zip(user_ids, item_ids, strict=True)]
+        try:
+            with self.metrics.stage("relevance"):
+                return await relevances(connection, pairs, k)
+        except UserError as error:
+            raise Problem(UNUSABLE_FEATURES, str(error)) from error
 
     async def similarity(
         self, connection: Session, generation: int | None, user_ids: list[str], item_ids: list[str]

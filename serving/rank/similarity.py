@@ -80,29 +80,31 @@ join item_embeddings e on e.generation = wanted.generation and e.item_id = wante
 """
 
 
-def cosine_histogram(candidates_ND: Floats, history_TD: Floats) -> Floats:
+def cosine_histogram(candidates_ND: Floats, history_TD: Floats, events_T: NDArray[np.int64] | None = None) -> Floats:
     """log(1 + count) of the cosines that fall into [-1 + .1·b, -1 + .1·(b + 1)), b = 0 … 19: float32 [N, 20].
 
-    FetchedRows have unit length. The last bin holds 1 as well. T may be 0: then all counts are.
+    Rows have unit length. The last bin holds 1 as well. T may be 0: then all counts are. events_T: how often each row
+    of the history counts (default: once).
     """
-    millionths_NT = np.rint((_cosines(candidates_ND, history_TD) + 1) * 1e6).astype(np.int64)
+    millionths_NT = np.rint((cosines(candidates_ND, history_TD) + 1) * 1e6).astype(np.int64)
     bins_NT = (millionths_NT // (2_000_000 // BINS)).clip(0, BINS - 1)
     flat = bins_NT + BINS * np.arange(len(candidates_ND))[:, None]
-    counts = np.bincount(flat.ravel(), minlength=BINS * len(candidates_ND)).reshape(-1, BINS)
+    weights = None if events_T is None else np.broadcast_to(events_T, flat.shape).ravel()
+    counts = np.bincount(flat.ravel(), weights, minlength=BINS * len(candidates_ND)).reshape(-1, BINS)
     histogram: Floats = np.log1p(counts).astype(np.float32)
     return histogram
 
 
 def interest_closeness(candidates_ND: Floats, interests_KD: Floats) -> tuple[Floats, Floats]:
     """(max, mean) over the interests of their cosine with each candidate: two float32 [N]. K is at least 1."""
-    cosines_NK = _cosines(candidates_ND, interests_KD)
+    cosines_NK = cosines(candidates_ND, interests_KD)
     return cosines_NK.max(axis=1).astype(np.float32), cosines_NK.mean(axis=1).round(6).astype(np.float32)
 
 
-def _cosines(rows_ND: Floats, others_MD: Floats) -> NDArray[np.float64]:
-    """Cosines [N, M] to six places: a product's last digits depend on how many rows it was computed with."""
-    cosines: NDArray[np.float64] = (rows_ND.astype(np.float64) @ others_MD.astype(np.float64).T).round(6)
-    return cosines
+def cosines(rows_ND: Floats, others_MD: Floats) -> NDArray[np.float64]:
+    """Products [N, M] to six places: a product's last digits depend on how many rows it was computed with."""
+    products: NDArray[np.float64] = (rows_ND.astype(np.float64) @ others_MD.astype(np.float64).T).round(6)
+    return products
 
 
 def similarity_features(

@@ -46,7 +46,7 @@ def _online(world: World, pairs: Pairs, by_feast: dict[str, Any]) -> None:
     entities = {"user_id": [user for user, _, _ in pairs], "item_id": [item for _, item, _ in pairs]}
     assert world.server is not None
     answer = world.server.post("/v1/features", {"service": RANKER_SERVICE, "entities": entities})
-    table = world.client.features(RANKER_SERVICE, similarity=True, **entities)
+    table = world.client.features(RANKER_SERVICE, similarity=True, relevant=None, **entities)
     names = [name for name in by_feast if name not in entities]
     check(len(names) > 20, f"the service has {len(names)} features: {names}")
     for name in names:

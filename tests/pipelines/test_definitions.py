@@ -13,7 +13,7 @@ import dagster as dg
 import pytest
 
 from feature_repo.modalities import MODALITIES
-from pipelines.generation.quality import CONTENT_GATES, GENERATION_GATES
+from pipelines.generation.quality import CODE_GATES, CONTENT_GATES, GENERATION_GATES
 from pipelines.generation.title_recall import TITLE_GATES
 from pipelines.load.folder import load_folder
 from pipelines.orchestration.materialize import STEPS, assets_until
@@ -28,6 +28,7 @@ GRAPH: dict[str, tuple[str, set[str], str | None]] = {
     "interactions": ("data", {"items"}, None),
     "user_sequences": ("data", {"interactions"}, "daily"),
     "content_embeddings": ("content", {"items"}, "modality"),
+    "content_codes": ("content", {"content_embeddings"}, None),
     "training_set": ("model", {"user_sequences", "content_embeddings"}, None),
     "checkpoint": ("model", {"training_set"}, None),
     "adapted_embeddings": ("model", {"checkpoint"}, None),
@@ -39,6 +40,7 @@ CHECKS = {
     "items": {"expectations"},
     "interactions": {"expectations"},
     "content_embeddings": set(CONTENT_GATES),
+    "content_codes": set(CODE_GATES),
     "generation": {*GENERATION_GATES, *TITLE_GATES},
 }
 

@@ -41,14 +41,17 @@ def test_the_whole_flow(
     first = materialize(folder=str(folder), preset="tiny", options=options, instance=history)
     assert first["generation"] == 1
     assert list(first["assets"]) == [
-        "items", "interactions", "user_sequences", "content_embeddings", "training_set", "checkpoint",
+        "items", "interactions", "user_sequences", "content_embeddings", "content_codes", "training_set", "checkpoint",
         "adapted_embeddings", "generation", "live_generation", "feast_features",
     ]  # fmt: skip
     assert first["assets"]["items"]["dagster/row_count"] == 60
     assert first["assets"]["interactions"]["dagster/row_count"] == 640
     assert first["assets"]["content_embeddings"]["encoded"] == 119
     assert first["assets"]["checkpoint"]["curves"].startswith("![loss")
-    assert len(first["checks"]) == 2 + len(quality.CONTENT_GATES) + len(quality.GENERATION_GATES) + len(TITLE_GATES)
+    gates = (*quality.CONTENT_GATES, *quality.CODE_GATES, *quality.GENERATION_GATES, *TITLE_GATES)
+    assert len(first["checks"]) == 2 + len(gates)
+    codes = first["assets"]["content_codes"]
+    assert (codes["dagster/row_count"], codes["trained"], codes["coded"]) == (60, True, 60)
     errors = capfd.readouterr().err
     assert "live generation" in errors
     assert "DEBUG" not in errors
@@ -64,6 +67,8 @@ def test_the_whole_flow(
     second = materialize(preset="tiny", options=options, progress=False, instance=history)
     assert second["generation"] == 1
     assert second["assets"]["content_embeddings"]["encoded"] == 0
+    codes = second["assets"]["content_codes"]
+    assert (codes["why"], codes["trained"], codes["coded"]) == ("the encoders are the same", False, 0)
     assert second["assets"]["user_sequences"]["days"] == "nothing changed"
     assert second["assets"]["checkpoint"]["reused"] is True
     assert [run["assets"]["feast_features"]["applied"] for run in (first, second)] == [True, False]
