@@ -18,6 +18,7 @@ WORDS = {
     "config": "Its options.",
     "created_at": "When the row was made.",
     "encoded_at": "When it was encoded.",
+    "code_set": "Number of the set of codebooks.",
     "codebook_id": "Number of the codebook.",
     "subspaces": "Parts that a vector is cut into.",
     "centroids": "The centroids of every part.",
