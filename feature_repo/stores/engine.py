@@ -13,6 +13,7 @@ from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source i
 from psycopg import sql
 
 from feature_repo.columns import Kind
+from feature_repo.schema import FEAST_SCHEMA
 from feature_repo.stores.offline_store import PolytowerOfflineStoreConfig
 from feature_repo.stores.online_store import PolytowerOnlineStore
 from feature_repo.views import VIEWS
@@ -55,10 +56,11 @@ class PolytowerComputeEngine(LocalComputeEngine):  # type: ignore[misc]
         if not (_plain(view) and self._one_database()):
             return super()._materialize_one(registry, task, **options)
         name = f"{view.name}-{task.start_time}-{task.end_time}"
-        source = self._source(registry, task)
         try:
-            with self.online_store.connection(self.repo_config) as connection:
-                take(connection, VIEWS[view.name], source)
+            if not _held_already(view):
+                source = self._source(registry, task)
+                with self.online_store.connection(self.repo_config) as connection:
+                    take(connection, VIEWS[view.name], source)
         except (UserError, psycopg.Error) as error:
             return LocalMaterializationJob(job_id=name, status=MaterializationJobStatus.ERROR, error=error)
         return LocalMaterializationJob(job_id=name, status=MaterializationJobStatus.SUCCEEDED)
@@ -121,6 +123,12 @@ def _same_lengths(connection: psycopg.Connection[Any], view: View) -> None:
     uneven = connection.execute(statement).fetchone()
     if uneven is not None:
         raise unequal(view, uneven[0])
+
+
+def _held_already(view: FeatureView) -> bool:
+    """Whether the source of an immutable view is where its rows are kept: they would be held against themselves."""
+    at_home = view.batch_source.get_table_query_string() == f"{FEAST_SCHEMA}.{view.name}"
+    return VIEWS[view.name].table is None and bool(at_home)
 
 
 def _plain(view: FeatureView) -> bool:

@@ -1,11 +1,14 @@
 """The feature views: one declaration each, and how all of them are read and written."""
 
 from feature_repo.views import (
+    item_activity,
     item_attributes,
     item_content,
     item_embedding,
     item_stats,
+    user_activity,
     user_interests,
+    user_profile,
     user_sequence,
     user_stats,
 )
@@ -18,10 +21,13 @@ VIEWS: dict[str, View] = {
         user_sequence,
         user_interests,
         user_stats,
+        user_activity,
+        user_profile,
         item_attributes,
         item_content,
         item_embedding,
         item_stats,
+        item_activity,
     )
 }
 

@@ -154,6 +154,7 @@ def refuse_changes(connection: psycopg.Connection[Any], view: View) -> None:
         raise UserError(
             f"feature view {view.name!r} is immutable and the row of {different[0]!r} differs from what is stored: "
             "embeddings change by encoding content, or by building and promoting a generation (`polytower materialize`)"
+            "; counts, by events"
         )
 
 

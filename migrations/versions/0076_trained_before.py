@@ -9,7 +9,7 @@ from alembic import op
 from migrations.install import install
 
 revision = "0076"
-down_revision = "0071"
+down_revision = "0073"
 branch_labels = None
 depends_on = None
 

@@ -14,6 +14,7 @@ TABLES = (
     "user_sequences",
     "user_stats",
     "item_stats",
+    "users",
     "items",
     "content_embeddings",
     "item_embeddings",
@@ -43,7 +44,7 @@ def parsed(answer: dict[str, list[Any]]) -> dict[str, list[Any]]:
     read = {
         name: [None if each is None else json.loads(each) for each in values]
         for name, values in answer.items()
-        if name == "attributes"
+        if name.endswith("attributes")
     }
     return answer | read
 

@@ -5,7 +5,7 @@ documentation and not the SQL. Vectors are halves (1/8 steps), so that equality 
 """
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from random import Random
 from typing import Any
 
@@ -42,6 +42,8 @@ def fill(connection: psycopg.Connection[Any], seed: int = 0) -> History:
     events = _events(random)
     history["user_sequence"], history["user_stats"] = _users(connection, events)
     history["item_stats"] = _item_stats(connection, events)
+    history["user_activity"], history["item_activity"] = _activity(events, 1), _activity(events, 2)
+    history["user_profile"] = _profiles(connection)
     history["item_attributes"] = _items(connection)
     history["item_content"] = _content(connection, random)
     history["item_embedding"], history["user_interests"] = _generations(connection, random)
@@ -82,15 +84,15 @@ def _mean(events: list[Any]) -> float | None:
 def _users(connection: psycopg.Connection[Any], events: list[Any]) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
     sequences: dict[str, list[Row]] = {}
     stats: dict[str, list[Row]] = {}
-    for (user, date), past in _by_day(events, 1).items():
+    for (user, active), past in _by_day(events, 1).items():
         as_of, items, kinds = past[-1][0], [event[2] for event in past], [event[3] for event in past]
         moments = [event[0] for event in past]
         connection.execute(
-            "insert into user_sequences values (%s, %s, %s, %s, %s, %s)", [user, date, as_of, items, moments, kinds]
+            "insert into user_sequences values (%s, %s, %s, %s, %s, %s)", [user, active, as_of, items, moments, kinds]
         )
         connection.execute(
             "insert into user_stats values (%s, %s, %s, %s, %s, %s, %s)",
-            [user, date, as_of, len(past), len(set(items)), _mean(past), moments[0]],
+            [user, active, as_of, len(past), len(set(items)), _mean(past), moments[0]],
         )
         sequences.setdefault(user, []).append(
             (as_of, {"item_ids": items, "occurred_ats": [micros(each) for each in moments], "kinds": kinds})
@@ -107,9 +109,9 @@ def _users(connection: psycopg.Connection[Any], events: list[Any]) -> tuple[dict
 
 def _item_stats(connection: psycopg.Connection[Any], events: list[Any]) -> dict[str, list[Row]]:
     stats: dict[str, list[Row]] = {}
-    for (item, date), past in _by_day(events, 2).items():
+    for (item, active), past in _by_day(events, 2).items():
         users = {event[1] for event in past}
-        row = [item, date, past[-1][0], len(past), len(users), _mean(past), past[0][0]]
+        row = [item, active, past[-1][0], len(past), len(users), _mean(past), past[0][0]]
         connection.execute("insert into item_stats values (%s, %s, %s, %s, %s, %s, %s)", row)
         counts = {
             "item_interactions": len(past),
@@ -119,6 +121,39 @@ def _item_stats(connection: psycopg.Connection[Any], events: list[Any]) -> dict[
         }
         stats.setdefault(item, []).append((past[-1][0], counts))
     return stats
+
+
+def _activity(events: list[Any], entity: int) -> dict[str, list[Row]]:
+    """Events of the whole days before each day on which a count changes; nothing before an entity's first day is over.
+
+    The last such day may be ahead of the clock, where there is no row yet.
+    """
+    days: dict[str, list[date]] = {}
+    for event in events:
+        days.setdefault(event[entity], []).append(event[0].date())
+    name, today = ("user", "item")[entity - 1], datetime.now(UTC).date()
+    rows: dict[str, list[Row]] = {}
+    for each, met in days.items():
+        for moment in sorted({one + timedelta(days=later) for one in met for later in (1, 2, 8, 31, 366)}):
+            if moment <= today:
+                counts = {
+                    f"{name}_interactions_{window}d": sum(
+                        timedelta() < moment - one <= timedelta(window) for one in met
+                    )
+                    for window in (1, 7, 30, 365)
+                }
+                rows.setdefault(each, []).append((datetime(*moment.timetuple()[:3], tzinfo=UTC), counts))
+    return rows
+
+
+def _profiles(connection: psycopg.Connection[Any]) -> dict[str, list[Row]]:
+    """The last user is not among those who are described."""
+    rows: dict[str, list[Row]] = {}
+    for number, user in enumerate(USERS[:-1]):
+        attributes = {"city": "Zürich ☃", "age": 20 + number} if number else {}
+        connection.execute("insert into users values (%s, %s, %s)", [user, json.dumps(attributes), day(number)])
+        rows[user] = [(day(number), {"user_attributes": attributes})]
+    return rows
 
 
 def _items(connection: psycopg.Connection[Any]) -> dict[str, list[Row]]:

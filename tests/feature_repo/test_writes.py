@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from feature_repo.schema import ITEM_ID, USER_ID
+from feature_repo.views import VIEWS
 from polytower.errors import UserError
 from polytower.postgres import connect
 from tests.feature_repo import rows
@@ -58,6 +59,17 @@ def test_materialise_refuses_what_a_write_refuses(writable: Filled) -> None:
     with pytest.raises(UserError, match="the lists of 'u0' are of unequal lengths"):
         writable.store.materialize(rows.day(-1), rows.day(100), feature_views=["user_sequence"])
     assert versions(writable.url) == before
+
+
+def test_materialise_refuses_other_embeddings(writable: Filled) -> None:
+    from feature_repo.stores.engine import take
+
+    source = "select * from feast.item_embedding where as_of = (select max(live_from) from polytower.promotions)"
+    other = "select item_id, as_of, array[9, 9, 9, 9]::real[] as embedding, content_embedding, id_embedding,"
+    with connect(writable.url) as connection:
+        assert take(connection, VIEWS["item_embedding"], source) == 0
+        with pytest.raises(UserError, match="'item_embedding' is immutable and the row of '' differs"):
+            take(connection, VIEWS["item_embedding"], f"{other} embedding_generation from ({source}) as held")
 
 
 def test_a_written_sequence_is_read_back(writable: Filled) -> None:
