@@ -12,10 +12,8 @@ import psycopg
 from psycopg import sql
 from pydantic import Field
 
-from encoders.config import changed
-from encoders.presets import preset
 from feature_repo.schema import FEAST_SCHEMA
-from pipelines.generation import lifecycle, training_folder
+from pipelines.generation import lifecycle, recipe, training_folder
 from pipelines.generation.build import build
 from pipelines.generation.training import located, train_checkpoint
 from pipelines.orchestration import plots
@@ -24,9 +22,12 @@ from polytower.errors import UserError
 
 
 class TrainingConfig(dg.Config):
-    """preset: name of the training configuration (docs/models.md lists them). options: what differs from it."""
+    """preset: name of the training configuration (docs/models.md lists them); empty keeps that of the live generation.
 
-    preset: str = "demo"
+    options: what differs from it.
+    """
+
+    preset: str = ""
     options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -66,17 +67,22 @@ def training_set(
 
 @dg.asset(deps=[training_set], group_name="model", kinds={"torch"})
 def checkpoint(
-    context: dg.AssetExecutionContext, config: TrainingConfig, encoders: EncoderResource, terminal: Terminal
+    context: dg.AssetExecutionContext,
+    config: TrainingConfig,
+    postgres: PostgresResource,
+    encoders: EncoderResource,
+    terminal: Terminal,
 ) -> dg.MaterializeResult[Any]:
     """Towers trained on the newest training set; the same data and preset find the finished checkpoint again."""
     chosen = encoders.settings()
-    reads = changed(preset(config.preset), config.options).towers.user_attributes
+    with postgres.connect() as connection:
+        asked = recipe.chosen(connection, config.preset, config.options)
     # A home that was moved has the folder under the same name.
     folder = chosen.training_sets_dir / Path(str(_latest(context, "training_set", "path"))).name
-    snapshot = training_folder.load(folder, reads)
+    snapshot = training_folder.load(folder, asked.config.towers.user_attributes)
     trained = train_checkpoint(
-        snapshot, config.preset, chosen.checkpoints_dir,
-        options=config.options, device=chosen.device, progress=terminal.progress,
+        snapshot, asked.preset, chosen.checkpoints_dir,
+        options=asked.options, device=chosen.device, progress=terminal.progress,
     )  # fmt: skip
     curves = plots.curves(trained.curves, "epoch", ["loss", "ndcg_10", "recall_50"])
     return dg.MaterializeResult(

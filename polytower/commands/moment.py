@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 
-class Moment(click.ParamType):
+class Moment(click.ParamType[datetime]):
     """ISO 8601, as a datetime with its zone."""
 
     name = "moment"
