@@ -32,6 +32,7 @@ from pipelines.export import export
 from pipelines.generation import lifecycle
 from pipelines.generation.build import build
 from pipelines.generation.evaluation import evaluate_generation
+from pipelines.generation.past_interests import past_interests
 from pipelines.generation.training import aligned, read_snapshot, train_checkpoint
 from pipelines.generation.training_set import read_catalogue, read_training_set
 from pipelines.load.dataset import read_folder
@@ -74,6 +75,7 @@ PIECES: dict[str, tuple[int, int]] = {
     "pipelines.content_embeddings._CHUNK": (7, ITEMS - 1),
     "pipelines.export.ROW_CHUNK": (7, ITEMS),
     "pipelines.load.contract.BATCH_ROWS": (7, USERS),
+    "pipelines.generation.past_interests.ROW_CHUNK": (7, USERS),
     "pipelines.generation.search_depth.BLOCK": (7, ITEMS),
     "pipelines.generation.training_set.ITEMS_BATCH": (7, ITEMS),
     "pipelines.generation.training_set.USERS_BATCH": (7, USERS),
@@ -224,7 +226,12 @@ class Flow:
             "select user_id, interest, embedding, weight, as_of from user_interests order by user_id, interest"
         ).fetchall()
         items = connection.execute("select item_id, embedding from item_embeddings order by item_id").fetchall()
+        users = [f"u{n}" for n in range(USERS)]
+        connection.execute("update generations set trained_before = '2020-01-01Z'")
+        past = past_interests(connection, generation, users, [datetime(2024, 1, 2, tzinfo=UTC)] * USERS)
+        connection.rollback()
         return {
+            "past interests": past.vectors,
             "histories": training_set.histories.items.tolist(),
             "user attributes": training_set.histories.attributes,
             "item ids": [item for item, _ in items],

@@ -6,7 +6,7 @@ from typing import Any
 
 import psycopg
 
-from encoders.config import changed
+from encoders.config import TrainConfig, changed
 from encoders.presets import preset
 from pipelines.generation import lifecycle
 from polytower.errors import UserError
@@ -21,6 +21,11 @@ class Recipe:
     preset: str
     options: Mapping[str, Any]
     source: str
+
+    @property
+    def config(self) -> TrainConfig:
+        """The configuration that it names. Raises UserError for a preset or an option that does not exist."""
+        return changed(preset(self.preset), self.options)
 
     def __str__(self) -> str:
         """For whoever watches the run."""
@@ -52,4 +57,4 @@ def chosen(connection: psycopg.Connection[Any], name: str, options: Mapping[str,
 def _check(recipe: Recipe) -> None:
     from encoders.training.train import check_names
 
-    check_names(changed(preset(recipe.preset), recipe.options))
+    check_names(recipe.config)

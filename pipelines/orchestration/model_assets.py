@@ -13,11 +13,9 @@ import psycopg
 from psycopg import sql
 from pydantic import Field
 
-from encoders.config import changed
 from encoders.content.registry import encoder_of
-from encoders.presets import preset
 from feature_repo.schema import FEAST_SCHEMA
-from pipelines.generation import lifecycle, training_folder
+from pipelines.generation import lifecycle, recipe, training_folder
 from pipelines.generation.adapted import encode_adapted
 from pipelines.generation.build import build
 from pipelines.generation.training import Checkpoint, located, train_checkpoint
@@ -27,9 +25,12 @@ from polytower.errors import UserError
 
 
 class TrainingConfig(dg.Config):
-    """preset: name of the training configuration (docs/models.md lists them). options: what differs from it."""
+    """preset: name of the training configuration (docs/models.md lists them); empty keeps that of the live generation.
 
-    preset: str = "demo"
+    options: what differs from it.
+    """
+
+    preset: str = ""
     options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -69,17 +70,22 @@ def training_set(
 
 @dg.asset(deps=[training_set], group_name="model", kinds={"torch"})
 def checkpoint(
-    context: dg.AssetExecutionContext, config: TrainingConfig, encoders: EncoderResource, terminal: Terminal
+    context: dg.AssetExecutionContext,
+    config: TrainingConfig,
+    postgres: PostgresResource,
+    encoders: EncoderResource,
+    terminal: Terminal,
 ) -> dg.MaterializeResult[Any]:
     """Towers trained on the newest training set; the same data and preset find the finished checkpoint again."""
     chosen = encoders.settings()
-    wanted = changed(preset(config.preset), config.options)
+    with postgres.connect() as connection:
+        asked = recipe.chosen(connection, config.preset, config.options)
     # A home that was moved has the folder under the same name.
     folder = chosen.training_sets_dir / Path(str(_latest(context, "training_set", "path"))).name
-    snapshot = training_folder.load(folder, wanted.towers.user_attributes, contents=wanted.lora_rank > 0)
+    snapshot = training_folder.load(folder, asked.config.towers.user_attributes, contents=asked.config.lora_rank > 0)
     trained = train_checkpoint(
-        snapshot, config.preset, chosen.checkpoints_dir, load=partial(encoder_of, config=chosen),
-        options=config.options, device=chosen.device, progress=terminal.progress,
+        snapshot, asked.preset, chosen.checkpoints_dir, load=partial(encoder_of, config=chosen),
+        options=asked.options, device=chosen.device, progress=terminal.progress,
     )  # fmt: skip
     curves = plots.curves(trained.curves, "epoch", ["loss", "ndcg_10", "recall_50"])
     return dg.MaterializeResult(

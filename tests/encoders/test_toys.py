@@ -16,7 +16,12 @@ from polytower.errors import UserError
 from tests.encoders.data import tiny_catalogue, tiny_histories
 
 TINY = TrainConfig(
-    towers=TowersConfig(dim=16, history=8, interests=2, content_width=8), epochs=1, negatives=0, threads=1, device="cpu"
+    towers=TowersConfig(dim=16, history=8, interests=2, content_width=8),
+    epochs=1,
+    batch_rows=4,
+    negatives=0,
+    threads=1,
+    device="cpu",
 )
 
 

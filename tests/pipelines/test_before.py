@@ -2,21 +2,25 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import numpy as np
+import pandas as pd
 import psycopg
 import pytest
 
 from encoders.content.registry import CONTENT_ENCODERS
+from encoders.training import checkpoint
 from pipelines.content_embeddings import encode_modality
 from pipelines.generation import lifecycle, training_folder
-from pipelines.generation.build import build
+from pipelines.generation.build import build, interest_rows
 from pipelines.generation.evaluation import evaluate_generation
-from pipelines.generation.training import Checkpoint, train_checkpoint
+from pipelines.generation.past_interests import past_interests, with_past_interests
+from pipelines.generation.training import Checkpoint, aligned, read_snapshot, train_checkpoint
+from pipelines.generation.training_set import read_catalogue, read_histories
 from pipelines.load.folder import load_folder
 from pipelines.orchestration.materialize import materialize
 from pipelines.sequences import changed_days, refresh_sequences
@@ -87,6 +91,52 @@ def test_it_says_so_and_passes_its_gates(past: Past) -> None:
     counted = past.connection.execute("select count(*) from interactions where occurred_at < %s", [MOMENT]).fetchone()
     assert (events,) == counted
     assert gates(past.connection, past.generation)["stale_users"] == 0
+
+
+def test_interests_at_a_later_moment_are_of_the_events_before_it(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.generation.past_interests.ROW_CHUNK", 13)  # 40 users: three rounds and a remainder
+    catalogue, _ = read_catalogue(past.connection)
+    item_ids, _ = read_snapshot(past.checkpoint.directory)
+    towers, _, _ = checkpoint.load(past.checkpoint.directory, aligned(catalogue, item_ids))
+    items = towers.item_embeddings().item
+    # A moment that is itself an event's: that event is not before it.
+    later = past.connection.execute(
+        "select occurred_at from interactions where occurred_at > %s order by occurred_at offset 100 limit 1", [MOMENT]
+    ).fetchone()
+    assert later is not None
+    for moment in (MOMENT, later[0]):
+        histories = read_histories(past.connection, catalogue, moment)
+        expected = {
+            (user, interest): (vector, weight)
+            for rows in interest_rows(towers, items, histories, progress=False)
+            for user, interest, vector, weight in zip(
+                rows.user_ids, rows.interest, rows.embedding, rows.weight, strict=True
+            )
+        }
+        users = [*histories.user_ids, "nobody"]
+        found = past_interests(past.connection, past.generation, users, [moment] * len(users))
+        for (user, interest), (vector, weight) in expected.items():
+            row = users.index(user)
+            np.testing.assert_allclose(found.vectors[row, interest], vector, atol=5e-3)
+            np.testing.assert_allclose(found.weights[row, interest], weight, atol=5e-3)
+        assert not found.weights[-1].any()
+    frame = pd.DataFrame(
+        {
+            "user_id": users,
+            "event_timestamp": pd.to_datetime([later[0]] * len(users), utc=True),
+            "interests": None,
+            "interest_weights": None,
+            "interest_count": None,
+            "interests_generation": [float(past.generation)] * (len(users) - 1) + [np.nan],
+        }
+    )
+    answer = with_past_interests(past.connection, frame)
+    np.testing.assert_allclose(answer["interests"][3], found.vectors[3].ravel())
+    np.testing.assert_allclose(answer["interest_weights"][3], found.weights[3])
+    assert answer["interests"].isna().tolist() == [False] * (len(users) - 1) + [True]
+    assert answer["interest_count"][3] == 2
+    with pytest.raises(UserError, match="would tell an earlier moment what came later"):
+        past_interests(past.connection, past.generation, users[:1], [MOMENT - timedelta(microseconds=1)])
 
 
 def test_whatever_happens_later_changes_nothing(past: Past) -> None:

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from polytower.cli import cli
+from polytower.commands.moment import Moment
 from tests.factories import tiny_folder
 from tests.test_goldens import surface
 
@@ -119,3 +120,21 @@ def test_the_doctor_finds_everything_here(platform: str) -> None:
     assert {"python", "packages", "machine", "disk", "device", "weights"} <= set(findings)
     assert {"postgres", "pgvector", "schema", "rights", "roles"} <= set(findings)
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("2000-12-01", "2000-12-01T00:00:00+00:00"),
+        ("2000-12-01T18:30", "2000-12-01T18:30:00+00:00"),
+        ("2000-12-01T18:30+02:00", "2000-12-01T18:30:00+02:00"),
+    ],
+)
+def test_a_moment_is_utc_unless_it_says_otherwise(given: str, read: str) -> None:
+    assert Moment().convert(given, None, None).isoformat() == read
+
+
+def test_a_moment_that_is_none_says_how_one_looks() -> None:
+    done = CliRunner().invoke(cli, ["materialize", "--before", "december"])
+    assert done.exit_code == 2
+    assert "'december' is not a date or time such as 2000-12-01" in done.output
