@@ -1,6 +1,7 @@
 """Assets that a model makes: training set, checkpoint, generation, its promotion, and Feast's view of it."""
 
 import hashlib
+import sys
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -72,6 +73,9 @@ def checkpoint(
         snapshot, config.preset, chosen.checkpoints_dir, load=partial(encoder_of, config=chosen),
         options=config.options, device=chosen.device, progress=terminal.progress,
     )  # fmt: skip
+    if terminal.progress and trained.adapters:
+        stayed = [name for name in trained.encoders if name not in trained.adapters]
+        sys.stderr.write(f"  encoders adapted: {', '.join(trained.adapters)}; frozen: {', '.join(stayed) or 'none'}\n")
     curves = plots.curves(trained.curves, "epoch", ["loss", "ndcg_10", "recall_50"])
     return dg.MaterializeResult(
         metadata={
