@@ -20,14 +20,14 @@ KEPT = ("questions", "seeds", "validation", "metrics", "controls", "differences"
 
 @dataclass(frozen=True)
 class Row:
-    """One experiment. content: modalities; options: what differs from the preset; control: with both controls."""
+    """One experiment. content: modalities; options: what differs from the preset; controls: trained too."""
 
     data: str
     preset: str
     content: tuple[str, ...] = ()
     split: str = "leave_one_out"
     options: tuple[str, ...] = ()
-    control: bool = False
+    controls: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -42,7 +42,7 @@ class Row:
             *(part for name in self.content for part in ("--content", name)),
             *(["--images", str(data / IMAGES[self.data])] if "image" in self.content else []),
             *(part for option in self.options for part in ("--set", option)),
-            *(["--control", "equal_width", "--control", "permuted"] if self.control else []),
+            *(part for control in self.controls for part in ("--control", control)),
             "--into", str(into), "--json",
         ]  # fmt: skip
 
@@ -60,14 +60,16 @@ SPARSE = (
     "towers.id_dropout=0.5", "towers.content_dropout=0.5", "learning_rate=0.0002", "epochs=3", "validate_every=1",
     "batch_rows=16",
 )  # fmt: skip
+BOTH, ENCODERS = ("equal_width", "permuted"), ("frozen", "permuted")
 ROWS = (
     Row("hm-fashion", "short"),
     *(Row("hm-fashion", "multimodal", content) for content in (("text",), ("attributes",), ("image",))),
-    Row("hm-fashion", "multimodal", WORDS, control=True),
-    Row("hm-fashion", "multimodal", WORDS, options=SPARSE, control=True),
-    Row("hm-fashion", "multimodal", ALL, options=SPARSE, control=True),
-    Row("amazon-beauty", "multimodal", WORDS, control=True),
-    Row("amazon-beauty", "multimodal", WORDS, options=("towers.dim=128", "towers.content_dim=64"), control=True),
+    Row("hm-fashion", "multimodal", WORDS, controls=BOTH),
+    Row("hm-fashion", "multimodal", WORDS, options=SPARSE, controls=BOTH),
+    Row("hm-fashion", "multimodal", ALL, options=SPARSE, controls=BOTH),
+    Row("hm-fashion", "em3", WORDS, options=(*SPARSE, "encoder_rate=5.0"), controls=ENCODERS),
+    Row("amazon-beauty", "multimodal", WORDS, controls=BOTH),
+    Row("amazon-beauty", "multimodal", WORDS, options=("towers.dim=128", "towers.content_dim=64"), controls=BOTH),
     Row("amazon-beauty", "multimodal", WORDS, options=("towers.learn_id_share=true",)),
     Row("amazon-beauty", "multimodal", WORDS, options=("towers.shrinkage=1.0",)),
     *(
@@ -76,7 +78,7 @@ ROWS = (
     ),
     *(Row(data, "multimodal", WORDS, split="cold_items") for data in ("amazon-beauty", "hm-fashion")),
     Row("movielens-1m", "long", ALL, options=("towers.content_dim=48", "towers.linear=true", 'towers.fusion="none"',
-        "towers.whiten=256", "content_weight=0"), control=True),
+        "towers.whiten=256", "content_weight=0"), controls=BOTH),
 )  # fmt: skip
 
 

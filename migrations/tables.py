@@ -226,7 +226,7 @@ Table(
     "towers",
     metadata,
     Column("generation", BigInteger, ForeignKey("generations.generation", ondelete="CASCADE"), nullable=False),
-    _text("part", comment="user_tower or content."),
+    _text("part", comment="user_tower, content, or adapter_ and the modality whose encoder was trained."),
     Column("weights", LargeBinary, nullable=False, comment="The tower as safetensors."),
     Column("config", JSONB, nullable=False),
     PrimaryKeyConstraint("generation", "part"),

@@ -1,6 +1,7 @@
 """Assets that a model makes: training set, checkpoint, generation, its promotion, and Feast's view of it."""
 
 import hashlib
+import sys
 from datetime import datetime
 from functools import partial
 from importlib.metadata import version
@@ -87,6 +88,9 @@ def checkpoint(
         snapshot, asked.preset, chosen.checkpoints_dir, load=partial(encoder_of, config=chosen),
         options=asked.options, device=chosen.device, progress=terminal.progress,
     )  # fmt: skip
+    if terminal.progress and trained.adapters:
+        stayed = [name for name in trained.encoders if name not in trained.adapters]
+        sys.stderr.write(f"  encoders adapted: {', '.join(trained.adapters)}; frozen: {', '.join(stayed) or 'none'}\n")
     curves = plots.curves(trained.curves, "epoch", ["loss", "ndcg_10", "recall_50"])
     return dg.MaterializeResult(
         metadata={

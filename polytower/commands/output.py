@@ -81,6 +81,8 @@ def experiment_table(report: dict[str, Any]) -> str:
         for who, found in report["differences"].items()
     ]
     parts.append(table(apart, ["ahead of, seen masked", *names], title="paired differences and their standard errors"))
+    if report["adapted"]:
+        parts.append(f"trained with the towers: the encoder of {' and of '.join(report['adapted'])}")
     return "\n\n".join(parts)
 
 

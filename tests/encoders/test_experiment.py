@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from encoders.config import changed
+from encoders.content.registry import CONTENT_ENCODERS
+from encoders.content.text import TextEncoder
 from encoders.evaluation.comparison import differences
 from encoders.experiments.experiment import CONTROLS, SPLITS, encoded_catalogue, run_experiment
 from encoders.presets import PRESETS, preset
 from pipelines.load.dataset import read_folder
 from polytower.errors import UserError
+from tests.encoders.checkpoints import bert
 from tests.factories import tiny_folder
 
 OPTIONS = {"epochs": 2, "threads": 1}
@@ -141,3 +144,22 @@ def test_options_change_the_preset_and_unknown_ones_are_refused() -> None:
     for options, message in (({"epoch": 3}, "epoch"), ({"towers.k": 3}, "k"), ({"epochs": "many"}, "not a number")):
         with pytest.raises(UserError, match=message):
             changed(preset("tiny"), options)
+
+
+def test_encoders_are_trained_too_and_compared_with_frozen_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(bert(tmp_path / "bert"))
+    monkeypatch.setitem(CONTENT_ENCODERS, "text", lambda model, device: TextEncoder(folder, device=device))
+    data, _ = read_folder(tiny_folder(tmp_path / "data"))
+    options = {**OPTIONS, "towers.dim": 32, "towers.content_dim": 16, "towers.history": 16, "encoder_budget": 4}
+    report = run_experiment(
+        data, "em3", [0], directory=tmp_path / "runs", modalities=["text", "attributes"], options=options,
+        device="cpu", controls=["frozen", "permuted", "equal_width"],
+    )  # fmt: skip
+    assert report["adapted"] == ["text"]
+    assert set(report["controls"]) == {"frozen", "permuted", "equal_width"}
+    written = {path.parent.parent.name: path.name for path in (tmp_path / "runs").rglob("adapter-*")}
+    assert written == {"runs": "adapter-text.safetensors", "permuted": "adapter-text.safetensors"}
+    with pytest.raises(UserError, match=r"attributes \(feature hashing \(256\)\).*LoRA needs a transformer"):
+        run_experiment(data, "em3", [0], directory=tmp_path / "none", modalities=["attributes"], options=options)

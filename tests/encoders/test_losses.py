@@ -1,5 +1,6 @@
 """Objectives against plain expressions, repels by hand; every registered one is differentiable and finite."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -190,3 +191,20 @@ def test_weight_loss_is_least_for_the_interest_that_owns_the_next_item() -> None
     sure = F.one_hot(owner, 3).double() * 0.98 + 0.01
     assert losses.weight_loss(vectors, sure, positives) < 0.1
     assert losses.weight_loss(vectors, sure.roll(1, dims=1), positives) > 1
+
+
+def test_the_content_id_contrast_of_two_items_by_hand() -> None:
+    """With two items every one of the sixteen negatives is the other one."""
+    content, own = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.6, 0.8], [0.8, 0.6]])
+    content.requires_grad_()
+    own.requires_grad_()
+    found = losses.content_id_contrast(content, own, 0.5)
+    # cosines of content with ID: .6 .8 / .8 .6; one positive and sixteen negatives on each side
+    by_hand = math.log(1 + 16 * math.exp((0.8 - 0.6) / 0.5))
+    assert found.item() == pytest.approx(by_hand, rel=1e-5)
+    found.backward()
+    assert content.grad is not None
+    assert own.grad is not None
+    assert content.grad.any()
+    assert own.grad.any()
+    assert losses.content_id_contrast(content[:1], own[:1], 0.5).item() == 0
