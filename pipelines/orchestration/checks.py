@@ -121,10 +121,9 @@ def titles_find_their_items(postgres: PostgresResource, encoders: EncoderResourc
         measured = title_recall(connection, newest.generation, encoder) if encoder is not None and fits else []
     for name, (gate, found) in title_gates(measured).items():
         result = _gate_result("generation", name, {f"generation {newest.generation}": gate.as_json()})
-        numbers: dict[str, dg.MetadataValue[Any]] = {}
-        if found is not None:
-            numbers = {"titles": dg.MetadataValue.int(found.titles), "R@1": dg.MetadataValue.float(found.at_1),
-                       "R@10": dg.MetadataValue.float(found.at_10)}  # fmt: skip
+        numbers: dict[str, Any] = (
+            {} if found is None else {"titles": found.titles, "R@1": found.at_1, "R@10": found.at_10}
+        )
         said = None if measured or not revision else "not measured: another text encoder is set, or there are no titles"
         yield result._replace(metadata={**result.metadata, **numbers}, description=result.description or said)
 

@@ -31,9 +31,10 @@ async def why_nothing(connection: Session, question: Question, interests: Intere
             f"nothing was found: of the {len(question.allow)} items in allow, generation {generation} has none that is"
             " available"
         )
-    what = ["exclude"] * bool(question.exclude) + ["what was seen (exclude_seen)"] * bool(interests.banned)
-    if what:
-        of = " that the filter and allow leave" if found else ""
-        return f"nothing was found: {' and '.join(what)} rule out all items{of}"
-    both = ", or none that the filter and allow leave together" if found else ""
-    return f"nothing was found: no available item has a vector in the space {question.searched_space}{both}"
+    conditions = ["the filter"] * bool(question.filter) + ["allow"] * (question.allow is not None)
+    passing = f" that pass {' and '.join(conditions)}" if conditions else ""
+    gone = ["excluded"] * bool(question.exclude) + ["seen before (exclude_seen)"] * bool(interests.banned)
+    if gone:
+        return f"nothing was found: all items{passing} were {' or '.join(gone)}"
+    together = f", or none passes {' and '.join(conditions)}" if conditions else ""
+    return f"nothing was found: no available item has a vector in the space {question.searched_space}{together}"

@@ -1,6 +1,9 @@
 """`polytower db reader`: what such a login reads, what it may not, and how it is renewed and removed."""
 
 import json
+import os
+import subprocess
+import sys
 
 import psycopg
 import pytest
@@ -82,3 +85,15 @@ def test_no_password_in_the_servers_activity(platform: str) -> None:
     assert stored[0].startswith("SCRAM-SHA-256$")
     assert str(password) not in stored[0]
     _run("plain", "--drop")
+
+
+def test_refusals_in_psql_are_without_inner_lines(platform: str) -> None:
+    line = ["db", "psql", "-c", "select * from polytower.similar_items('x')"]
+    done = subprocess.run(
+        [sys.executable, "-m", "polytower.cli", *line],
+        env={**os.environ, "POLYTOWER_DATABASE_URL": platform},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr.splitlines() == ["ERROR:  no generation is live", "HINT:  build one and promote it"]

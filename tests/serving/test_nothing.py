@@ -13,9 +13,9 @@ from fastapi.testclient import TestClient
         ({"filter": {"year": 1983}}, "no available item matches the filter"),  # i03 alone, which is not available
         ({"allow": ["nothing", "i03"]}, "of the 2 items in allow, generation 1 has none that is available"),
         ({"allow": []}, "of the 0 items in allow, generation 1 has none"),
-        ({"allow": ["i01", "i02"]}, "what was seen (exclude_seen) rule out all items that the filter and allow leave"),
-        ({"allow": ["i10"], "exclude": ["i10"], "exclude_seen": False}, "exclude rule out all items"),
-        ({"allow": ["i10"], "filter": {"year": 1991}, "exclude_seen": False}, "none that the filter and allow leave"),
+        ({"allow": ["i01", "i02"]}, "all items that pass allow were seen before (exclude_seen)"),
+        ({"allow": ["i10"], "exclude": ["i10"], "exclude_seen": False}, "all items that pass allow were excluded"),
+        ({"allow": ["i10"], "filter": {"year": 1991}, "exclude_seen": False}, "or none passes the filter and allow"),
     ],
 )
 def test_an_empty_answer_says_why(client: TestClient, parts: dict[str, Any], words: str) -> None:
