@@ -30,6 +30,7 @@ from encoders.evaluation.splits import (
 from encoders.presets import preset
 from encoders.training import checkpoint
 from encoders.training.distributed import ALONE, World
+from encoders.training.start import Start, read_start
 from encoders.training.train import TrainResult, train
 from feature_repo.modalities import Modality, modality
 from polytower.errors import UserError
@@ -70,6 +71,7 @@ def run_experiment(
     controls: Sequence[str] = (),
     against: Path | None = None,
     cache: Path | None = None,
+    start: Path | None = None,
 ) -> dict[str, Any]:
     """Trains the preset once per seed, evaluates on the split's test questions beside the baselines; JSON-able.
 
@@ -77,11 +79,13 @@ def run_experiment(
     by default; images: the folder that the items' `image` names files in. options: see `config.changed`. world: see
     `train`. controls: names of CONTROLS, trained in the same way for a paired comparison; against: the directory of
     another run over the same questions, compared likewise. cache: where encoded content is kept for the next run.
+    start: folder of a pretrained model that every seed goes on from (`read_start`).
     "refit" takes its number of epochs from a strict run of the same seed, so that nothing is selected on test items.
     "interests" in the report is of the first seed.
     """
     config = changed(replace(preset(preset_name), device=device), options or {})
-    catalogue = encoded_catalogue(data, modalities, device=device, images=images, cache=cache)
+    catalogue, encoders = encoded(data, modalities, device=device, images=images, cache=cache)
+    begin, told = (None, []) if start is None else read_start(start, catalogue, encoders)
     histories = with_users(data, config.towers.user_attributes)
     cut = make_split(split, histories, len(catalogue))
     if not len(cut.test):
@@ -90,7 +94,7 @@ def run_experiment(
     test, items = asked(cut.test), len(catalogue)
     fitted = baselines(cut.train, items, _documents(data) if modalities else (), cut.validation, catalogue)
     simple = {name: rank(scorer, test, items) for name, scorer in fitted.items()}
-    found = _run(catalogue, histories, config, cut, seeds, directory, progress=progress, world=world)
+    found = _run(catalogue, histories, config, cut, seeds, directory, progress=progress, world=world, start=begin)
     results, scorers, ranked = found.results, found.scorers, found.ranked
     measured = [summary(one, items, vectors_VD=scorer.items_VD) for one, scorer in zip(ranked, scorers, strict=True)]
     points = [point for result in results for point in result.curves]
@@ -113,6 +117,7 @@ def run_experiment(
         "users": len(cut.test),
         "seeds": list(seeds),
         "modalities": list(modalities),
+        "told": told,
         "parameters": sum(value.numel() for value in results[0].evaluated.parameters()),
         "seconds_per_epoch": round(fmean(point.seconds for point in points), 3),
         "epochs": [len(result.curves) for result in results],
@@ -136,16 +141,29 @@ def encoded_catalogue(
     images: Path | None = None,
     cache: Path | None = None,
 ) -> Catalogue:
-    """The catalogue with the content of these modalities.
+    """The catalogue of `encoded` alone."""
+    return encoded(data, modalities, device=device, images=images, cache=cache)[0]
+
+
+def encoded(
+    data: Dataset,
+    modalities: Sequence[str] = (),
+    *,
+    device: str = "auto",
+    images: Path | None = None,
+    cache: Path | None = None,
+) -> tuple[Catalogue, dict[str, str]]:
+    """(the catalogue with the content of these modalities, the revision of the encoder of each).
 
     images: where the files lie that the items name; a picture that is absent or unreadable counts as none. Raises
     UserError for the modality image without it. cache: folder in which encoded content is kept, and found again.
     """
     content: dict[str, FloatArray] = {}
     present: dict[str, BoolArray] = {}
+    revisions: dict[str, str] = {}
     for name in modalities:
-        content[name], present[name] = _encoded(name, data, device, images, cache)
-    return Catalogue(data.item_ids, content, present)
+        content[name], present[name], revisions[name] = _encoded(name, data, device, images, cache)
+    return Catalogue(data.item_ids, content, present), revisions
 
 
 def with_users(data: Dataset, width: int) -> Histories:
@@ -193,11 +211,12 @@ def _run(
     *,
     progress: bool,
     world: World,
+    start: Start | None = None,
 ) -> Trained:
     results = [
         _trained(
             catalogue, histories, replace(config, seed=seed), cut, directory / f"seed-{seed}",
-            progress=progress, world=world,
+            progress=progress, world=world, start=start,
         )
         for seed in seeds
     ]  # fmt: skip
@@ -214,12 +233,17 @@ def _trained(
     *,
     progress: bool,
     world: World,
+    start: Start | None = None,
 ) -> TrainResult:
     if cut.name == "refit":
-        strict = train(catalogue, histories, config, directory=directory / "strict", progress=progress, world=world)
+        strict = train(
+            catalogue, histories, config, directory=directory / "strict", progress=progress, world=world, start=start,
+        )  # fmt: skip
         kappa = strict.metrics.get("kappa", config.kappa)
         config = replace(config, epochs=max(1, strict.best_epoch), kappa=kappa)
-    return train(catalogue, histories, config, directory=directory, progress=progress, split=cut, world=world)
+    return train(
+        catalogue, histories, config, directory=directory, progress=progress, split=cut, world=world, start=start
+    )
 
 
 def _control(name: str, catalogue: Catalogue, config: TrainConfig) -> tuple[Catalogue, TrainConfig]:
@@ -282,8 +306,8 @@ def _spread(runs: list[Metrics]) -> dict[str, dict[str, float]]:
 
 def _encoded(
     name: str, data: Dataset, device: str, images: Path | None, cache: Path | None = None
-) -> tuple[FloatArray, BoolArray]:
-    """(rows [V, dim], present [V]) of one modality; items without it, or without a description, have zero rows."""
+) -> tuple[FloatArray, BoolArray, str]:
+    """(rows [V, dim], present [V], the encoder's revision) of one modality; items without it have zero rows."""
     record = modality(name)
     items = [_pictured(images, row) for row in data.items] if record.is_file else data.items
     contents = [record.content(row) for row in items]
@@ -292,7 +316,7 @@ def _encoded(
     kept = cache / f"{name}-{_cache_key(encoder.revision, contents, size)}.safetensors" if cache else None
     if kept is not None and kept.is_file():
         found_before = checkpoint.read_tensors(kept)
-        return found_before["embeddings"].numpy(), found_before["present"].numpy()
+        return found_before["embeddings"].numpy(), found_before["present"].numpy(), encoder.revision
     embeddings, present = np.zeros((size, encoder.dim), dtype=np.float32), np.zeros(size, dtype=np.bool_)
     chunks = [there[start : start + _CHUNK] for start in range(0, len(there), _CHUNK)]
     encoded = encoder.encode_chunks([contents[row] for row in chunk] for chunk in chunks)
@@ -304,7 +328,7 @@ def _encoded(
         checkpoint.write_tensors(
             kept, {"embeddings": torch.from_numpy(embeddings), "present": torch.from_numpy(present)}
         )
-    return embeddings, present
+    return embeddings, present, encoder.revision
 
 
 def _cache_key(revision: str, contents: Sequence[Any], size: int) -> str:

@@ -3,7 +3,7 @@ trains twice and a killed run finds its own state again."""
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from encoders.catalogue import Catalogue, Histories
 from encoders.config import TowersConfig, TrainConfig, changed
 from encoders.presets import preset
 from encoders.training import checkpoint
+from encoders.training.start import SUMMARY, read_start
 from pipelines.generation.training_set import TrainingSet
 from polytower.errors import UserError
 from polytower.files import private_folder
@@ -22,7 +23,7 @@ from polytower.settings import settings
 if TYPE_CHECKING:
     from encoders.training.train import Epoch
 
-_IDS, _EVENTS, _SUMMARY = "snapshot.json", "snapshot.safetensors", "summary.json"
+_IDS, _EVENTS, _SUMMARY = "snapshot.json", "snapshot.safetensors", SUMMARY
 # The strict model's weights, where the folder's own were fitted again on all events.
 EVALUATED = "evaluated"
 
@@ -33,7 +34,8 @@ class Checkpoint:
 
     sha256: of the tower weights. encoders: modality -> revision it was trained with. metrics: of the validation items.
     curves: one entry per epoch (loss, seconds, validation metrics where due). reused: found, not trained. options: what
-    differed from the preset.
+    differed from the preset. start: folder of the model that it went on from, None where it began anew. told: what of
+    the catalogue that model does without.
     """
 
     directory: Path
@@ -46,6 +48,8 @@ class Checkpoint:
     seconds: float
     reused: bool
     options: Mapping[str, Any] = field(default_factory=dict)
+    start: str | None = None
+    told: Sequence[str] = ()
 
     @property
     def towers(self) -> TowersConfig:
@@ -62,27 +66,30 @@ def train_checkpoint(
     device: str = "auto",
     progress: bool = False,
     on_epoch: "Callable[[Epoch], None] | None" = None,
+    start: Path | None = None,
 ) -> Checkpoint:
     """Trains the preset's towers below `root`, or finds them there; a run that was killed goes on where it was.
 
-    options: what differs from the preset (`config.changed`).
+    options: what differs from the preset (`config.changed`). start: folder of a model to go on from (`read_start`).
     """
     config = changed(preset(preset_name), options or {})
     # Who did nothing teaches nothing: such a user's coming is no reason to train again.
     training_set = replace(training_set, histories=training_set.histories.active())
-    directory = root / _key(training_set, config)
+    began = None if start is None else _sha256(start)
+    directory = root / _key(training_set, config, began)
     if (directory / _SUMMARY).is_file():
         return read_checkpoint(directory)
     from dataclasses import asdict
 
     from encoders.training.train import train
 
+    begin, told = (None, []) if start is None else read_start(start, training_set.catalogue, training_set.encoders)
     # The snapshot names all users.
     private_folder(private_folder(root) / directory.name)
     _write_snapshot(directory, training_set)
     result = train(
         training_set.catalogue, training_set.histories, replace(config, device=device),
-        directory=directory, progress=progress, on_epoch=on_epoch,
+        directory=directory, progress=progress, on_epoch=on_epoch, start=begin,
     )  # fmt: skip
     if config.refit:
         checkpoint.save(directory / EVALUATED, result.evaluated, config, training_set.catalogue, metrics=result.metrics)
@@ -97,6 +104,8 @@ def train_checkpoint(
             "curves": [asdict(point) for point in result.curves],
             "best_epoch": result.best_epoch,
             "seconds": result.seconds,
+            "start": None if start is None else str(start),
+            "told": told,
         },
     )
     return _read(directory, reused=False)
@@ -144,11 +153,14 @@ def aligned(catalogue: Catalogue, item_ids: list[str]) -> Catalogue:
 
 def _read(directory: Path, *, reused: bool) -> Checkpoint:
     summary = checkpoint.read_json(directory / _SUMMARY)
-    weights = hashlib.sha256((directory / "towers.safetensors").read_bytes()).hexdigest()
-    return Checkpoint(directory, weights, reused=reused, **summary)
+    return Checkpoint(directory, _sha256(directory), reused=reused, **summary)
 
 
-def _key(training_set: TrainingSet, config: TrainConfig) -> str:
+def _sha256(directory: Path) -> str:
+    return hashlib.sha256(checkpoint.read_bytes(directory)).hexdigest()
+
+
+def _key(training_set: TrainingSet, config: TrainConfig, start: str | None) -> str:
     digest = hashlib.sha256()
     digest.update(training_set.catalogue.fingerprint().encode())
     digest.update(training_set.histories.fingerprint(*config.towers.reads).encode())
@@ -156,6 +168,7 @@ def _key(training_set: TrainingSet, config: TrainConfig) -> str:
     for name, vectors in sorted(training_set.catalogue.content.items()):
         digest.update(name.encode() + vectors.tobytes())
     digest.update(json.dumps([dict(training_set.encoders), config.as_json()], sort_keys=True).encode())
+    digest.update((start or "").encode())
     return f"{config.preset}-{digest.hexdigest()[:16]}"
 
 

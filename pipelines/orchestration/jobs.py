@@ -50,17 +50,18 @@ def run_everything(context: dg.OpExecutionContext, config: FlowConfig, postgres:
 
 
 def _run(context: dg.OpExecutionContext, config: FlowConfig, postgres: PostgresResource, until: Until) -> None:
-    preset, options = config.preset, config.options
+    preset, options, start = config.preset, config.options, ""
     if not preset:
         # A night's run renews what serves; it does not replace it by another model.
         with postgres.connect() as connection:
             live = lifecycle.live(connection)
         preset, before = ("demo", {}) if live is None else live.recipe
-        options = {**before, **options}
+        options, start = {**before, **options}, "" if live is None else live.config.get("start", "")
     result = materialize(
         postgres.database_url(),
         until=until,
         preset=preset,
+        start=start,
         options=options,
         folder=config.folder,
         images=config.images,

@@ -39,6 +39,7 @@ def materialize(
     until: Until = "live",
     selection: Sequence[str] | None = None,
     preset: str = "demo",
+    start: str = "",
     options: Mapping[str, Any] | None = None,
     folder: str = "",
     images: str = "",
@@ -49,10 +50,10 @@ def materialize(
 ) -> dict[str, Any]:
     """Materialises assets and runs their checks in this process; what is done already is found, not done again.
 
-    url: the database (default: the platform's). until: last step of the flow; selection: asset names instead. options:
-    what differs from the preset. folder, images, own: load them first (`load_folder`). progress: step lines and bars on
-    stderr. take_over: ends the session of a process that is at the same step. instance: Dagster's history (default: the
-    one below the platform's home).
+    url: the database (default: the platform's). until: last step of the flow; selection: asset names instead.
+    options: what differs from the preset. start: folder of a pretrained model. folder, images, own: load them first
+    (`load_folder`). progress: step lines and bars on stderr. take_over: ends the session of a process that is at
+    the same step. instance: Dagster's history (default: the one below the platform's home).
 
     Returns {"generation": number | None, "seconds": {step: s}, "assets": {asset: metadata}, "checks": {check: passed},
     "warnings": [...]}. Raises UserError when a blocking check fails (naming check and reason; nothing downstream ran)
@@ -67,7 +68,7 @@ def materialize(
             "loggers": {"run_log": {}},
             "ops": {
                 "loaded_tables": {"config": given},
-                "checkpoint": {"config": {"preset": preset, "options": dict(options or {})}},
+                "checkpoint": {"config": {"preset": preset, "start": start, "options": dict(options or {})}},
             },
         }
         chosen = {key.to_user_string() for key in keys}
@@ -105,6 +106,8 @@ class _RunLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         event = getattr(record, "dagster_event", None)
         if event is None:
+            if record.levelno >= logging.WARNING:
+                self._warn(record.getMessage())
             return
         if event.is_step_success:
             self._step(event.step_key, event.step_success_data.duration_ms / 1000)
@@ -140,8 +143,14 @@ class _RunLog(logging.Handler):
         reason = f"the check {evaluation.check_name} on {evaluation.asset_key.to_user_string()} failed: "
         reason += evaluation.description or "no reason given"
         blocking = evaluation.blocking and evaluation.severity == dg.AssetCheckSeverity.ERROR
-        (self.refusals if blocking else self.warnings).append(reason)
-        if self.progress and not blocking:
+        if blocking:
+            self.refusals.append(reason)
+        else:
+            self._warn(reason)
+
+    def _warn(self, reason: str) -> None:
+        self.warnings.append(reason)
+        if self.progress:
             sys.stderr.write(f"  warning: {reason}\n")
 
 

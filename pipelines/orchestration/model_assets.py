@@ -14,7 +14,7 @@ from pydantic import Field
 from encoders.config import changed
 from encoders.presets import preset
 from feature_repo.schema import FEAST_SCHEMA
-from pipelines.generation import lifecycle
+from pipelines.generation import lifecycle, quality
 from pipelines.generation.build import build
 from pipelines.generation.training import located, train_checkpoint
 from pipelines.generation.training_set import read_training_set
@@ -24,9 +24,12 @@ from polytower.errors import UserError
 
 
 class TrainingConfig(dg.Config):
-    """preset: name of the training configuration (docs/models.md lists them). options: what differs from it."""
+    """preset: name of the training configuration (docs/models.md lists them). options: what differs from it. start: the
+    folder of a pretrained model (`polytower pretrain`); empty starts anew.
+    """
 
     preset: str = "demo"
+    start: str = ""
     options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -58,7 +61,11 @@ def training_set(postgres: PostgresResource) -> dg.MaterializeResult[Any]:
 
 @dg.asset(deps=[training_set], group_name="model", kinds={"torch"})
 def checkpoint(
-    config: TrainingConfig, postgres: PostgresResource, encoders: EncoderResource, terminal: Terminal
+    context: dg.AssetExecutionContext,
+    config: TrainingConfig,
+    postgres: PostgresResource,
+    encoders: EncoderResource,
+    terminal: Terminal,
 ) -> dg.MaterializeResult[Any]:
     """Towers trained on the training set; the same data and preset find the finished checkpoint again."""
     chosen = encoders.settings()
@@ -68,7 +75,10 @@ def checkpoint(
     trained = train_checkpoint(
         snapshot, config.preset, chosen.checkpoints_dir,
         options=config.options, device=chosen.device, progress=terminal.progress,
+        start=Path(config.start) if config.start else None,
     )  # fmt: skip
+    for told in trained.told:
+        context.log.warning(told)
     curves = plots.curves(trained.curves, "epoch", ["loss", "ndcg_10", "recall_50"])
     return dg.MaterializeResult(
         metadata={
@@ -95,15 +105,21 @@ def generation(
     with postgres.connect() as connection:
         number = build(connection, directory, progress=terminal.progress, take_over=config.take_over)
         found = lifecycle.get(connection, number)
+        left_out = quality.left_out(connection, number)
         counts = connection.execute(
             """select (select count(*) from item_embeddings where generation = %(g)s),
                       (select count(distinct user_id) from user_interests where generation = %(g)s)""",
             {"g": number},
         ).fetchone()
     assert counts is not None
+    if left_out:
+        context.log.warning(
+            f"{left_out} items are left out of generation {number}: its model is made of content, and they have none"
+        )
     return dg.MaterializeResult(
         metadata={
             "generation": number,
+            "items without content, left out": left_out,
             "state": found.state,
             "items": counts[0],
             "users": counts[1],

@@ -41,7 +41,7 @@ from serving.question import Question
 
 if TYPE_CHECKING:
     from encoders.content.image import ImageEncoder, PixelBatch
-    from encoders.towers.content_tower import Content
+    from encoders.towers.model import Asked
 
 KEPT = 2
 # Pictures are decoded in threads of their own, so that no text waits behind one: so many at once, so many in all, and
@@ -88,7 +88,7 @@ class ContentQueries:
         self._decoding = ThreadPoolExecutor(max_workers=DECODING, thread_name_prefix="decode")
         self._pictures = 0
         self._encoders: dict[str, ContentEncoder[Any]] = {}
-        self._towers: OrderedDict[int, Content] = OrderedDict()
+        self._towers: OrderedDict[int, Asked] = OrderedDict()
         self._texts: Batcher[str, NDArray[np.float32]] = Batcher(
             self._encode_texts, self._thread, window=WINDOW, size=BATCH,
             observe=lambda size: metrics.batch("text", size),
@@ -228,7 +228,7 @@ def _encode_picture(encoder: "ImageEncoder", batch: "PixelBatch") -> NDArray[np.
     return vector
 
 
-def _forward(tower: "Content", rows: ContentRows) -> NDArray[np.float32]:
+def _forward(tower: "Asked", rows: ContentRows) -> NDArray[np.float32]:
     """One question through the content tower; the modalities that it was not asked with are missing ones."""
     import torch
 
