@@ -100,7 +100,8 @@ class TowersConfig:
 class TrainConfig:
     """How the towers are trained.
 
-    initial: "svd" (PPMI of co-occurrence, randomised SVD) or "normal" ID embeddings. smooth_initial: number of events
+    initial: "svd" (PPMI of co-occurrence, randomised SVD) or "normal" ID embeddings; of mmsrec "identity" (items are
+    nearly their features, users the mean of theirs) or "normal" weights. smooth_initial: number of events
     at which an item's start weighs as much as what its content predicts of it; 0 for no such smoothing. ridge: strength
     of the regressions on content, as a multiple of the mean weight of an item.
     cold_loss: share of Recall@50 of warm validation items that cold ones may cost: what κ is tuned to; kappa: κ itself,
@@ -130,7 +131,7 @@ class TrainConfig:
 
     preset: str = "custom"
     towers: TowersConfig = field(default_factory=TowersConfig)
-    initial: Literal["svd", "normal"] = "svd"
+    initial: Literal["svd", "normal", "identity"] = "svd"
     smooth_initial: float = 0.0
     ridge: float = 30.0
     cold_loss: float = 0.02

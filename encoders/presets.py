@@ -80,6 +80,7 @@ PRESETS: dict[str, TrainConfig] = {
         towers=TowersConfig(
             family="mmsrec", dim=128, heads=8, blocks=2, history=50, dropout=0.2, interests=1, whiten=256
         ),
+        initial="identity",
         temperature=0.05,
         negatives=2048,
         batch_rows=64,

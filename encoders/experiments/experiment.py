@@ -28,6 +28,7 @@ from encoders.evaluation.splits import (
     temporal,
 )
 from encoders.presets import preset
+from encoders.towers.families import FAMILIES
 from encoders.training import checkpoint
 from encoders.training.distributed import ALONE, World
 from encoders.training.start import Start, read_start
@@ -102,7 +103,9 @@ def run_experiment(
     apart = {name: one.ranks["masked"][None] for name, one in simple.items()}
     controlled = {}
     for name, (other, changed_config) in others.items():
-        run = _run(other, histories, changed_config, cut, seeds, directory / name, progress=progress, world=world)
+        run = _run(
+            other, histories, changed_config, cut, seeds, directory / name, progress=progress, world=world, start=begin
+        )
         apart[name] = torch.stack([one.ranks["masked"] for one in run.ranked])
         controlled[name] = _spread([summary(one, items)["masked"] for one in run.ranked])
     if against is not None:
@@ -119,7 +122,7 @@ def run_experiment(
         "modalities": list(modalities),
         "told": told,
         "parameters": sum(value.numel() for value in results[0].evaluated.parameters()),
-        "seconds_per_epoch": round(fmean(point.seconds for point in points), 3),
+        "seconds_per_epoch": round(fmean([point.seconds for point in points] or [0.0]), 3),
         "epochs": [len(result.curves) for result in results],
         "best_epochs": [result.best_epoch for result in results],
         "seconds": [round(result.seconds, 1) for result in results],
@@ -256,6 +259,8 @@ def _control(name: str, catalogue: Catalogue, config: TrainConfig) -> tuple[Cata
 
 def equal_width(catalogue: Catalogue, config: TrainConfig) -> tuple[Catalogue, TrainConfig]:
     """IDs alone, in as many dimensions: what width gives by itself."""
+    if not FAMILIES[config.towers.family].by_id:
+        raise UserError(f"the control equal_width is of IDs alone, and {config.towers.family} has none")
     towers = replace(config.towers, content_dim=0, cold="content", id_dropout=0.0, shrinkage=0.0)
     return Catalogue(catalogue.item_ids), replace(config, towers=towers)
 

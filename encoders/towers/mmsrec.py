@@ -9,7 +9,8 @@ Nothing of it belongs to an item: no ID, no table. So a trained encoder serves a
 - **user** = the output at a [MASK] behind the history; **item** = the output of a history that holds it alone.
 
 Deviations from the paper: pre-LN blocks (the house's, `backbone.py`) instead of post-LN; one unit vector at the end,
-since scores are cosines; the [MASK] has all modalities, so that it does not tell which ones the masked item has.
+since scores are cosines; the [MASK] has all modalities, so that it does not tell which ones the masked item has; a
+start near the identity (a switch, `initial`).
 
 Legend: B rows, L places, M modalities, Q places that are asked for, D width, N items, C width of all modalities
 together, K = 1 interest.
@@ -51,6 +52,27 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
         self.outs = nn.ModuleDict({name: nn.Linear(config.dim, config.dim) for name in self.widths})
         self.out_norms = nn.ModuleDict({name: nn.LayerNorm(config.dim) for name in self.widths})
+
+    def start_near_identity(self) -> None:
+        """Weights with which an item is nearly its features, and a user nearly the mean of the history's.
+
+        Maps without loss of angles, attention whose values pass through, feed-forward branches that add nothing yet.
+        From random weights the angles of frozen features, and with them most of what is known, are lost at first.
+        """
+        width = self.config.dim
+        with torch.no_grad():
+            for name in self.widths:
+                nn.init.orthogonal_(self.maps[name].weight)
+                nn.init.eye_(self.outs[name].weight)
+                nn.init.zeros_(self.maps[name].bias)
+                nn.init.zeros_(self.outs[name].bias)
+            for attention, feed_forward in zip(self.attention, self.feed_forward, strict=True):
+                nn.init.eye_(attention.project.weight[2 * width :])
+                nn.init.zeros_(attention.project.bias)
+                nn.init.eye_(attention.out.weight)
+                nn.init.zeros_(attention.out.bias)
+                nn.init.zeros_(feed_forward.outer.weight)
+                nn.init.zeros_(feed_forward.outer.bias)
 
     def forward(self, content: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
         """Items: content[m] [N, dim_m], present[m] bool [N]. Unit rows [N, D], zeros where nothing is present."""

@@ -38,6 +38,8 @@ def check_family(config: TrainConfig, *, starts: bool) -> None:
         raise UserError(
             f"configuration: pretrain_epochs is for {', '.join(PRETRAINING)}; {family} start from co-occurrence"
         )
+    if FAMILIES[family].by_id and config.initial == "identity":
+        raise UserError(f"configuration: {family} start from svd or normal ID embeddings, not from identity")
     if not FAMILIES[family].by_id:
         wrong = {
             "towers.interests (1)": config.towers.interests != 1,
@@ -45,6 +47,7 @@ def check_family(config: TrainConfig, *, starts: bool) -> None:
             "towers.cold (content)": config.towers.cold != "content",
             "towers.user_attributes (0)": config.towers.user_attributes != 0,
             "windows (none)": bool(config.windows),
+            "initial (identity, normal)": config.initial == "svd",
         }
         found = [name for name, bad in wrong.items() if bad]
         if found:

@@ -102,8 +102,10 @@ def _whiten(features: Features, catalogue: Catalogue) -> None:
 
 
 def initial_encoder(catalogue: Catalogue, train: Histories, config: TrainConfig) -> MMSRec:  # noqa: ARG001 (as above)
-    """MMSRec with random weights, and the catalogue's whitening where the configuration has one."""
+    """MMSRec near the identity, or with random weights, and the catalogue's whitening where there is one."""
     model = MMSRec(config.towers, catalogue)
+    if config.initial == "identity":
+        model.user_tower.start_near_identity()
     _whiten(model.user_tower.features, catalogue)
     return model
 
@@ -122,7 +124,10 @@ def take_over(model: Model, start: Start, catalogue: Catalogue) -> None:  # noqa
         if name not in _FREE and theirs[name] != ours[name]
     ]
     if differing:
-        raise UserError(f"training cannot go on from a model of another shape: its {'; its '.join(differing)}")
+        raise UserError(
+            f"training cannot go on from a model of another shape: its {'; its '.join(differing)}; give the options "
+            "that it was pretrained with (--option towers.NAME=VALUE)"
+        )
     model.load_state_dict(earlier.state_dict())
 
 

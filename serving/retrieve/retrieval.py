@@ -32,7 +32,7 @@ from serving.retrieve.shadow import Shadow
 SHADOWED = ("max",)
 STALE = "interests are older than what arrived of the user's events: "
 LOST = "content of {} items of the history is no longer as the encoders of generation {} left it; build another"
-UNKNOWN = "{} items of the user's newest events are unknown to generation {}: it was built before they came"
+UNKNOWN = "{} items of the user's newest events are unknown to generation {}: they came later, or have nothing it reads"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from tests.encoders.data import histories_of, tiny_catalogue, tiny_histories
 SHAPE = TowersConfig(family="mmsrec", dim=16, heads=4, blocks=2, history=6, dropout=0.2, interests=1)
 CONFIG = TrainConfig(
     "mmsrec", SHAPE, epochs=4, pretrain_epochs=2, pretrain_items=8, batch_rows=8, negatives=0, temperature=0.05,
-    learning_rate=5e-3, validate_every=2, device="cpu", threads=1,
+    learning_rate=5e-3, validate_every=2, initial="normal", device="cpu", threads=1,
 )  # fmt: skip
 ENCODERS = {"text": "t1", "attributes": "a1"}
 
@@ -280,6 +280,27 @@ def test_a_catalogue_that_it_has_never_seen(tmp_path: Path) -> None:
     assert start[0].config.modalities == seen.modalities
 
 
+def test_it_starts_where_items_are_their_features_and_users_the_mean_of_theirs() -> None:
+    catalogue, histories = tiny_catalogue(), tiny_histories()
+    shape = replace(SHAPE, dim=32, modalities=catalogue.modalities)
+    found = {}
+    for initial in ("identity", "normal"):
+        torch.manual_seed(0)
+        model = initial_encoder(catalogue, histories, replace(CONFIG, towers=shape, initial=initial)).eval()  # type: ignore[arg-type]
+        items = model.item_embeddings()
+        both = items.has_content & model.get_buffer("present_text") & model.get_buffer("present_attributes")
+        text = model.get_buffer("content_text")[both]
+        pairs = torch.corrcoef(
+            torch.stack([(items.item[both] @ items.item[both].T).flatten(), (text @ text.T).flatten()])
+        )
+        found[initial] = (
+            float(pairs[0, 1]),
+            validation_ndcg(TowersScorer(model), leave_one_out(histories).validation, 30)[0],
+        )
+    assert found["identity"][0] > 0.9
+    assert found["identity"][1] > found["normal"][1] + 0.05
+
+
 @pytest.mark.parametrize(
     ("encoders", "told"),
     [
@@ -314,6 +335,8 @@ def test_a_start_of_another_shape_or_width_is_refused(tmp_path: Path) -> None:
     ("change", "told"),
     [
         ({"epochs": 0, "pretrain_epochs": 0}, "epochs=0 serves what training starts from"),
+        ({"initial": "svd"}, r"mmsrec knows no other value of initial \(identity, normal\)"),
+        ({"towers": TowersConfig(), "initial": "identity", "pretrain_epochs": 0}, "start from svd or normal"),
         ({"table_optimiser": "rowwise"}, r"mmsrec knows no other value of table_optimiser \(dense\)"),
         ({"towers": replace(SHAPE, interests=2)}, r"mmsrec knows no other value of towers.interests \(1\)"),
         ({"towers": TowersConfig(interests=1)}, "pretrain_epochs is for mmsrec; towers start from co-occurrence"),

@@ -1,5 +1,6 @@
 """MMSRec from load to served list: SQL and HTTP agree, and so do events, histories and texts of a moment ago."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import psycopg
 import pytest
 import torch
+from click.testing import CliRunner
 from fastapi.testclient import TestClient
 
 from encoders.content.registry import CONTENT_ENCODERS
@@ -22,6 +24,7 @@ from pipelines.generation.training import train_checkpoint
 from pipelines.generation.training_set import read_catalogue, read_training_set
 from pipelines.load.dataset import read_folder
 from pipelines.load.folder import load_folder
+from polytower.cli import cli
 from polytower.errors import UserError
 from polytower.postgres import connect
 from serving.http.app import create_app
@@ -228,3 +231,27 @@ def test_a_pretrained_model_serves_a_catalogue_that_it_has_never_seen(served: Se
         train_checkpoint(training_set, "mmsrec", served.home / "checkpoints", device="cpu", start=into)
     whole = pretrain(sets, "mmsrec", served.home / "sequences", sequences=True, **{**given, "options": OPTIONS})
     assert whole["metrics"]["ndcg@10"] > 0
+
+
+def test_commands_pretrain_and_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYTOWER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("POLYTOWER_DEVICE", "cpu")
+    folders = [str(tiny_folder(tmp_path / name, 20, 24)) for name in ("one", "two")]
+    into = str(tmp_path / "model")
+    small = [argument for name, value in OPTIONS.items() for argument in ("--option", f"{name}={value}")]
+
+    def run(*arguments: str) -> dict[str, Any]:
+        result = CliRunner().invoke(cli, [*arguments, "--json"])
+        assert result.exit_code == 0, result.output
+        found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+        return found
+
+    report = run("pretrain", *folders, "--content", "attributes", "--into", into, *small)
+    assert (report["items"], report["data"], [*report["encoders"]]) == (48, ["one", "two"], ["attributes"])
+    assert report["told"] == ["2 of 48 items have no content and are left out"]
+    start = ["--preset", "mmsrec", "--content", "attributes", "--start", into, *small, "--option", "epochs=0"]
+    report = run("experiment", folders[0], *start)
+    assert report["epochs"] == [0]
+    assert report["metrics"]["masked"]["recall@10"]["mean"] > 0
+    wrong = CliRunner().invoke(cli, ["pretrain", *folders, "--into", into, *["--images", folders[0]] * 3])
+    assert "3 for 2 folders" in wrong.output
