@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from polytower.errors import UserError
+
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
@@ -41,6 +43,22 @@ class Catalogue:
     def modalities(self) -> tuple[tuple[str, int], ...]:
         """(name, width) of each modality, by name: the order in which every tower sees them."""
         return tuple((name, self.content[name].shape[1]) for name in sorted(self.content))
+
+    def reduced_to(self, modalities: Sequence[tuple[str, int]]) -> "Catalogue":
+        """The catalogue with these modalities (name, width) alone; one that it has not is absent in every item.
+
+        Raises UserError for one of another width.
+        """
+        content, present = {}, {}
+        for name, width in modalities:
+            rows = self.content.get(name, np.zeros((len(self), width), np.float32))
+            if rows.shape[1] != width:
+                raise UserError(
+                    f"the model reads {name} of width {width}, the catalogue's has {rows.shape[1]}: encode it with the "
+                    "encoder that the model was trained with"
+                )
+            content[name], present[name] = rows, self.present.get(name, np.zeros(len(self), np.bool_))
+        return Catalogue(self.item_ids, content, present)
 
     def fingerprint(self) -> str:
         """Hex digest of the item ids in order: a checkpoint refuses a catalogue with another one."""

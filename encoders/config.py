@@ -14,7 +14,9 @@ from polytower.errors import UserError
 class TowersConfig:
     """Shape of both towers.
 
-    dim: D, width of the shared space. history: newest events that the user tower reads. blocks, heads: of the causal
+    family: a name of `families.FAMILIES`; "mmsrec" is one encoder for items and histories, and reads dim, history,
+    blocks, heads, residual, feed_forward, dropout and whiten of what follows.
+    dim: D, width of the shared space. history: newest events that the user tower reads. blocks, heads: of the
     transformer. residual: "plain" or "gated" (a sigmoid gate on each branch, eSASRec). feed_forward: "gelu" or
     "swiglu". dropout: on the input, attention branch and feed-forward branch. positions: "learned" (added to the input)
     or "rotary" (queries and keys turned by their place). relative: what attention adds to its logits, per head and
@@ -40,6 +42,7 @@ class TowersConfig:
     them out. silent_users: share of the training windows that do without them, as a raw history does when asked.
     """
 
+    family: Literal["towers", "mmsrec"] = "towers"
     dim: int = 64
     history: int = 50
     blocks: int = 1
@@ -101,12 +104,17 @@ class TowersConfig:
 class TrainConfig:
     """How the towers are trained.
 
-    initial: "svd" (PPMI of co-occurrence, randomised SVD) or "normal" ID embeddings. smooth_initial: number of events
+    initial: "svd" (PPMI of co-occurrence, randomised SVD) or "normal" ID embeddings; of mmsrec "identity" (items are
+    nearly their features, users the mean of theirs) or "normal" weights. smooth_initial: number of events
     at which an item's start weighs as much as what its content predicts of it; 0 for no such smoothing. ridge: strength
     of the regressions on content, as a multiple of the mean weight of an item.
     cold_loss: share of Recall@50 of warm validation items that cold ones may cost: what κ is tuned to; kappa: κ itself,
     None to tune it (.8 where nobody can be asked).
-    epochs, batch_rows: passes, and packed rows per step. negatives: shared negatives per step, 0 = softmax over the
+    pretrain_epochs, pretrain_items: passes over the catalogue before all others, and items a step, in which a model
+    that knows no ids learns to tell items apart (`contrast.py`). mask_share: share of the events that it has to guess,
+    beside the last one of each history.
+    epochs, batch_rows: passes, and packed rows per step; no epoch serves the start as it is. negatives:
+    shared negatives per step, 0 = softmax over the
     whole catalogue; sampling: "uniform", "popularity" (drawn as often as they occur), "in_batch" (the step's own next
     items) or "mixed" (half in-batch, half uniform); logq: subtract the log of the sampling probability. temperature: τ
     of the scores, at least .02.
@@ -132,11 +140,14 @@ class TrainConfig:
 
     preset: str = "custom"
     towers: TowersConfig = field(default_factory=TowersConfig)
-    initial: Literal["svd", "normal"] = "svd"
+    initial: Literal["svd", "normal", "identity"] = "svd"
     smooth_initial: float = 0.0
     ridge: float = 30.0
     cold_loss: float = 0.02
     kappa: float | None = None
+    pretrain_epochs: int = 0
+    pretrain_items: int = 512
+    mask_share: float = 0.2
     epochs: int = 24
     batch_rows: int = 64
     negatives: int = 2048
@@ -179,7 +190,10 @@ class TrainConfig:
         shape = self.towers
         wrong = {
             "temperature": self.temperature < 0.02,
-            "epochs": self.epochs < 1,
+            "epochs": self.epochs < 0,
+            "pretrain_epochs": self.pretrain_epochs < 0,
+            "pretrain_items (two at least)": self.pretrain_items < 2,
+            "mask_share": not 0 <= self.mask_share < 1,
             "batch_rows": self.batch_rows < 1,
             "negatives": self.negatives < 0,
             "windows": any(window < 1 for window in self.windows),

@@ -61,6 +61,45 @@ PRESETS: dict[str, TrainConfig] = {
         towers=replace(_MULTIMODAL.towers, fusion="qformer", contrast_dim=64),
         lora_rank=8,
     ),
+    # several towers whose interests differ, over items that are known by what they are, too (MTMI, arXiv 2403.05122)
+    "mtmi": replace(
+        _SHORT,
+        preset="mtmi",
+        towers=replace(
+            _SHORT.towers,
+            dim=64,
+            heads=2,
+            history=100,
+            dropout=0.4,
+            recency=False,
+            interests=4,
+            extractor="towers",
+            shrinkage=1.0,
+            linear=True,
+            fusion="none",
+            whiten=256,
+        ),
+        batch_rows=16,
+        epochs=12,
+        objective="soft_consistent",
+        repel="cosine",
+        repel_weight=0.1,
+    ),
+    # items are what they are made of, and nothing else: one encoder, pretrained on them, for catalogues never seen
+    "mmsrec": TrainConfig(
+        preset="mmsrec",
+        towers=TowersConfig(
+            family="mmsrec", dim=128, heads=8, blocks=2, history=50, dropout=0.2, interests=1, whiten=256
+        ),
+        initial="identity",
+        temperature=0.05,
+        negatives=2048,
+        batch_rows=64,
+        learning_rate=1e-3,
+        pretrain_epochs=10,
+        epochs=40,
+        validate_every=5,
+    ),
     # a few seconds on a few hundred users: tests and first looks
     "tiny": TrainConfig(
         preset="tiny",

@@ -1,6 +1,5 @@
 """The command line: parse, call one function, print. Heavy libraries are imported by the command that needs them."""
 
-import json
 import os
 import sys
 from contextlib import nullcontext
@@ -16,25 +15,15 @@ from polytower.commands.forget import forget
 from polytower.commands.generations import generations
 from polytower.commands.modalities import CONTENT, own_columns
 from polytower.commands.moment import Moment
+from polytower.commands.options import FOLDER, OPTIONS, SHOWN, START, parsed
 from polytower.commands.output import AS_JSON, answer, experiment_table, metrics_table, require_schema, say, table
+from polytower.commands.pretrain import pretrain
 from polytower.commands.retrieve import retrieve, similar
 from polytower.commands.serve import keys, serve
 from polytower.commands.tools import bench, dagster, db, env, feast
 from polytower.failures import explained
 
 ROWS_PUT_ASIDE = 3
-SHOWN = 20  # rejected rows that `experiment` names
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-OPTIONS = click.option(
-    "--set",
-    "--option",
-    "options",
-    multiple=True,
-    metavar="NAME=JSON",
-    help="Change one option of the preset, such as epochs=40 or towers.interests=1 (repeatable).",
-)
-
-
 TAKE_OVER = click.option(
     "--take-over", is_flag=True, help="If another process is doing the same work, end its session instead of waiting."
 )
@@ -99,6 +88,7 @@ def load(
     help="Training preset; docs/models.md lists them [default: preset and options of the live generation, else demo].",
 )
 @OPTIONS
+@START
 @click.option(
     "--until",
     type=click.Choice(["sequences", "content", "generation", "live"]),
@@ -113,7 +103,13 @@ def load(
 @TAKE_OVER
 @AS_JSON
 def materialize(
-    preset: str, options: tuple[str, ...], until: Any, before: datetime | None, take_over: bool, as_json: bool
+    preset: str,
+    options: tuple[str, ...],
+    start: Path | None,
+    until: Any,
+    before: datetime | None,
+    take_over: bool,
+    as_json: bool,
 ) -> None:
     """Run the Dagster assets in process: checks, sequences, content, towers, generation, promotion.
 
@@ -123,7 +119,13 @@ def materialize(
 
     _initialise()
     result = run(
-        preset=preset, options=_options(options), until=until, before=before, progress=True, take_over=take_over
+        preset=preset,
+        options=parsed(options),
+        start=str(start.resolve()) if start else "",
+        until=until,
+        before=before,
+        progress=True,
+        take_over=take_over,
     )
     rows = [(step, f"{seconds:.1f}") for step, seconds in result["seconds"].items()]
     title = f"generation {result['generation']} is {result['state']}" if result["generation"] else ""
@@ -178,6 +180,7 @@ def demo(images: Path | None, preset: str, as_json: bool) -> None:
 @CONTENT
 @click.option("--images", type=FOLDER, help="Folder of the items' pictures, for --content image.")
 @OPTIONS
+@START
 @click.option(
     "--distributed",
     is_flag=True,
@@ -211,6 +214,7 @@ def experiment(
     content: tuple[Any, ...],
     images: Path | None,
     options: tuple[str, ...],
+    start: Path | None,
     distributed: bool,
     into: Path | None,
     controls: tuple[str, ...],
@@ -233,10 +237,12 @@ def experiment(
             say(f"skipped: {rejection}")
         report = run_experiment(
             data, preset, range(seeds), directory=into or config.home / "experiments" / name,
-            modalities=content, split=split, options=_options(options), device=config.device, progress=world.first,
+            modalities=content, split=split, options=parsed(options), device=config.device, progress=world.first,
             images=images, world=world, controls=controls, against=against,
-            cache=config.home / "experiments" / "content",
+            cache=config.home / "experiments" / "content", start=start,
         )  # fmt: skip
+        for told in report["told"] if world.first else ():
+            say(told)
     if world.first:
         answer(report, as_json=as_json, text=experiment_table(report))
 
@@ -261,21 +267,9 @@ def _initialise() -> str:
     return migrations.head()
 
 
-def _options(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """NAME=JSON pairs as a dict; a value that is no JSON is taken as a string."""
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise click.BadParameter(f"{pair!r} is not NAME=VALUE", param_hint="--set")
-        try:
-            found[name] = json.loads(value)
-        except (ValueError, RecursionError):
-            found[name] = value
-    return found
-
-
-for command in (retrieve, similar, export, generations, forget, keys, serve, db, env, feast, dagster, bench):
+for command in (
+    pretrain, retrieve, similar, export, generations, forget, keys, serve, db, env, feast, dagster, bench,
+):  # fmt: skip
     cli.add_command(command)
 
 

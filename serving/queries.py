@@ -304,6 +304,16 @@ select item_id, embedding from item_embeddings
 where generation = %(generation)s and item_id = any (%(item_ids)s) limit 10000
 """
 
+# What items are made of, by the encoders that the generation was built from: for user towers that read it.
+ITEM_CONTENT = """
+select c.item_id, c.modality, c.embedding
+from generations g
+cross join lateral jsonb_each_text(g.config -> 'encoders') as e (modality, revision)
+join content_embeddings c
+    on c.item_id = any (%(item_ids)s) and c.modality = e.modality and c.revision = e.revision
+where g.generation = %(generation)s limit 100000
+"""
+
 USER_TOWER = """
 select weights, config from towers where generation = %(generation)s and part = 'user_tower' limit 1
 """

@@ -164,8 +164,9 @@ class Interests:
     """What a question has become: the K vectors that are searched for, of D values that 16 bits hold.
 
     numbers: what candidates call them. weights: None for equal. banned: items to leave out, in addition to those that
-    the question names. skipped: items of the history that the generation does not know. degraded: why the answer is
-    less than it could be. content: what a text or picture that comes with a user is in the searched space, [E].
+    the question names. skipped: items of the history that the generation does not know, or cannot read any more.
+    degraded: why the answer is less than it could be. content: what a text or picture that comes with a user is in the
+    searched space, [E].
     """
 
     source: Source

@@ -67,7 +67,7 @@ PIECES: dict[str, tuple[int, int]] = {
     "encoders.training.optimise._CHUNK": (7, ITEMS),
     "encoders.content.text._BATCH": (2, 7),
     "encoders.content.text._CHUNK": (7, ITEMS),
-    "encoders.towers.towers._CHUNK": (7, ITEMS),
+    "encoders.towers.model._CHUNK": (7, ITEMS),
     "encoders.towers.adapted._CHUNK": (7, ITEMS),
     "feature_repo.views.online_writes._CHUNK": (7, USERS),
     "pipelines.generation.build.USER_CHUNK": (7, USERS),
@@ -203,7 +203,7 @@ class Flow:
         rows = connection.execute(
             "select modality, item_id, embedding from content_embeddings order by modality, item_id"
         ).fetchall()
-        directly, _ = _encoded("attributes", read_folder(self.given.folder)[0], "cpu", None)
+        directly, *_ = _encoded("attributes", read_folder(self.given.folder)[0], "cpu", None)
         return found | {
             "attributes of an experiment": directly,
             "content of": [row[:2] for row in rows],

@@ -10,14 +10,13 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from encoders.catalogue import BoolArray, Histories, IntArray
 from encoders.config import TowersConfig
 from encoders.evaluation import metrics
 from encoders.evaluation.splits import Questions
-from encoders.towers.towers import Context, Interests, Towers
+from encoders.towers.model import Context, Interests, Model
 
 Metrics = dict[str, float]
 TRACKS = ("masked", "unmasked")
@@ -42,7 +41,7 @@ class TowersScorer:
     candidates_VD: what is ranked, the items unless it is set; histories are always read as items.
     """
 
-    def __init__(self, towers: Towers, *, softness: float = 0.0) -> None:
+    def __init__(self, towers: Model, *, softness: float = 0.0) -> None:
         self.towers, self.softness = towers, softness
         self.items_VD = self.candidates_VD = towers.item_embeddings().item
 
@@ -55,7 +54,7 @@ class TowersScorer:
         rows_QT, mask_QT = padded(histories, self.towers.config.history)
         rows_QT, mask_QT = rows_QT.to(self.towers.device), mask_QT.to(self.towers.device)
         context = context_of(histories, self.towers.config).to(self.towers.device)
-        return self.towers.user_interests(F.embedding(rows_QT, self.items_VD), mask_QT, context)
+        return self.towers.user_interests(self.towers.events(rows_QT, self.items_VD), mask_QT, context)
 
 
 def best_scores(interests: Interests, items_VD: Tensor, softness: float = 0.0) -> Tensor:

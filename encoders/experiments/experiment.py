@@ -30,8 +30,10 @@ from encoders.evaluation.splits import (
 )
 from encoders.presets import preset
 from encoders.towers.adapted import Live, live_of
+from encoders.towers.families import FAMILIES
 from encoders.training import checkpoint
 from encoders.training.distributed import ALONE, World
+from encoders.training.start import Start, read_start
 from encoders.training.train import TrainResult, train
 from feature_repo.modalities import Modality, modality
 from polytower.errors import UserError
@@ -72,6 +74,7 @@ def run_experiment(
     controls: Sequence[str] = (),
     against: Path | None = None,
     cache: Path | None = None,
+    start: Path | None = None,
 ) -> dict[str, Any]:
     """Trains the preset once per seed, evaluates on the split's test questions beside the baselines; JSON-able.
 
@@ -79,11 +82,13 @@ def run_experiment(
     by default; images: the folder that the items' `image` names files in. options: see `config.changed`. world: see
     `train`. controls: names of CONTROLS, trained in the same way for a paired comparison; against: the directory of
     another run over the same questions, compared likewise. cache: where encoded content is kept for the next run.
+    start: folder of a pretrained model that every seed goes on from (`read_start`).
     "refit" takes its number of epochs from a strict run of the same seed, so that nothing is selected on test items.
     "interests" in the report is of the first seed.
     """
     config = changed(replace(preset(preset_name), device=device), options or {})
-    catalogue = encoded_catalogue(data, modalities, device=device, images=images, cache=cache)
+    catalogue, encoders = encoded(data, modalities, device=device, images=images, cache=cache)
+    begin, told = (None, []) if start is None else read_start(start, catalogue, encoders)
     histories = with_users(data, config.towers.user_attributes)
     cut = make_split(split, histories, len(catalogue))
     if not len(cut.test):
@@ -93,7 +98,7 @@ def run_experiment(
     test, items = asked(cut.test), len(catalogue)
     fitted = baselines(cut.train, items, _documents(data) if modalities else (), cut.validation, catalogue)
     simple = {name: rank(scorer, test, items) for name, scorer in fitted.items()}
-    found = _run(subject, histories, cut, seeds, directory, progress=progress, world=world)
+    found = _run(subject, histories, cut, seeds, directory, progress=progress, world=world, start=begin)
     results, scorers, ranked = found.results, found.scorers, found.ranked
     measured = [summary(one, items, vectors_VD=scorer.items_VD) for one, scorer in zip(ranked, scorers, strict=True)]
     points = [point for result in results for point in result.curves]
@@ -101,7 +106,7 @@ def run_experiment(
     apart = {name: one.ranks["masked"][None] for name, one in simple.items()}
     controlled = {}
     for name, other in others.items():
-        run = _run(other, histories, cut, seeds, directory / name, progress=progress, world=world)
+        run = _run(other, histories, cut, seeds, directory / name, progress=progress, world=world, start=begin)
         apart[name] = torch.stack([one.ranks["masked"] for one in run.ranked])
         controlled[name] = _spread([summary(one, items)["masked"] for one in run.ranked])
     if against is not None:
@@ -117,8 +122,9 @@ def run_experiment(
         "seeds": list(seeds),
         "modalities": list(modalities),
         "adapted": list(subject.live),
+        "told": told,
         "parameters": sum(value.numel() for value in results[0].evaluated.parameters()),
-        "seconds_per_epoch": round(fmean(point.seconds for point in points), 3),
+        "seconds_per_epoch": round(fmean([point.seconds for point in points] or [0.0]), 3),
         "epochs": [len(result.curves) for result in results],
         "best_epochs": [result.best_epoch for result in results],
         "seconds": [round(result.seconds, 1) for result in results],
@@ -140,16 +146,29 @@ def encoded_catalogue(
     images: Path | None = None,
     cache: Path | None = None,
 ) -> Catalogue:
-    """The catalogue with the content of these modalities.
+    """The catalogue of `encoded` alone."""
+    return encoded(data, modalities, device=device, images=images, cache=cache)[0]
+
+
+def encoded(
+    data: Dataset,
+    modalities: Sequence[str] = (),
+    *,
+    device: str = "auto",
+    images: Path | None = None,
+    cache: Path | None = None,
+) -> tuple[Catalogue, dict[str, str]]:
+    """(the catalogue with the content of these modalities, the revision of the encoder of each).
 
     images: where the files lie that the items name; a picture that is absent or unreadable counts as none. Raises
     UserError for the modality image without it. cache: folder in which encoded content is kept, and found again.
     """
     content: dict[str, FloatArray] = {}
     present: dict[str, BoolArray] = {}
+    revisions: dict[str, str] = {}
     for name in modalities:
-        content[name], present[name] = _encoded(name, data, device, images, cache)
-    return Catalogue(data.item_ids, content, present)
+        content[name], present[name], revisions[name] = _encoded(name, data, device, images, cache)
+    return Catalogue(data.item_ids, content, present), revisions
 
 
 def with_users(data: Dataset, width: int) -> Histories:
@@ -205,11 +224,12 @@ def _run(
     *,
     progress: bool,
     world: World,
+    start: Start | None = None,
 ) -> Trained:
     results = [
         _trained(
             replace(subject, config=replace(subject.config, seed=seed)), histories, cut, directory / f"seed-{seed}",
-            progress=progress, world=world,
+            progress=progress, world=world, start=start,
         )
         for seed in seeds
     ]  # fmt: skip
@@ -218,10 +238,17 @@ def _run(
 
 
 def _trained(
-    subject: Subject, histories: Histories, cut: Split, directory: Path, *, progress: bool, world: World
+    subject: Subject,
+    histories: Histories,
+    cut: Split,
+    directory: Path,
+    *,
+    progress: bool,
+    world: World,
+    start: Start | None = None,
 ) -> TrainResult:
     catalogue, config = subject.catalogue, subject.config
-    given: Any = {"progress": progress, "world": world, "live": subject.live}
+    given: Any = {"progress": progress, "world": world, "live": subject.live, "start": start}
     if cut.name == "refit":
         strict = train(catalogue, histories, config, directory=directory / "strict", **given)
         kappa = strict.metrics.get("kappa", config.kappa)
@@ -239,6 +266,8 @@ def _control(name: str, subject: Subject) -> Subject:
 
 def equal_width(subject: Subject) -> Subject:
     """IDs alone, in as many dimensions: what width gives by itself."""
+    if not FAMILIES[subject.config.towers.family].by_id:
+        raise UserError(f"the control equal_width is of IDs alone, and {subject.config.towers.family} has none")
     towers = replace(
         subject.config.towers, content_dim=0, cold="content", id_dropout=0.0, shrinkage=0.0, contrast_dim=0
     )
@@ -302,15 +331,15 @@ def _spread(runs: list[Metrics]) -> dict[str, dict[str, float]]:
 
 def _encoded(
     name: str, data: Dataset, device: str, images: Path | None, cache: Path | None = None
-) -> tuple[FloatArray, BoolArray]:
-    """(rows [V, dim], present [V]) of one modality; items without it, or without a description, have zero rows."""
+) -> tuple[FloatArray, BoolArray, str]:
+    """(rows [V, dim], present [V], the encoder's revision) of one modality; items without it have zero rows."""
     contents, size = _contents(name, data, images), len(data.item_ids)
     there = np.flatnonzero([content is not None for content in contents])
     encoder = _encoder(name, data, device)
     kept = cache / f"{name}-{_cache_key(encoder.revision, contents, size)}.safetensors" if cache else None
     if kept is not None and kept.is_file():
         found_before = checkpoint.read_tensors(kept)
-        return found_before["embeddings"].numpy(), found_before["present"].numpy()
+        return found_before["embeddings"].numpy(), found_before["present"].numpy(), encoder.revision
     embeddings, present = np.zeros((size, encoder.dim), dtype=np.float32), np.zeros(size, dtype=np.bool_)
     chunks = [there[start : start + _CHUNK] for start in range(0, len(there), _CHUNK)]
     encoded = encoder.encode_chunks([contents[row] for row in chunk] for chunk in chunks)
@@ -322,7 +351,7 @@ def _encoded(
         checkpoint.write_tensors(
             kept, {"embeddings": torch.from_numpy(embeddings), "present": torch.from_numpy(present)}
         )
-    return embeddings, present
+    return embeddings, present, encoder.revision
 
 
 def _contents(name: str, data: Dataset, images: Path | None) -> list[Any]:

@@ -6,8 +6,9 @@ An objective is `(interests_PKD, used_PK, positives_PD, negatives, τ) -> scalar
 functions of tensors.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -213,7 +214,12 @@ def content_contrast(content_ND: Tensor, items_ND: Tensor, tau: float) -> Tensor
     The item embeddings are the teacher and get no gradient, so that content learns the taste space of the warm items
     without pulling at it. Deviation: all other sampled items are negatives (the paper takes 16).
     """
-    logits = content_ND @ items_ND.detach().T / tau
+    return info_nce(content_ND, items_ND.detach(), tau)
+
+
+def info_nce(left_ND: Tensor, right_ND: Tensor, tau: float) -> Tensor:
+    """Symmetric InfoNCE of unit vectors: row n of one side belongs to row n of the other, all others are negatives."""
+    logits = left_ND @ right_ND.T / tau
     own = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
@@ -235,6 +241,25 @@ def content_id_contrast(content_NH: Tensor, id_NH: Tensor, tau: float, negatives
         F.cross_entropy(torch.einsum("nh,nkh->nk", content_NH, id_NH[asked]) / tau, first)
         + F.cross_entropy(torch.einsum("nh,nkh->nk", id_NH, content_NH[asked]) / tau, first)
     ) / 2
+
+
+def combinations_contrast(
+    single: Sequence[tuple[Tensor, Tensor]], present_NM: Tensor, whole: tuple[Tensor, Tensor], tau: float
+) -> Tensor:
+    """MMSRec's contrast of feature combinations (arXiv 2304.13277): scalar.
+
+    single[m]: items seen through modality m alone, twice with other dropout; whole: through all, likewise; [N, D],
+    unit. With two modalities ¼[NCE(v1, v2) + NCE(v1, t1) + NCE(t1, t2) + NCE(vt1, vt2)]. Deviations: for M of them the
+    mean over each with itself, each pair, and the whole (which is the one modality, if there is but one); an item that
+    lacks a modality has no part in that modality's terms, and a term of fewer than two items is left out.
+    """
+    terms = [(first, second, present_NM[:, m]) for m, (first, second) in enumerate(single)]
+    for m, n in combinations(range(len(single)), 2):
+        terms.append((single[m][0], single[n][0], present_NM[:, m] & present_NM[:, n]))
+    if len(single) > 1:
+        terms.append((*whole, present_NM.any(dim=1)))
+    found = [info_nce(left[has], right[has], tau) for left, right, has in terms if int(has.sum()) > 1]
+    return torch.stack(found).mean() if found else whole[0].sum() * 0
 
 
 def repel_none(interests_PKD: Tensor, margin: float) -> Tensor:  # noqa: ARG001

@@ -7,7 +7,7 @@ from encoders.config import TrainConfig
 from encoders.evaluation.evaluate import TowersScorer, validation_ndcg
 from encoders.evaluation.splits import Questions
 from encoders.towers.adapted import Live
-from encoders.towers.towers import Towers
+from encoders.towers.model import Model
 from polytower.errors import UserError
 
 
@@ -24,7 +24,7 @@ def check_live(config: TrainConfig, catalogue: Catalogue, live: Mapping[str, Liv
     return found
 
 
-def measured_again(towers: Towers, validation: Questions, config: TrainConfig) -> dict[str, float]:
+def measured_again(towers: Model, validation: Questions, config: TrainConfig) -> dict[str, float]:
     """Validation of towers whose encoders were trained, now that these have encoded the catalogue; else {}.
 
     While they are trained, other items than the live ones are only near what they will be.
@@ -32,5 +32,5 @@ def measured_again(towers: Towers, validation: Questions, config: TrainConfig) -
     if not towers.adapters or not len(validation):
         return {}
     scorer = TowersScorer(towers, softness=config.softness)
-    ndcg, recall = validation_ndcg(scorer, validation, len(towers.item_tower.counts))
+    ndcg, recall = validation_ndcg(scorer, validation, towers.items)
     return {"ndcg@10": ndcg, "recall@50": recall}

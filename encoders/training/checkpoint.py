@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 from encoders.catalogue import Catalogue
 from encoders.config import TowersConfig, TrainConfig, config_from_json, towers_from_json
 from encoders.content.adapters import adapted_revision
-from encoders.towers.content_tower import Content
-from encoders.towers.towers import Towers, UserTower
+from encoders.towers.families import FAMILIES
+from encoders.towers.model import Asked, Model, Reader
 from polytower.errors import UserError
 
 FORMAT = 1
@@ -32,7 +33,7 @@ _INSIDE = "document"
 
 def save(
     directory: Path,
-    towers: Towers,
+    towers: Model,
     config: TrainConfig,
     catalogue: Catalogue,
     *,
@@ -55,28 +56,33 @@ def save(
     write_json(directory / _DOCUMENT, document)
 
 
-def load(directory: Path, catalogue: Catalogue) -> tuple[Towers, TrainConfig, dict[str, Any]]:
+def load(directory: Path, catalogue: Catalogue) -> tuple[Model, TrainConfig, dict[str, Any]]:
     """(towers, training configuration, metrics) of a checkpoint, for the catalogue it was trained on.
 
-    The catalogue's content must be that of the adapted encoders where the checkpoint has adapters (`read_adapters`).
+    The catalogue's content must be that of the adapted encoders where the checkpoint has adapters (`read_adapters`). A
+    model in which no weight belongs to an item takes any catalogue. A modality that this lacks is absent then, and one
+    that the model has not learned from is left out.
 
     Raises UserError if there is none, if it is damaged, or if it belongs to another catalogue or set of modalities.
     """
     document = read_json(directory / _DOCUMENT)
     if document.get("format") != FORMAT:
         raise UserError(f"{directory}: a checkpoint of format {document.get('format')}; this version reads {FORMAT}")
-    if document["catalogue"] != catalogue.fingerprint():
+    shape = towers_from_json(document["towers"])
+    family = FAMILIES[shape.family]
+    if not family.by_id:
+        catalogue = catalogue.reduced_to(shape.modalities)
+    elif document["catalogue"] != catalogue.fingerprint():
         raise UserError(
             f"{directory}: trained on another catalogue ({document['items']} items; now {len(catalogue)}, or other "
             "ids); train again on this one, or read the checkpoint with the items it was trained on"
         )
-    shape = towers_from_json(document["towers"])
     if shape.modalities != catalogue.modalities:
         raise UserError(
             f"{directory}: trained with content {_named(shape.modalities)}; the catalogue now has "
             f"{_named(catalogue.modalities)}; encode the missing modality, or train again"
         )
-    towers = Towers(shape, catalogue)
+    towers = family.model(shape, catalogue)
     _fill(towers, read_tensors(directory / _WEIGHTS), str(directory))
     towers.adapters = read_adapters(directory)
     return towers.eval(), config_from_json(document["config"]), document["metrics"]
@@ -86,6 +92,13 @@ def rename_catalogue(directory: Path, catalogue: Catalogue) -> None:
     """Notes that the items of a checkpoint have other names, in the same order; nothing without a checkpoint there."""
     if (directory / _DOCUMENT).is_file():
         write_json(directory / _DOCUMENT, read_json(directory / _DOCUMENT) | {"catalogue": catalogue.fingerprint()})
+
+
+def read_bytes(directory: Path) -> bytes:
+    """The weights' file of a checkpoint. Raises UserError if there is none."""
+    if not (directory / _WEIGHTS).is_file():
+        raise UserError(f"{directory}: no checkpoint; `polytower pretrain` and `polytower materialize` write one")
+    return (directory / _WEIGHTS).read_bytes()
 
 
 def towers_config(directory: Path) -> TowersConfig:
@@ -109,30 +122,33 @@ def read_adapters(directory: Path) -> dict[str, bytes]:
     return found
 
 
-def user_tower_bytes(towers: Towers) -> tuple[bytes, dict[str, Any]]:
+def user_tower_bytes(towers: Model) -> tuple[bytes, dict[str, Any]]:
     """The user tower alone: (safetensors bytes, JSON-able configuration)."""
-    return safetensors.torch.save(_contiguous(towers.user_tower.state_dict())), _plain(towers.config)
+    return _bytes(towers.get_submodule("user_tower"), towers.config)
 
 
-def load_user_tower(weights: bytes, config: Mapping[str, Any]) -> UserTower:
+def load_user_tower(weights: bytes, config: Mapping[str, Any]) -> Reader:
     """The inverse of `user_tower_bytes`, in evaluation mode on the CPU. Raises UserError if the two do not fit."""
-    tower = UserTower(towers_from_json(config))
+    shape = towers_from_json(config)
+    tower: Any = FAMILIES[shape.family].user_tower(shape)
     _fill(tower, _parse(weights, "user tower"), "user tower")
-    return tower.eval()
+    found: Reader = tower.eval()
+    return found
 
 
-def content_tower_bytes(towers: Towers) -> tuple[bytes, dict[str, Any]] | None:
+def content_tower_bytes(towers: Model) -> tuple[bytes, dict[str, Any]] | None:
     """The item tower's content path alone: (safetensors bytes, JSON-able configuration); None where there is none."""
-    if towers.item_tower.content is None:
-        return None
-    return safetensors.torch.save(_contiguous(towers.item_tower.content.state_dict())), _plain(towers.config)
+    tower = towers.content_tower
+    return None if tower is None else _bytes(tower, towers.config)
 
 
-def load_content_tower(weights: bytes, config: Mapping[str, Any]) -> Content:
+def load_content_tower(weights: bytes, config: Mapping[str, Any]) -> Asked:
     """The inverse of `content_tower_bytes`, in evaluation mode on the CPU. Raises UserError if the two do not fit."""
-    tower = Content(towers_from_json(config))
+    shape = towers_from_json(config)
+    tower: Any = FAMILIES[shape.family].content_tower(shape)
     _fill(tower, _parse(weights, "content tower"), "content tower")
-    return tower.eval()
+    found: Asked = tower.eval()
+    return found
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any] | None = None) -> None:
@@ -229,9 +245,12 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
         raise UserError(f"{where}: weights of another configuration: {error}") from error
 
 
+def _bytes(module: nn.Module, config: TowersConfig) -> tuple[bytes, dict[str, Any]]:
+    return safetensors.torch.save(_contiguous(module.state_dict())), _plain(config)
+
+
 def _plain(config: TowersConfig) -> dict[str, Any]:
-    towers: dict[str, Any] = TrainConfig(towers=config).as_json()["towers"]
-    return as_json(towers)
+    return as_json(asdict(config))
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from encoders.config import TrainConfig
 from encoders.evaluation import metrics
 from encoders.evaluation.evaluate import TowersScorer, ranks_of
 from encoders.evaluation.splits import Questions
+from encoders.towers.model import Model
 from encoders.towers.towers import Towers
 
 KAPPAS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.0)
@@ -27,13 +28,13 @@ DEPTH = 50
 UNTUNED = 0.8  # κ where no question is left to tune it on
 
 
-def settle(towers: Towers, validation: Questions, config: TrainConfig) -> dict[str, float]:
+def settle(towers: Model, validation: Questions, config: TrainConfig) -> dict[str, float]:
     """Fits the ridge and κ of towers that have them, in place; what was found on validation, {} without a ridge.
 
     kappa; cold_recall@50: of validation items that are cold or were made so; warm_loss: share of Recall@50 of warm
     ones lost to the cold ones in the lists.
     """
-    if not towers.config.doubt:
+    if not isinstance(towers, Towers) or not towers.config.doubt:
         return {}
     tower, content = towers.item_tower, towers.item_tower.content
     assert content is not None

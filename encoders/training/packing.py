@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from encoders.catalogue import FloatArray, Histories, IntArray
-from encoders.towers.towers import Context
+from encoders.catalogue import Catalogue, FloatArray, Histories, IntArray
+from encoders.config import TrainConfig
+from encoders.towers.model import Context
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,16 @@ class Batch:
     users: list[int]
 
 
+def rows(catalogue: Catalogue, train: Histories, config: TrainConfig, rng: np.random.Generator) -> Rows:  # noqa: ARG001
+    """One epoch's rows, as the configuration wants them (`pack`)."""
+    shape = config.towers
+    starts = "attributes" in shape.reads  # else nothing is known of a user without events
+    return pack(
+        train, shape.history, rng, starts=starts, silent=shape.silent_users,
+        windows=config.windows, drawn=config.window_targets,
+    )  # fmt: skip
+
+
 def pack(
     histories: Histories,
     width: int,
@@ -78,7 +89,7 @@ def pack(
     Histories longer than `width` + 1 events are cut into windows at a random offset, so that every event is seen with
     ever other context. Best fit, longest first; the order of users and rows is drawn from rng.
     """
-    first, lengths, owners = _windows(histories, width, rng)
+    first, lengths, owners = cut(histories, width, rng)
     if starts:
         begun = np.flatnonzero(histories.lengths > 0)
         first, owners = np.concatenate([first, histories.offsets[begun] - 1]), np.concatenate([owners, begun])
@@ -139,7 +150,7 @@ def _context(rows: Rows, part: slice) -> Context:
     return Context(torch.from_numpy(rows.times[part]), attributes)
 
 
-def _windows(histories: Histories, width: int, rng: np.random.Generator) -> tuple[IntArray, IntArray, IntArray]:
+def cut(histories: Histories, width: int, rng: np.random.Generator) -> tuple[IntArray, IntArray, IntArray]:
     """(first event, training positions, user) of each window; a window of n positions spans n + 1 events."""
     lengths = histories.lengths - 1  # positions: the last event is a target only
     short = np.flatnonzero((lengths > 0) & (lengths <= width))

@@ -6,7 +6,7 @@ epoch). So resuming needs the weights, the optimiser and the epoch number, and n
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,18 +22,17 @@ from encoders.config import TrainConfig, config_from_json
 from encoders.device import autocast, resolve_device
 from encoders.evaluation.evaluate import TowersScorer, validation_ndcg
 from encoders.evaluation.splits import Split, leave_one_out, production
-from encoders.towers import losses
 from encoders.towers.adapted import Adapted, Live
 from encoders.towers.content_source import Frozen
-from encoders.towers.fusion import FUSIONS
-from encoders.towers.interests import EXTRACTORS
+from encoders.towers.families import FAMILIES
+from encoders.towers.model import Model
 from encoders.towers.towers import Towers
 from encoders.training import adapting, checkpoint, cold
+from encoders.training.checks import check_attributes, check_content, check_family, check_names
 from encoders.training.distributed import ALONE, World
-from encoders.training.objective import batch_loss
 from encoders.training.optimise import Optimiser
-from encoders.training.packing import Batch, batches, pack
-from encoders.training.start import Start, go_on_from, initial_towers
+from encoders.training.recipes import PRETRAINING, RECIPES, Recipe
+from encoders.training.start import Start
 from polytower.errors import UserError
 
 _SMALL = 20_000_000  # interactions x width below which a second thread costs more than it brings
@@ -59,8 +58,8 @@ class TrainResult:
     split: what was trained on, for an honest evaluation of `evaluated`, the model before any refit.
     """
 
-    towers: Towers
-    evaluated: Towers
+    towers: Model
+    evaluated: Model
     config: TrainConfig
     split: Split
     curves: list[Epoch]
@@ -94,18 +93,27 @@ def train(
     started = time.perf_counter()
     split = split or leave_one_out(histories)
     check_names(config)
+    check_family(config, starts=start is not None)
     check_attributes(config, split.train)
+    if start is not None and not FAMILIES[config.towers.family].by_id:
+        catalogue = catalogue.reduced_to(start[0].config.modalities)
     check_content(config, catalogue)
     live = adapting.check_live(config, catalogue, live or {})
     if not len(split.train) or split.train.lengths.max() < 2:
         raise UserError("training needs at least one user with two interactions (four, if the last two are held out)")
+    before = None
     with _quiet_threads(config, split.train), torch.random.fork_rng():
+        if start is None and config.pretrain_epochs:
+            before = pretrained(
+                catalogue, config, directory=directory / "pretrained", progress=progress, resume=resume, world=world
+            )
+            start = before.finish(), catalogue.item_ids
         run = Run(catalogue, split, config, directory, start, world, live)
         run.train(progress=progress, resume=resume, on_epoch=on_epoch)
         evaluated = towers = run.finish()
         run.metrics |= adapting.measured_again(evaluated, split.validation, config)
         run.metrics |= cold.settle(evaluated, split.validation, config)
-        if config.refit:
+        if config.refit and config.epochs:
             everything = replace(config, epochs=max(run.best_epoch, 1), refit=False)
             last = Run(catalogue, production(histories), everything, directory / "refit", start, world, live)
             last.train(progress=progress, resume=resume, on_epoch=None)
@@ -115,43 +123,33 @@ def train(
     if world.first:
         checkpoint.save(directory, towers, config, catalogue, metrics=run.metrics)
     run.forget()
+    if before is not None:
+        before.forget()
     seconds = time.perf_counter() - started
     return TrainResult(towers, evaluated, config, split, run.curves, run.best_epoch, run.metrics, seconds)
 
 
-def check_names(config: TrainConfig) -> None:
-    """Raises UserError for a name that is in none of the registries, with the names that are."""
-    given: list[tuple[str, str, Collection[str]]] = [
-        ("extractor", config.towers.extractor, EXTRACTORS),
-        ("fusion", config.towers.fusion, ("none", *FUSIONS)),
-        ("objective", config.objective, losses.OBJECTIVES),
-        ("repel", config.repel, losses.REPELS),
-    ]
-    if config.windows and config.objective not in losses.SEVERAL_TARGETS:
-        several = " and ".join(losses.SEVERAL_TARGETS)
-        raise UserError(
-            f"configuration: objective {config.objective!r} takes one target, windows draw several; {several} do"
-        )
-    for option, name, registry in given:
-        if name not in registry:
-            raise UserError(f"configuration: no {option} {name!r}; there are {', '.join(registry)}")
+def pretrained(
+    catalogue: Catalogue,
+    config: TrainConfig,
+    *,
+    directory: Path,
+    progress: bool = False,
+    resume: bool = True,
+    world: World = ALONE,
+) -> "Run":
+    """The run of `pretrain_epochs` over the items of a catalogue, finished: `finish` gives its model.
 
-
-def check_attributes(config: TrainConfig, histories: Histories) -> None:
-    """Raises UserError where the towers read attributes of another width than the histories bring, or of none."""
-    read, found = config.towers.user_attributes, histories.attributes
-    if read and (found is None or found.shape[1] != read):
-        brought = "none" if found is None else f"{found.shape[1]} numbers"
-        raise UserError(f"training: towers.user_attributes={read}, but the users' attributes bring {brought}")
-
-
-def check_content(config: TrainConfig, catalogue: Catalogue) -> None:
-    """Raises UserError where content is what the towers are made of and the catalogue has none."""
-    if not catalogue.modalities and (config.towers.content_dim or config.towers.cold == "ridge"):
-        raise UserError(
-            f"training: the preset {config.preset} is built on the items' content, and no item has any embedded; "
-            "encode text, pictures or attributes, or take a preset without content, such as short"
-        )
+    directory: for the state to resume from, which stays until `forget`.
+    """
+    nothing = np.zeros(0, np.int64)
+    nobody = production(Histories([], np.zeros(1, np.int64), nothing, nothing))
+    run = Run(
+        catalogue, nobody, replace(config, epochs=config.pretrain_epochs, pretrain_epochs=0), directory, world=world,
+        recipe=PRETRAINING[config.towers.family],
+    )  # fmt: skip
+    run.train(progress=progress, resume=resume, on_epoch=None)
+    return run
 
 
 class Run:
@@ -166,23 +164,25 @@ class Run:
         start: Start | None = None,
         world: World = ALONE,
         live: Mapping[str, Live] | None = None,
+        recipe: Recipe | None = None,
     ) -> None:
-        self.world = world
+        self.world, self.recipe = world, recipe or RECIPES[config.towers.family]
         self.catalogue, self.split, self.config, self.directory = catalogue, split, config, directory
         self.encoders = [one.encoder.revision for one in (live or {}).values()]
         self.device = resolve_device(config.device)
         shape = replace(config.towers, modalities=catalogue.modalities)
         with seeded(config.seed, 0):
-            towers = initial_towers(catalogue, split.train, replace(config, towers=shape))
+            towers = self.recipe.initial(catalogue, split.train, replace(config, towers=shape))
         if start is not None:
-            go_on_from(towers, start, catalogue)
+            self.recipe.go_on(towers, start, catalogue)
         if live:
             assert isinstance(towers.source, Frozen)
             with seeded(config.seed, 0):
                 towers.source = Adapted(towers.source, live, config)
         self.towers = towers.to(self.device)
         by_row = config.table_optimiser == "rowwise"
-        self.towers.item_tower.sparse = by_row
+        if isinstance(towers, Towers):
+            towers.item_tower.sparse = by_row
         self.optimiser = Optimiser(
             self.towers,
             weight_decay=config.weight_decay,
@@ -219,15 +219,17 @@ class Run:
                 self.world.wait()
                 if on_epoch is not None and self.world.first:
                     on_epoch(point)
+        if not self.config.epochs:
+            self._validated(Epoch(0, 0.0, 0.0, 0))  # what is served is the start
 
-    def finish(self) -> Towers:
-        """Towers with the best weights, in evaluation mode on the CPU, over the content as they are to read it."""
+    def finish(self) -> Model:
+        """The model with the best weights, in evaluation mode on the CPU, over the content as it is to read it."""
         weights = {**self.towers.state_dict(), **self.optimiser.average(), **self.best}
         catalogue, source = self.catalogue, self.towers.source
         if isinstance(source, Adapted):
             source.load_state_dict(_with_prefix(weights, "source."))
             catalogue = source.encoded(catalogue)
-        towers = Towers(self.towers.config, catalogue)
+        towers = FAMILIES[self.towers.config.family].model(self.towers.config, catalogue)
         kept = {name: value.cpu() for name, value in weights.items() if not name.startswith("source.")}
         towers.load_state_dict(kept)
         towers.adapters = source.adapters() if isinstance(source, Adapted) else {}
@@ -242,17 +244,17 @@ class Run:
     def _epoch(self, epoch: int) -> Epoch:
         started = time.perf_counter()
         with seeded(self.config.seed, epoch) as rng:
-            shape = self.config.towers
-            starts = "attributes" in shape.reads  # else nothing is known of a user without events
-            rows = pack(
-                self.split.train, shape.history, rng, starts=starts, silent=shape.silent_users,
-                windows=self.config.windows, drawn=self.config.window_targets,
-            )  # fmt: skip
-            total = -(-len(rows) // self.config.batch_rows)
+            rows, size = (
+                self.recipe.rows(self.catalogue, self.split.train, self.config, rng),
+                self.recipe.step(self.config),
+            )
+            if not len(rows):
+                raise UserError("training: no history holds two events of items with content")
+            total = -(-len(rows) // size)
             summed, positions = 0.0, 0
             self.towers.train()
             share = {"share": self.world.rank, "shares": self.world.size}
-            for step, batch in enumerate(batches(rows, self.config.batch_rows, self.device, **share)):
+            for step, batch in enumerate(self.recipe.batches(rows, size, self.device, **share)):
                 done = (epoch - 1 + step / total) / self.config.epochs
                 rate = self.config.learning_rate * (1 - (1 - self.config.final_rate) * done)
                 if self.world.size > 1:  # what a process draws depends on its rows: all start each step alike
@@ -263,12 +265,12 @@ class Run:
         point = Epoch(epoch, summed / positions, time.perf_counter() - started, positions)
         return self._validated(point)
 
-    def step(self, batch: Batch, rate: float, where: str) -> tuple[float, int]:
+    def step(self, batch: Any, rate: float, where: str) -> tuple[float, int]:
         """One optimiser step; returns the ranking loss, and of how many positions it is the mean."""
         total, ranking = torch.zeros(()), 0.0
         if len(batch.targets):
             with autocast(self.device):
-                found, total = batch_loss(self.towers, batch, self.config, self.warm, self.frequency)
+                found, total = self.recipe.loss(self.towers, batch, self.config, self.warm, self.frequency)
             ranking = float(found)
         own = len(batch.targets)
         ranking, check, count = self.world.total(ranking * own, float(total.detach()), own)

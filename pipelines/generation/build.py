@@ -16,7 +16,7 @@ from pipelines.generation.training import Checkpoint, aligned, read_checkpoint, 
 from pipelines.generation.training_set import TrainingSet, read_training_set
 
 if TYPE_CHECKING:
-    from encoders.towers.towers import Towers
+    from encoders.towers.model import Model
 
 # Users embedded at once: at 50 events of 64 dimensions about 13 MB.
 USER_CHUNK = 1024
@@ -62,12 +62,14 @@ def build(
 
 def _identity(checkpoint: Checkpoint, training_set: TrainingSet) -> dict[str, Any]:
     """What decides a generation's content: equal identities make equal generations."""
+    read = {name for name, _ in checkpoint.towers.modalities}
     return {
         "preset": checkpoint.preset,
         **({"options": dict(checkpoint.options)} if checkpoint.options else {}),
         **({"before": checkpoint.trained_before} if checkpoint.trained_before else {}),
+        **({"start": checkpoint.start} if checkpoint.start else {}),
         "checkpoint": checkpoint.sha256,
-        "encoders": dict(training_set.encoders),
+        "encoders": {name: revision for name, revision in training_set.encoders.items() if name in read},
         "catalogue": training_set.catalogue.fingerprint(),
         "histories": training_set.histories.fingerprint(*checkpoint.towers.reads),
         "until": training_set.until,
@@ -95,18 +97,20 @@ def _quality(connection: psycopg.Connection[Any], generation: int) -> dict[str, 
     }
 
 
-def _towers(checkpoint: Checkpoint, catalogue: Catalogue) -> "Towers":
+def _towers(checkpoint: Checkpoint, catalogue: Catalogue) -> "Model":
     """The checkpoint's towers over today's catalogue: known items keep their ID row, others are cold."""
-    from encoders.towers.towers import over
+    from encoders.towers.families import FAMILIES
     from encoders.training.checkpoint import load
 
+    if not FAMILIES[checkpoint.towers.family].by_id:
+        return load(checkpoint.directory, catalogue)[0]
     trained_ids, _ = read_snapshot(checkpoint.directory)
     towers, _, _ = load(checkpoint.directory, aligned(catalogue, trained_ids))
-    return over(towers, trained_ids, catalogue)
+    return towers.over(trained_ids, catalogue)
 
 
 def _fill_from(
-    connection: psycopg.Connection[Any], generation: int, towers: "Towers", training_set: TrainingSet, *, progress: bool
+    connection: psycopg.Connection[Any], generation: int, towers: "Model", training_set: TrainingSet, *, progress: bool
 ) -> None:
     from encoders.content.adapters import describe
     from encoders.training.checkpoint import content_tower_bytes, user_tower_bytes
@@ -133,12 +137,11 @@ def _fill_from(
         store_tower(connection, generation, f"adapter_{name}", adapter, describe(adapter))
 
 
-def interest_rows(towers: "Towers", items_VD: Any, histories: Histories, *, progress: bool) -> Iterator[InterestRows]:
+def interest_rows(towers: "Model", items_VD: Any, histories: Histories, *, progress: bool) -> Iterator[InterestRows]:
     """The interests of every user, some users at a time; interests that are not in use are left out.
 
     as_of: the user's newest event; 1970 for a user who is known by attributes alone. events: how many were known.
     """
-    from torch.nn import functional as F
     from tqdm import tqdm
 
     from encoders.evaluation.evaluate import context_of, padded
@@ -149,8 +152,7 @@ def interest_rows(towers: "Towers", items_VD: Any, histories: Histories, *, prog
         for start in range(0, len(order), USER_CHUNK):
             chosen = histories.select(order[start : start + USER_CHUNK])
             rows, mask = padded(chosen, towers.config.history)
-            looked_up = F.embedding(rows, items_VD)  # three times as fast as indexing
-            found = towers.user_interests(looked_up, mask, context_of(chosen, towers.config))
+            found = towers.user_interests(towers.events(rows, items_VD), mask, context_of(chosen, towers.config))
             weights = found.weights.numpy()
             users, interests = np.nonzero(weights > 0)
             yield InterestRows(

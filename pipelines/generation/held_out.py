@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from pipelines.generation import lifecycle
 from pipelines.generation.embedding_gates import Gate
-from pipelines.generation.stored_towers import stored_user_tower
+from pipelines.generation.stored_towers import event_rows, stored_user_tower
 from pipelines.generation.training import EVALUATED, located, read_snapshot
 
 if TYPE_CHECKING:
     from encoders.catalogue import Histories
     from encoders.evaluation.splits import Questions
-    from encoders.towers.towers import UserTower
+    from encoders.towers.model import Reader
 
 Doubles = NDArray[np.float64]
 
@@ -42,9 +42,6 @@ RESAMPLES = 1_000
 # The item-kNN is fitted on the histories of so many users: of all of them it would cost more than the training.
 KNN_USERS = 20_000
 
-VECTORS = """
-select item_id, embedding from item_embeddings where generation = %(generation)s and item_id = any(%(item_ids)s)
-"""
 SEARCH = """
 select item_id, rank from retrieve_vectors(%(interests)s, k => %(k)s, exclude => %(seen)s, generation => %(generation)s)
 """
@@ -96,7 +93,7 @@ def held_out_gates(connection: psycopg.Connection[Any], generation: int) -> list
 
 
 def ranks_through(
-    connection: psycopg.Connection[Any], generation: int, tower: "UserTower", asked: Asked
+    connection: psycopg.Connection[Any], generation: int, tower: "Reader", asked: Asked
 ) -> NDArray[np.int64]:
     """The rank of each target among the first DEPTH, seen items left out; 0 where it is not among them. [Q]"""
     interests = _interests(connection, generation, tower, asked)
@@ -145,9 +142,7 @@ def _asked(connection: psycopg.Connection[Any], generation: int) -> Asked | None
     )
 
 
-def _interests(
-    connection: psycopg.Connection[Any], generation: int, tower: "UserTower", asked: Asked
-) -> list[list[Any]]:
+def _interests(connection: psycopg.Connection[Any], generation: int, tower: "Reader", asked: Asked) -> list[list[Any]]:
     """The interests in use of each question's user, as halfvecs: what the stored tower makes of the stored items."""
     import torch
     from pgvector import HalfVector
@@ -157,9 +152,8 @@ def _interests(
     histories = asked.questions.histories
     items = np.unique(histories.items)
     wanted = [asked.item_ids[item] for item in items.tolist()]
-    rows = connection.execute(VECTORS, {"generation": generation, "item_ids": wanted}, binary=True).fetchall()
-    vectors = {item_id: embedding.to_numpy().astype(np.float32) for item_id, embedding in rows}
-    matrix = np.zeros((len(asked.item_ids), tower.config.dim), np.float32)
+    vectors = event_rows(connection, generation, tower, wanted)
+    matrix = np.zeros((len(asked.item_ids), tower.width), np.float32)
     stored = np.zeros(len(asked.item_ids), bool)
     for item, item_id in zip(items.tolist(), wanted, strict=True):
         if item_id in vectors:

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from encoders.catalogue import FloatArray, Histories
 from encoders.content.attributes import user_vectors
 from pipelines.generation import lifecycle
+from pipelines.generation.stored_towers import event_rows
 from polytower.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from encoders.towers.towers import UserTower
+    from encoders.towers.model import Reader
 
 # Rows whose events are read and go through the tower together.
 ROW_CHUNK = 1024
@@ -43,7 +44,6 @@ cross join lateral (
 left join users on users.user_id = asked.user_id
 order by asked.place
 """
-VECTORS = "select item_id, embedding from item_embeddings where generation = %s and item_id = any (%s)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ def with_past_interests(connection: psycopg.Connection[Any], features: "pd.DataF
     return answer.assign(**columns, interest_count=counts)
 
 
-def _tower(connection: psycopg.Connection[Any], generation: int) -> "UserTower":
+def _tower(connection: psycopg.Connection[Any], generation: int) -> "Reader":
     from encoders.training.checkpoint import load_user_tower
 
     row = connection.execute(
@@ -115,7 +115,7 @@ def _tower(connection: psycopg.Connection[Any], generation: int) -> "UserTower":
 def _forward(
     connection: psycopg.Connection[Any],
     generation: int,
-    tower: "UserTower",
+    tower: "Reader",
     user_ids: Sequence[str],
     moments: Sequence[datetime],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -126,7 +126,9 @@ def _forward(
 
     asked = {"user_ids": list(user_ids), "moments": list(moments), "generation": generation}
     events = connection.execute(EVENTS, {**asked, "length": tower.config.history}).fetchall()
-    items, index = _vectors(connection, generation, {item for row in events for item in row[0] or ()}, tower.config.dim)
+    known_items = event_rows(connection, generation, tower, {item for row in events for item in row[0] or ()})
+    items = np.stack([np.zeros(tower.width, np.float32), *known_items.values()])
+    index = {item_id: place for place, item_id in enumerate(known_items, 1)}
     histories = _histories(user_ids, events, index, tower.config.user_attributes)
     rows_BT, mask_BT = padded(histories, tower.config.history)
     with torch.no_grad():
@@ -138,17 +140,6 @@ def _forward(
     return found.vectors.numpy() * known[:, None, None], found.weights.numpy() * known[:, None]
 
 
-def _vectors(
-    connection: psycopg.Connection[Any], generation: int, item_ids: set[str], dim: int
-) -> tuple[FloatArray, Mapping[str, int]]:
-    """Item embeddings [V, D], V at least 1, and the row of each item."""
-    rows = connection.execute(VECTORS, [generation, sorted(item_ids)]).fetchall()
-    vectors = np.zeros((max(1, len(rows)), dim), np.float32)
-    for place, (_, embedding) in enumerate(rows):
-        vectors[place] = embedding.to_numpy()
-    return vectors, {item_id: place for place, (item_id, _) in enumerate(rows)}
-
-
 def _histories(
     user_ids: Sequence[str], events: Sequence[tuple[Any, ...]], index: Mapping[str, int], width: int
 ) -> Histories:
@@ -156,7 +147,7 @@ def _histories(
     return Histories(
         list(user_ids),
         np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        np.array([index[item_id] for item_ids, _, _ in events for item_id in item_ids or ()], np.int64),
+        np.array([index.get(item_id, 0) for item_ids, _, _ in events for item_id in item_ids or ()], np.int64),
         np.array([moment for _, times, _ in events for moment in times or ()], np.int64),
         user_vectors([attributes for _, _, attributes in events], width) if width else None,
     )

@@ -147,10 +147,30 @@ def _interests(connection: psycopg.Connection[Any], generation: int) -> list[Gat
     ]
 
 
+# A generation without any ID is made of content alone: an item that has none by its encoders is not to be placed.
+_UNPLACEABLE = sql.SQL("""unplaceable as (
+    select item_id from items i
+    where not exists (select from item_embeddings e where e.generation = %(generation)s and e.id_embedding is not null)
+      and not exists (select from content_embeddings c
+                      join jsonb_each_text((select config -> 'encoders' from generations
+                                            where generation = %(generation)s)) as r (modality, revision)
+                          on c.modality = r.modality and c.revision = r.revision
+                      where c.item_id = i.item_id)
+)""")
+
+
+def left_out(connection: psycopg.Connection[Any], generation: int) -> int:
+    """Items that a generation made of content alone leaves out, since they have none."""
+    query = sql.SQL("with {} select count(*) from unplaceable").format(_UNPLACEABLE)
+    (found,) = _row(connection, query, {"generation": generation})
+    return int(found)
+
+
 def _item_coverage(connection: psycopg.Connection[Any], generation: int) -> list[Gate]:
     # A cold item without any content cannot be placed, so the cold segment only warns.
     counted = connection.execute(
-        """with counted as (
+        sql.SQL(
+            """with {}, counted as (
                select item_id, count(i.item_id) as events,
                       row_number() over (order by count(i.item_id) desc, item_id) - 1.0 as standing,
                       exists (select from item_embeddings e
@@ -158,14 +178,15 @@ def _item_coverage(connection: psycopg.Connection[Any], generation: int) -> list
                from items
                left join (select item_id from interactions where occurred_at < %(before)s::timestamptz) i
                     using (item_id)
-               group by item_id
+               where not exists (select from unplaceable u where u.item_id = items.item_id) group by item_id
            ), segmented as (
                select placed, case when events = 0 then 'cold'
                                    when standing < %(head)s * (select count(*) from counted) then 'head'
                                    else 'tail' end as segment
                from counted
            )
-           select segment, count(*) filter (where placed), count(*) from segmented group by segment""",
+           select segment, count(*) filter (where placed), count(*) from segmented group by segment"""
+        ).format(_UNPLACEABLE),
         {"generation": generation, "head": HEAD_SHARE, "before": _before(connection, generation)},
     ).fetchall()
     shares = {segment: _ratio(placed, total) for segment, placed, total in counted}

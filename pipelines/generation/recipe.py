@@ -16,11 +16,13 @@ DEFAULT = "demo"
 
 @dataclass(frozen=True)
 class Recipe:
-    """options: what differs from the preset. source: where the choice comes from, in words."""
+    """options: what differs from the preset. source: where the choice comes from, in words. start: folder of a
+    pretrained model to go on from; empty where training begins anew."""
 
     preset: str
     options: Mapping[str, Any]
     source: str
+    start: str = ""
 
     @property
     def config(self) -> TrainConfig:
@@ -30,11 +32,14 @@ class Recipe:
     def __str__(self) -> str:
         """For whoever watches the run."""
         options = "".join(f", {name}={value}" for name, value in self.options.items())
-        return f"preset {self.preset}{options} ({self.source})"
+        begins = f", starting from {self.start}" if self.start else ""
+        return f"preset {self.preset}{options}{begins} ({self.source})"
 
 
-def chosen(connection: psycopg.Connection[Any], name: str, options: Mapping[str, Any]) -> Recipe:
+def chosen(connection: psycopg.Connection[Any], name: str, options: Mapping[str, Any], start: str = "") -> Recipe:
     """The recipe of a run. name: a preset; empty keeps the live generation's, whose options those given are added to.
+
+    start: folder of a pretrained model; empty keeps the live generation's with its preset.
 
     A run renews what serves: it does not replace it by another model unless that is asked for. Raises UserError for a
     preset, an option or a name among the options that does not exist, before any work.
@@ -42,9 +47,10 @@ def chosen(connection: psycopg.Connection[Any], name: str, options: Mapping[str,
     live = None if name else lifecycle.live(connection)
     if live is not None:
         kept, before = live.recipe
-        found = Recipe(kept, {**before, **options}, f"as generation {live.generation}, which is live")
+        source = f"as generation {live.generation}, which is live"
+        found = Recipe(kept, {**before, **options}, source, start or live.config.get("start", ""))
     else:
-        found = Recipe(name or DEFAULT, options, "as asked for" if name else "nothing is live yet")
+        found = Recipe(name or DEFAULT, options, "as asked for" if name else "nothing is live yet", start)
     try:
         _check(found)
     except UserError as error:
@@ -55,6 +61,6 @@ def chosen(connection: psycopg.Connection[Any], name: str, options: Mapping[str,
 
 
 def _check(recipe: Recipe) -> None:
-    from encoders.training.train import check_names
+    from encoders.training.checks import check_names
 
     check_names(recipe.config)

@@ -19,12 +19,12 @@ from encoders.catalogue import Catalogue, Histories
 from encoders.content.attributes import user_vectors
 from pipelines.generation import lifecycle
 from pipelines.generation.embedding_gates import Floats, Gate
-from pipelines.generation.stored_towers import stored_content_tower, stored_user_tower
+from pipelines.generation.stored_towers import event_rows, stored_content_tower, stored_user_tower
 from pipelines.generation.training import located, read_snapshot
 from polytower.errors import UserError
 
 if TYPE_CHECKING:
-    from encoders.towers.towers import Interests, UserTower
+    from encoders.towers.model import Interests, Reader
 
 USERS, ITEMS = 300, 500
 # Halves in, halves out: what is the same differs by a few ten-thousandths of a cosine, and weights by as much.
@@ -40,9 +40,8 @@ select user_id from chosen where known is not distinct from (
     select count(*) from interactions i join items using (item_id) where i.user_id = chosen.user_id)
 """
 EVENTS = """
-select i.user_id, i.item_id, (extract(epoch from i.occurred_at) * 1000000)::bigint, e.embedding
+select i.user_id, i.item_id, (extract(epoch from i.occurred_at) * 1000000)::bigint
 from interactions i join items using (item_id)
-left join item_embeddings e on e.generation = %(generation)s and e.item_id = i.item_id
 where i.user_id = any(%(users)s) order by i.user_id, i.occurred_at, i.position
 """
 INTERESTS = """
@@ -113,7 +112,7 @@ def _readable(connection: psycopg.Connection[Any], generation: int, stored: Stor
 
 
 def _user_replay(
-    connection: psycopg.Connection[Any], generation: int, tower: "UserTower"
+    connection: psycopg.Connection[Any], generation: int, tower: "Reader"
 ) -> tuple[float | None, float | None]:
     """(smallest cosine, largest difference of weights) between the interests of sampled users, replayed and stored."""
     chosen = [row[0] for row in connection.execute(CHOSEN, {"generation": generation, "users": USERS}).fetchall()]
@@ -135,23 +134,21 @@ def _user_replay(
 
 
 def _replayed(
-    connection: psycopg.Connection[Any], generation: int, tower: "UserTower", users: Sequence[str]
+    connection: psycopg.Connection[Any], generation: int, tower: "Reader", users: Sequence[str]
 ) -> "Interests":
     import torch
 
     from encoders.evaluation.evaluate import context_of, padded
 
     place = {user_id: number for number, user_id in enumerate(users)}
-    items: dict[str, int] = {}
-    matrix = [np.zeros(tower.config.dim, np.float32)]  # an item that is not stored: no vector, as in the build
+    rows = connection.execute(EVENTS, {"users": list(users)}).fetchall()
+    known = event_rows(connection, generation, tower, {item_id for _, item_id, _ in rows})
+    # An item of which nothing is stored: a zero row, as in the build.
+    matrix = np.stack([np.zeros(tower.width, np.float32), *known.values()])
+    items = {item_id: number for number, item_id in enumerate(known, 1)}
     events: list[list[tuple[int, int]]] = [[] for _ in users]
-    rows = connection.execute(EVENTS, {"generation": generation, "users": list(users)}, binary=True)
-    for user_id, item_id, time, embedding in rows:
-        if item_id not in items:
-            items[item_id] = 0 if embedding is None else len(matrix)
-            if embedding is not None:
-                matrix.append(embedding.to_numpy().astype(np.float32))
-        events[place[user_id]].append((items[item_id], time))
+    for user_id, item_id, time in rows:
+        events[place[user_id]].append((items.get(item_id, 0), time))
     flat = [event for own in events for event in own]
     histories = Histories(
         list(users),
@@ -162,7 +159,7 @@ def _replayed(
     )
     rows_UT, mask_UT = padded(histories, tower.config.history)
     with torch.inference_mode():
-        vectors = torch.from_numpy(np.stack(matrix))[rows_UT]
+        vectors = torch.from_numpy(matrix)[rows_UT]
         return tower.interests(vectors, mask_UT, context_of(histories, tower.config))
 
 
@@ -199,7 +196,6 @@ def _item_replay(
     connection: psycopg.Connection[Any], directory: Path | None, stored: Stored, encoders: Mapping[str, str]
 ) -> float | None:
     """Smallest cosine between item, content and ID embeddings of sampled items, by the checkpoint and as stored."""
-    from encoders.towers.towers import over
     from encoders.training import checkpoint
 
     if directory is None or not len(stored.ids):
@@ -214,7 +210,7 @@ def _item_replay(
     except UserError:
         return 0.0
     sample = _catalogue(connection, stored.ids, modalities, encoders)
-    found = over(towers, trained_ids, sample).item_embeddings()
+    found = towers.over(trained_ids, sample).item_embeddings()
     told = {"item": found.has_content | found.has_id, "content": found.has_content, "id": found.has_id}
     worst = []
     for space, rows in (("item", found.item), ("content", found.content), ("id", found.id)):

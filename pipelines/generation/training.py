@@ -3,7 +3,7 @@ trains twice and a killed run finds its own state again."""
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from encoders.config import TowersConfig, TrainConfig, changed
 from encoders.content.encoder import ContentEncoder
 from encoders.presets import preset
 from encoders.training import checkpoint
+from encoders.training.start import SUMMARY, read_start
 from pipelines.generation.training_set import TrainingSet
 from polytower import locks
 from polytower.errors import UserError
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 # modality -> its encoder, newly loaded: training and adapters change it in place
 Load = Callable[[str], ContentEncoder[Any]]
 
-_IDS, _EVENTS, _SUMMARY = "snapshot.json", "snapshot.safetensors", "summary.json"
+_IDS, _EVENTS, _SUMMARY = "snapshot.json", "snapshot.safetensors", SUMMARY
 # The strict model's weights, where the folder's own were fitted again on all events.
 EVALUATED = "evaluated"
 
@@ -41,6 +42,8 @@ class Checkpoint:
     sha256: of the tower weights. encoders: modality -> revision it was trained with. metrics: of the validation items.
     curves: one entry per epoch (loss, seconds, validation metrics where due). reused: found, not trained. options: what
     differed from the preset. trained_before: moment from which on no event was known, as ISO text; None knew all.
+    start: folder of the model that it went on from, None where it began anew. told: what of the catalogue that model
+    does without.
     """
 
     directory: Path
@@ -54,6 +57,8 @@ class Checkpoint:
     reused: bool
     options: Mapping[str, Any] = field(default_factory=dict)
     trained_before: str | None = None
+    start: str | None = None
+    told: Sequence[str] = ()
 
     @property
     def before(self) -> datetime | None:
@@ -81,24 +86,26 @@ def train_checkpoint(
     progress: bool = False,
     on_epoch: "Callable[[Epoch], None] | None" = None,
     load: Load | None = None,
+    start: Path | None = None,
 ) -> Checkpoint:
     """Trains the preset's towers below `root`, or finds them there; a run that was killed goes on where it was.
 
     options: what differs from the preset (`config.changed`). load: a modality's encoder, for presets that train them
-    too. Raises UserError where such a preset has no encoder to train.
+    too. start: folder of a model to go on from (`read_start`). Raises UserError where there is no encoder to train.
     """
     config = changed(preset(preset_name), options or {})
     # Who did nothing teaches nothing: such a user's coming is no reason to train again.
     training_set = replace(training_set, histories=training_set.histories.active())
+    began = None if start is None else _sha256(start)
     # The snapshot names all users: the folder is nobody else's to read.
-    directory = private_folder(private_folder(root) / _key(training_set, config))
+    directory = private_folder(private_folder(root) / _key(training_set, config, began))
     # Another run of this recipe waits here, and finds what the first one has finished.
     with locks.folder(directory):
         if (directory / _SUMMARY).is_file():
             return read_checkpoint(directory)
         _train(
             training_set, config, directory, options or {},
-            device=device, progress=progress, on_epoch=on_epoch, load=load,
+            device=device, progress=progress, on_epoch=on_epoch, load=load, start=start,
         )  # fmt: skip
     return _read(directory, reused=False)
 
@@ -113,15 +120,17 @@ def _train(
     progress: bool,
     on_epoch: "Callable[[Epoch], None] | None",
     load: Load | None,
+    start: Path | None,
 ) -> None:
     from dataclasses import asdict
 
     from encoders.training.train import train
 
+    begin, told = (None, []) if start is None else read_start(start, training_set.catalogue, training_set.encoders)
     _write_snapshot(directory, training_set)
     result = train(
         training_set.catalogue, training_set.histories, replace(config, device=device),
-        directory=directory, progress=progress, on_epoch=on_epoch,
+        directory=directory, progress=progress, on_epoch=on_epoch, start=begin,
         live=_live(training_set, load) if config.lora_rank and load else None,
     )  # fmt: skip
     if config.refit:
@@ -138,6 +147,8 @@ def _train(
             "best_epoch": result.best_epoch,
             "seconds": result.seconds,
             "trained_before": training_set.before and training_set.before.isoformat(),
+            "start": None if start is None else str(start),
+            "told": told,
         },
     )
 
@@ -204,11 +215,14 @@ def forget_in_snapshots(entity: Literal["user", "item"], entity_id: str) -> int:
 
 def _read(directory: Path, *, reused: bool) -> Checkpoint:
     summary = checkpoint.read_json(directory / _SUMMARY)
-    weights = hashlib.sha256((directory / "towers.safetensors").read_bytes()).hexdigest()
-    return Checkpoint(directory, weights, reused=reused, **summary)
+    return Checkpoint(directory, _sha256(directory), reused=reused, **summary)
 
 
-def _key(training_set: TrainingSet, config: TrainConfig) -> str:
+def _sha256(directory: Path) -> str:
+    return hashlib.sha256(checkpoint.read_bytes(directory)).hexdigest()
+
+
+def _key(training_set: TrainingSet, config: TrainConfig, start: str | None) -> str:
     digest = hashlib.sha256()
     digest.update(training_set.catalogue.fingerprint().encode())
     digest.update(training_set.histories.fingerprint(*config.towers.reads).encode())
@@ -218,6 +232,7 @@ def _key(training_set: TrainingSet, config: TrainConfig) -> str:
     digest.update(json.dumps([dict(training_set.encoders), config.as_json()], sort_keys=True).encode())
     if training_set.before is not None:  # towers that know all there is are others' equals, but not so recorded
         digest.update(training_set.before.isoformat().encode())
+    digest.update((start or "").encode())
     return f"{config.preset}-{digest.hexdigest()[:16]}"
 
 

@@ -43,6 +43,7 @@ def materialize(
     until: Until | None = None,
     selection: Sequence[str] | None = None,
     preset: str = "",
+    start: str = "",
     options: Mapping[str, Any] | None = None,
     folder: str = "",
     images: str = "",
@@ -55,10 +56,10 @@ def materialize(
     """Materialises assets and runs their checks in this process; what is done already is found, not done again.
 
     url: the database (default: the platform's). until: last step of the flow (default: live; with `before` generation);
-    selection: asset names instead. preset, options: what is trained (`recipe.chosen`). folder, images, own: load them
-    first (`load_folder`). before: train and build a generation that knows no event at or after this moment. progress:
-    step lines and bars on stderr. take_over: ends the session of a process that is at the same step. instance:
-    Dagster's history (default: the one below the platform's home).
+    selection: asset names instead. preset, options, start: what is trained, and from which pretrained model on
+    (`recipe.chosen`). folder, images, own: load them first (`load_folder`). before: train and build a generation that
+    knows no event at or after this moment. progress: step lines and bars on stderr. take_over: ends the session of a
+    process that is at the same step. instance: Dagster's history (default: the one below the platform's home).
 
     Returns {"generation": number | None, "state": its state | None, "recipe": {"preset", "options", "source"} | None,
     "seconds": {step: s}, "assets": {asset: metadata}, "checks": {check: passed}, "warnings": [...]}. Raises UserError
@@ -69,9 +70,9 @@ def materialize(
     url = url or postgres.database_url()
     chosen = list(selection) if selection is not None else assets_until(_last_step(until, before))
     asked: Recipe | None = None
-    if "checkpoint" in chosen or preset or options:
+    if "checkpoint" in chosen or preset or options or start:
         with postgres.connect(url) as connection:
-            asked = recipe.chosen(connection, preset, options or {})
+            asked = recipe.chosen(connection, preset, options or {}, start)
         if progress:
             sys.stderr.write(f"  {asked}\n")
     loading = {"folder": folder, "images": images, "own": dict(own or {}), "take_over": take_over}
@@ -103,7 +104,7 @@ def _run_config(
     if "training_set" in chosen:
         ops["training_set"] = {"before": before.isoformat() if before else ""}
     if "checkpoint" in chosen and asked is not None:
-        ops["checkpoint"] = {"preset": asked.preset, "options": dict(asked.options)}
+        ops["checkpoint"] = {"preset": asked.preset, "options": dict(asked.options), "start": asked.start}
     for asset in {"content_embeddings", "content_codes", "adapted_embeddings", "generation"} & set(chosen):
         ops[asset] = {"take_over": take_over}
     return {"loggers": {"run_log": {}}, "ops": {op: {"config": given} for op, given in ops.items()}}
@@ -135,6 +136,8 @@ class _RunLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         event = getattr(record, "dagster_event", None)
         if event is None:
+            if record.levelno >= logging.WARNING:
+                self._warn(record.getMessage())
             return
         if event.is_step_success:
             self._step(event.step_key, event.step_success_data.duration_ms / 1000)
@@ -171,8 +174,14 @@ class _RunLog(logging.Handler):
         reason = f"the check {evaluation.check_name} on {evaluation.asset_key.to_user_string()} failed: "
         reason += evaluation.description or "no reason given"
         blocking = evaluation.blocking and evaluation.severity == dg.AssetCheckSeverity.ERROR
-        (self.refusals if blocking else self.warnings).append(reason)
-        if self.progress and not blocking:
+        if blocking:
+            self.refusals.append(reason)
+        else:
+            self._warn(reason)
+
+    def _warn(self, reason: str) -> None:
+        self.warnings.append(reason)
+        if self.progress:
             sys.stderr.write(f"  warning: {reason}\n")
 
 

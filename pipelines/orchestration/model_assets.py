@@ -16,7 +16,7 @@ from pydantic import Field
 
 from encoders.content.registry import encoder_of
 from feature_repo.schema import FEAST_SCHEMA
-from pipelines.generation import lifecycle, recipe, training_folder
+from pipelines.generation import lifecycle, quality, recipe, training_folder
 from pipelines.generation.adapted import encode_adapted
 from pipelines.generation.build import build
 from pipelines.generation.training import Checkpoint, located, train_checkpoint
@@ -28,10 +28,11 @@ from polytower.errors import UserError
 class TrainingConfig(dg.Config):
     """preset: name of the training configuration (docs/models.md lists them); empty keeps that of the live generation.
 
-    options: what differs from it.
+    options: what differs from it. start: the folder of a pretrained model (`polytower pretrain`); empty starts anew.
     """
 
     preset: str = ""
+    start: str = ""
     options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -80,14 +81,17 @@ def checkpoint(
     """Towers trained on the newest training set; the same data and preset find the finished checkpoint again."""
     chosen = encoders.settings()
     with postgres.connect() as connection:
-        asked = recipe.chosen(connection, config.preset, config.options)
+        asked = recipe.chosen(connection, config.preset, config.options, config.start)
     # A home that was moved has the folder under the same name.
     folder = chosen.training_sets_dir / Path(str(_latest(context, "training_set", "path"))).name
     snapshot = training_folder.load(folder, asked.config.towers.user_attributes, contents=asked.config.lora_rank > 0)
     trained = train_checkpoint(
         snapshot, asked.preset, chosen.checkpoints_dir, load=partial(encoder_of, config=chosen),
         options=asked.options, device=chosen.device, progress=terminal.progress,
+        start=Path(asked.start) if asked.start else None,
     )  # fmt: skip
+    for told in trained.told:
+        context.log.warning(told)
     if terminal.progress and trained.adapters:
         stayed = [name for name in trained.encoders if name not in trained.adapters]
         sys.stderr.write(f"  encoders adapted: {', '.join(trained.adapters)}; frozen: {', '.join(stayed) or 'none'}\n")
@@ -144,15 +148,21 @@ def generation(
     with postgres.connect() as connection:
         number = build(connection, directory, progress=terminal.progress, take_over=config.take_over)
         found = lifecycle.get(connection, number)
+        left_out = quality.left_out(connection, number)
         counts = connection.execute(
             """select (select count(*) from item_embeddings where generation = %(g)s),
                       (select count(distinct user_id) from user_interests where generation = %(g)s)""",
             {"g": number},
         ).fetchone()
     assert counts is not None
+    if left_out:
+        context.log.warning(
+            f"{left_out} items are left out of generation {number}: its model is made of content, and they have none"
+        )
     return dg.MaterializeResult(
         metadata={
             "generation": number,
+            "items without content, left out": left_out,
             "state": found.state,
             "items": counts[0],
             "users": counts[1],

@@ -42,7 +42,7 @@ from serving.question import Question
 
 if TYPE_CHECKING:
     from encoders.content.image import ImageEncoder, PixelBatch
-    from encoders.towers.content_tower import Content
+    from encoders.towers.model import Asked
 
 KEPT = 2
 # Pictures are decoded in threads of their own, so that no text waits behind one: so many at once, so many in all, and
@@ -98,7 +98,7 @@ class ContentQueries:
         self._pictures = 0
         self._adapters: OrderedDict[tuple[int, str], bytes | None] = OrderedDict()
         self._adapted: dict[str, str] = {}  # modality -> the name that its adapted encoder is loaded under
-        self._towers: OrderedDict[int, Content] = OrderedDict()
+        self._towers: OrderedDict[int, Asked] = OrderedDict()
         self._texts: Batcher[Wanted, NDArray[np.float32]] = Batcher(
             _encode_texts, self._thread, window=WINDOW, size=BATCH,
             observe=lambda size: metrics.batch("text", size),
@@ -281,7 +281,7 @@ def _encode_picture(encoder: "ImageEncoder", batch: "PixelBatch") -> NDArray[np.
     return vector
 
 
-def _forward(tower: "Content", rows: ContentRows) -> NDArray[np.float32]:
+def _forward(tower: "Asked", rows: ContentRows) -> NDArray[np.float32]:
     """One question through the content tower; the modalities that it was not asked with are missing ones."""
     import torch
 

@@ -20,7 +20,7 @@ from serving.loaded.loader import Loader
 from serving.metrics import ServerMetrics
 
 if TYPE_CHECKING:
-    from encoders.towers.towers import UserTower
+    from encoders.towers.model import Reader
 
 # The live generation and the one before it: requests that started before a promotion still finish.
 KEPT = 2
@@ -38,7 +38,7 @@ class OnlineInterests:
 
 @dataclass(frozen=True, eq=False)
 class History:
-    """What a user tower may read of one user. items: [T, D], oldest first, None without events; times: [T],
+    """What a user tower may read of one user. items: [T, X], oldest first, None without events; times: [T],
     microseconds, or None; attributes: what is known of the user.
     """
 
@@ -58,7 +58,7 @@ class UserTowers:
 
     def __init__(self, metrics: ServerMetrics, loader: Loader, *, window: float = WINDOW) -> None:
         self._loader = loader
-        self._towers: OrderedDict[int, UserTower] = OrderedDict()
+        self._towers: OrderedDict[int, Reader] = OrderedDict()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="user-tower")
         self._batches: Batcher[History, OnlineInterests | None] = Batcher(
             self._run, self._thread, window=window, size=BATCH, observe=lambda size: metrics.batch("tower", size)
@@ -66,6 +66,11 @@ class UserTowers:
 
     def __contains__(self, generation: int) -> bool:
         return generation in self._towers
+
+    def reads(self, generation: int) -> tuple[tuple[str, int], ...]:
+        """`Reader.reads` of a tower that is kept: the modalities that an event's row is made of, or none."""
+        tower = self._towers.get(generation)
+        return () if tower is None else tower.reads
 
     async def load(self, generation: int, weights: bytes, config: Mapping[str, Any]) -> None:
         """Keeps a generation's tower. Raises UserError when weights and config do not fit, and Problem (loading)."""
@@ -79,8 +84,9 @@ class UserTowers:
         times: Sequence[int] | None = None,
         attributes: Mapping[str, Any] | None = None,
     ) -> OnlineInterests:
-        """Interests of one user. history: item embeddings [D], oldest first; times: when they happened (microseconds
-        since 1970); attributes: what is known of the user. Of the last two a tower reads what it was trained with.
+        """Interests of one user. history: what the tower reads of the items, oldest first; times: when they
+        happened (microseconds since 1970); attributes: what is known of the user. Of the last two a tower reads
+        what it was trained with.
         Raises Problem.
         """
         items = np.stack(history).astype(np.float32) if history else None
@@ -121,11 +127,11 @@ class UserTowers:
     def _forward(self, generation: int, histories: Sequence[History]) -> list[OnlineInterests]:
         import torch
 
-        from encoders.towers.towers import Context
+        from encoders.towers.model import Context
 
         tower = self._towers[generation]
         self._towers.move_to_end(generation)
-        none = np.zeros((0, tower.config.dim), np.float32)
+        none = np.zeros((0, tower.width), np.float32)
         items = [none if history.items is None else history.items for history in histories]
         items_BTD = np.zeros((len(items), max(1, *map(len, items)), none.shape[1]), np.float32)
         mask_BT, times_BT = np.zeros(items_BTD.shape[:2], bool), np.zeros(items_BTD.shape[:2], np.int64)

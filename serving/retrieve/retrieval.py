@@ -33,7 +33,8 @@ from serving.retrieve.shadow import Shadow
 SHADOWED = ("max",)
 STALE = "interests are older than what arrived of the user's events: "
 REPLACED = "another generation went live while the question was read; try again"
-UNKNOWN = "{} items of the user's newest events are unknown to generation {}: it was built before they came"
+LOST = "content of {} items of the history is no longer as the encoders of generation {} left it; build another"
+UNKNOWN = "{} items of the user's newest events are unknown to generation {}: they came later, or have nothing it reads"
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,12 @@ class Retrieval:
                 f"generation {state.generation} knows none of the {len(history)} items of the history"
                 + ("" if question.attributes is None else ", and reads no attributes"),
             )
-        vectors = [known[item_id] for item_id in history if item_id in known][-SEQUENCE_LENGTH:]
-        interests = await self._computed(connection, state.generation, vectors, None, question.attributes)
+        items = [item_id for item_id in history if item_id in known][-SEQUENCE_LENGTH:]
+        interests = await self._computed(connection, state.generation, items, known, None, question.attributes)
         skipped = [item_id for item_id in dict.fromkeys(history) if item_id not in known]
-        return replace(interests, banned=history if question.exclude_seen else (), skipped=skipped)
+        return replace(
+            interests, banned=history if question.exclude_seen else (), skipped=[*skipped, *interests.skipped]
+        )
 
     async def _of_user(
         self, connection: Session, question: Question, state: State, index: ItemIndex | None
@@ -123,14 +126,16 @@ class Retrieval:
             return await self._stored(connection, question, state, reason)
         known = await self._vectors(connection, state.generation, index, history)
         try:
-            vectors = [known[item_id] for item_id in history]
-            found = await self._computed(connection, state.generation, vectors, state.microseconds, state.attributes)
+            found = await self._computed(
+                connection, state.generation, history, known, state.microseconds, state.attributes
+            )
         except Problem as problem:
-            if problem.kind not in (NO_TOWER, LOADING) or state.vectors is None:
+            if problem.kind not in (NO_TOWER, LOADING, UNKNOWN_HISTORY) or state.vectors is None:
                 raise
             return await self._stored(connection, question, state, STALE + problem.detail)
         reason = UNKNOWN.format(len(unknown), state.generation) if unknown else None
-        return replace(found, banned=state.seen or (), skipped=unknown, degraded=reason)
+        skipped = [*unknown, *found.skipped]
+        return replace(found, banned=state.seen or (), skipped=skipped, degraded=reason or found.degraded)
 
     async def _stored(
         self, connection: Session, question: Question, state: State, degraded: str | None = None
@@ -159,14 +164,43 @@ class Retrieval:
         self,
         connection: Session,
         generation: int,
-        history: Sequence[NDArray[Any]],
+        history: Sequence[str],
+        known: Mapping[str, NDArray[Any]],
         microseconds: Sequence[int] | None,
         attributes: Mapping[str, Any] | None,
     ) -> Interests:
+        """known: embeddings of the history's items. A tower that reads content skips items that have lost it."""
         with self.metrics.stage("tower"):
             await self.load_tower(connection, generation)
-            found = await self.towers.interests(generation, history, microseconds, attributes)
-        return Interests("online", half_precision(found.vectors), found.weights, range(len(found.vectors)))
+            rows, lost = known, list[str]()
+            if reads := self.towers.reads(generation):
+                rows = await self._content(connection, generation, reads, history)
+                lost = [item_id for item_id in dict.fromkeys(history) if item_id not in rows]
+                if history and not rows:
+                    raise Problem(UNKNOWN_HISTORY, LOST.format(len(lost), generation))
+            places = [place for place, item_id in enumerate(history) if item_id in rows]
+            times = None if microseconds is None else [microseconds[place] for place in places]
+            found = await self.towers.interests(
+                generation, [rows[history[place]] for place in places], times, attributes
+            )
+        reason = LOST.format(len(lost), generation) if lost else None
+        numbers = range(len(found.vectors))
+        return Interests("online", half_precision(found.vectors), found.weights, numbers, skipped=lost, degraded=reason)
+
+    async def _content(
+        self, connection: Session, generation: int, reads: Sequence[tuple[str, int]], item_ids: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        """What items are made of: the modalities side by side, zeros for one that is missing; of items with any."""
+        places, width = {}, 0
+        for name, size in reads:
+            places[name], width = slice(width, width + size), width + size
+        found: dict[str, NDArray[Any]] = {}
+        parameters = {"generation": generation, "item_ids": sorted({*item_ids})}
+        for row in await _fetch(connection, queries.ITEM_CONTENT, parameters):
+            if row["modality"] in places:
+                whole = found.setdefault(row["item_id"], np.zeros(width, np.float32))
+                whole[places[row["modality"]]] = row["embedding"].to_numpy()
+        return found
 
     async def _reads(self, connection: Session, generation: int, attributes: Mapping[str, Any] | None) -> bool:
         """Whether attributes alone make interests: they are there, and the generation's tower reads them."""

@@ -15,7 +15,7 @@ from encoders.config import TowersConfig, TrainConfig, changed
 from encoders.evaluation.splits import production
 from encoders.experiments.experiment import make_split
 from encoders.towers.fusion import FUSIONS
-from encoders.towers.towers import Towers, over
+from encoders.towers.towers import Towers
 from encoders.training import checkpoint
 from encoders.training.cold import UNTUNED
 from encoders.training.start import initial_towers
@@ -137,7 +137,7 @@ def test_a_new_item_stands_where_its_twin_is_foretold(tmp_path: Path) -> None:
         {name: rows[order] for name, rows in catalogue.content.items()},
         {name: rows[order] for name, rows in catalogue.present.items()},
     )
-    found, before = over(result.towers, catalogue.item_ids, later).item_embeddings(), result.towers.item_embeddings()
+    found, before = result.towers.over(catalogue.item_ids, later).item_embeddings(), result.towers.item_embeddings()
     torch.testing.assert_close(found.item[:3], before.item[order[:3]])
     assert not found.has_id[3]
     tower = result.towers.item_tower

@@ -28,7 +28,8 @@ from encoders.evaluation.evaluate import (
     validation_ndcg,
 )
 from encoders.evaluation.splits import Questions, future, leave_one_out, no_questions
-from encoders.towers.towers import Interests, Towers
+from encoders.towers.model import Interests
+from encoders.towers.towers import Towers
 from tests.encoders.data import ITEMS, histories_of, tiny_catalogue, tiny_histories
 
 

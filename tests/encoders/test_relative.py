@@ -13,8 +13,9 @@ from encoders.catalogue import Catalogue, Histories
 from encoders.config import TowersConfig, TrainConfig
 from encoders.evaluation.evaluate import TowersScorer, context_of, padded
 from encoders.towers.backbone import Recency
+from encoders.towers.model import Context
 from encoders.towers.positions import BUCKETS, buckets, looked_up, rotated
-from encoders.towers.towers import Context, UserTower
+from encoders.towers.towers import UserTower
 from encoders.training import checkpoint
 from encoders.training.packing import batches, pack
 from encoders.training.train import train

@@ -12,7 +12,6 @@ from encoders.catalogue import Catalogue
 from encoders.config import TowersConfig, TrainConfig
 from encoders.evaluation.evaluate import TowersScorer, evaluate
 from encoders.evaluation.splits import leave_one_out
-from encoders.towers.towers import over
 from encoders.training import checkpoint
 from encoders.training.hashed_rows import gathered, places
 from encoders.training.objective import draw_negatives
@@ -147,7 +146,7 @@ def test_rare_items_share_rows_from_training_to_the_checkpoint(tmp_path: Path) -
     torch.testing.assert_close(loaded.item_embeddings().item, found.item)
     order = [4, 2, 9]
     smaller = Catalogue([*(catalogue.item_ids[row] for row in order), "new"])
-    moved = over(result.towers, catalogue.item_ids, smaller).item_embeddings()
+    moved = result.towers.over(catalogue.item_ids, smaller).item_embeddings()
     torch.testing.assert_close(moved.item[:3], found.item[order])
     assert not moved.has_id[3]
     with pytest.raises(UserError, match="rare items share rows"):

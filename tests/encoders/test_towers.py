@@ -11,7 +11,7 @@ from encoders.catalogue import Catalogue
 from encoders.config import TowersConfig
 from encoders.towers.fusion import FUSIONS
 from encoders.towers.interests import EXTRACTORS, READ_QUERY_ONLY
-from encoders.towers.towers import Towers, UserTower, over
+from encoders.towers.towers import Towers, UserTower
 from tests.encoders.data import ITEMS, tiny_catalogue
 
 CONFIG = TowersConfig(dim=16, history=8, dropout=0.3, interests=3, content_width=16, shrinkage=2.0)
@@ -178,7 +178,7 @@ def test_towers_over_another_catalogue_keep_what_was_learned() -> None:
         {name: rows[order] for name, rows in catalogue.content.items()},
         {name: rows[order] for name, rows in catalogue.present.items()},
     )
-    before, after = towers.item_embeddings(), over(towers, catalogue.item_ids, smaller).item_embeddings()
+    before, after = towers.item_embeddings(), towers.over(catalogue.item_ids, smaller).item_embeddings()
     torch.testing.assert_close(after.item[:3], before.item[order[:3]])
     torch.testing.assert_close(after.item[3], before.content[9])
 

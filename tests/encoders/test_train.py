@@ -19,7 +19,8 @@ from encoders.towers.losses import OBJECTIVES, attention_variance
 from encoders.training import checkpoint
 from encoders.training.objective import batch_loss, draw_negatives
 from encoders.training.packing import batches, pack
-from encoders.training.train import Epoch, initial_towers, train
+from encoders.training.start import initial_towers
+from encoders.training.train import Epoch, train
 from polytower.errors import UserError
 from tests.encoders.data import ITEMS, histories_of, tiny_catalogue, tiny_histories
 
@@ -271,7 +272,7 @@ def test_the_configuration_survives_json() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"temperature": 0.0}, {"epochs": 0}, {"towers": replace(SHAPE, dropout=1.0)}],
+    [{"temperature": 0.0}, {"epochs": -1}, {"towers": replace(SHAPE, dropout=1.0)}],
     ids=["τ", "epochs", "dropout"],
 )
 def test_values_out_of_range_are_refused(changes: dict[str, object]) -> None:

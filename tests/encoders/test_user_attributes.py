@@ -17,7 +17,8 @@ from encoders.content.attributes import AttributesEncoder, user_vectors
 from encoders.evaluation.evaluate import TowersScorer, context_of, padded
 from encoders.evaluation.splits import cold_items, cold_users, leave_one_out, strong_generalisation, temporal
 from encoders.towers.interests import EXTRACTORS
-from encoders.towers.towers import ITEMS_ALONE, Context, UserTower
+from encoders.towers.model import ITEMS_ALONE, Context
+from encoders.towers.towers import UserTower
 from encoders.training import checkpoint
 from encoders.training.packing import batches, pack
 from encoders.training.train import train

@@ -14,7 +14,8 @@ from psycopg.types.json import Jsonb
 
 from encoders.catalogue import Catalogue
 from encoders.config import TowersConfig
-from encoders.towers.towers import Context, Towers, UserTower
+from encoders.towers.model import Context
+from encoders.towers.towers import Towers, UserTower
 from encoders.training.checkpoint import user_tower_bytes
 from pipelines.generation.lifecycle import amends
 from polytower.postgres import connect
