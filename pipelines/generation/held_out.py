@@ -22,6 +22,7 @@ from pipelines.generation.training import EVALUATED, located, read_snapshot
 
 if TYPE_CHECKING:
     from encoders.catalogue import Histories
+    from encoders.evaluation.evaluate import Scorer
     from encoders.evaluation.splits import Questions
     from encoders.towers.towers import UserTower
 
@@ -198,7 +199,7 @@ def _over_baselines(recall: Doubles, asked: Asked) -> list[Gate]:
 
     size, train = len(asked.item_ids), leave_one_out(asked.histories).train
     users = np.random.default_rng(1).permutation(len(train))[:KNN_USERS]
-    of = {
+    of: dict[str, Scorer] = {
         "popularity": Popularity(train, size),
         "knn": ItemKnn(train.select(np.sort(users)), size),
     }
