@@ -288,8 +288,9 @@ def test_it_starts_where_items_are_their_features_and_users_the_mean_of_theirs()
         torch.manual_seed(0)
         model = initial_encoder(catalogue, histories, replace(CONFIG, towers=shape, initial=initial)).eval()  # type: ignore[arg-type]
         items = model.item_embeddings()
-        both = items.has_content & model.get_buffer("present_text") & model.get_buffer("present_attributes")
-        text = model.content_of(both)[0]["text"]
+        content, present = model.content_of(torch.arange(len(catalogue)))
+        both = items.has_content & present["text"] & present["attributes"]
+        text = content["text"][both]
         pairs = torch.corrcoef(
             torch.stack([(items.item[both] @ items.item[both].T).flatten(), (text @ text.T).flatten()])
         )
