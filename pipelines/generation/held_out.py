@@ -22,7 +22,6 @@ from pipelines.generation.training import EVALUATED, located, read_snapshot
 
 if TYPE_CHECKING:
     from encoders.catalogue import Histories
-    from encoders.evaluation.evaluate import Scorer
     from encoders.evaluation.splits import Questions
     from encoders.towers.model import Reader
 
