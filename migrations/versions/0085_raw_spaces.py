@@ -8,7 +8,7 @@ from alembic import op
 from migrations.install import install
 
 revision = "0085"
-down_revision = "0070"
+down_revision = "0071"
 branch_labels = None
 depends_on = None
 
@@ -18,7 +18,7 @@ create type space_source as (relation text, condition text, space_column text, d
 NEW = ("searched_space", "summed", "retrieve_mixed")
 # Other arguments than before: the old ones would stay beside the new.
 CHANGED = ("check_question", "check_vectors", "walk_statement", "walked_lists", "walked_in_turn", "scanned_lists")
-SAME = ("retrieve_vectors", "nearest", "similar_items")
+SAME = ("nearest", "similar_items")
 
 
 def upgrade() -> None:
@@ -41,3 +41,4 @@ def _replace(version: int) -> None:
         op.execute(f"drop function {name}")
     for name in (*CHANGED, *SAME):
         install(name, version)
+    install("retrieve_vectors", version + 1)  # 0071 brought a second one before

@@ -1,4 +1,4 @@
-"""What runs on 20,000 items × 64: which index, how many results, and how near to exact. One database for all."""
+"""What runs on 24,000 items × 64: which index, how many results, and how near to exact. One database for all."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +15,7 @@ from tests.conftest import cloned
 from tests.generation_factory import Floats, Synthetic, clustered, create_indexes, write_generation
 from tests.serving.asking import retrieve
 
-ITEMS, DIM, USERS, K = 20_000, 64, 20, 100
+ITEMS, DIM, USERS, K = 24_000, 64, 20, 100
 
 
 @pytest.fixture(scope="module")
