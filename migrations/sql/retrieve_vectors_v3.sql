@@ -1,7 +1,8 @@
 -- Candidates for given interest vectors: THE retrieval, behind every other function here, and the truth behind HTTP.
 -- Per-interest nearest items, filtered before the cut, merged, deduplicated. Score: inner product, higher is better.
 -- allow: only these items, null for all. exact: scan, whatever it costs. ef_search: how wide to search the index; null:
--- as the generation was tuned, and not at all in a catalogue of 20,000 items (EXACT_ITEMS), where a scan is as fast.
+-- as the generation was tuned, and not at all in a catalogue of 20,000 items (EXACT_ITEMS), where a scan is as fast. The
+-- content encoders' own spaces are wider: their indexes are searched from 2,000 items on.
 create or replace function retrieve_vectors(
     interests halfvec[], weights real[] default null, k int default 100, filter jsonb default '{}',
     exclude text[] default '{}', merge text default 'max', space text default 'item', generation bigint default null,
@@ -39,10 +40,10 @@ begin
     if path is not null or allow is not null then
         members := filter_members(path, filter, allow, greatest(2000, sqrt(12.0 * asked * items)::int));
     end if;
-    -- A question unlike those that the search was tuned with may not leave the part of the graph that it enters. Vectors
-    -- wider than 256 numbers take too long to scan.
-    if members is null and source.walkable and not exact and items - cardinality(banned)
-       > (case when retrieve_vectors.ef_search is null and source.dim <= 256 then 20000 else 2000 end) then
+    -- A question unlike those that the search was tuned with may not leave the part of the graph that it enters.
+    if members is null and not exact and source.walkable
+       and items - cardinality(banned) > (case when retrieve_vectors.ef_search is null
+                                                    and source.relation <> 'content_embeddings' then 20000 else 2000 end) then
         if merge = 'max' then
             select l.interests, l.item_ids, l.scores into numbers, ids, scores
             from walked_in_turn(source, interests, asked,

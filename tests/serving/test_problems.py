@@ -44,7 +44,7 @@ def _problem(response: httpx.Response, status: int, slug: str) -> dict[str, Any]
         ({"user_id": ""}, 422, "invalid-request"),
         ({"user_id": "a\x00b"}, 422, "invalid-request"),
         ({"user_id": "ada", "typo": 1}, 422, "invalid-request"),
-        ({"user_id": "ada", "merge": "sum"}, 422, "invalid-request"),
+        ({"user_id": "ada", "merge": "product"}, 422, "invalid-request"),
         ({}, 422, "invalid-request"),
         ({"user_id": "ada", "history": ["i01"]}, 422, "invalid-request"),
         ({"user_id": "ada", "weights": [1]}, 422, "invalid-request"),

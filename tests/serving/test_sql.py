@@ -67,7 +67,7 @@ INJECTION = "x'; drop table items; -- \" \\ $$ %s {} ||"
             "finite",
         ),
         ("select * from similar_items('i01', 10, 'taste')", "PT009", '"taste"'),
-        ("select * from retrieve('ada', merge => 'sum')", "PT010", '"sum"'),
+        ("select * from retrieve('ada', merge => 'product')", "PT010", '"product"'),
         ("select * from retrieve_vectors(array['[1,0,0,0,0,0,0,0]']::halfvec[], generation => 99)", "PT013", "99"),
     ],
 )
