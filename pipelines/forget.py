@@ -12,9 +12,10 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from feature_repo.modalities import MODALITIES
-from pipelines.generation import lifecycle, seal
+from pipelines.generation import lifecycle, seal, training_folder
 from pipelines.generation.training import forget_in_snapshots
 from polytower import locks
+from polytower.settings import settings
 
 EntityName = Literal["user", "item"]
 
@@ -32,7 +33,8 @@ TABLES: dict[EntityName, dict[str, str]] = {
     },
     "item": {
         "interactions": "item_id", "item_stats": "item_id", "item_embeddings": "item_id",
-        "content_embeddings": "item_id", "content_codes": "item_id", "items": "item_id", "rejected_rows": "value",
+        "content_embeddings": "item_id", "content_codes": "item_id", "semantic_ids": "item_id", "items": "item_id",
+        "rejected_rows": "value",
     },
 }  # fmt: skip
 # An item's places in the sequences of users; an emptied sequence goes.
@@ -90,6 +92,7 @@ def forget(connection: psycopg.Connection[Any], entity: EntityName, entity_id: s
             connection.execute(EMPTY_SEQUENCES, {"users": users})
         # Inside: where the files cannot be written, nothing is removed anywhere.
         removed["checkpoints"] = forget_in_snapshots(entity, entity_id)
+        removed["training sets"] = training_folder.clear(settings().training_sets_dir)
     return Erasure(entity, removed, remaining(connection, entity, entity_id), proof(connection, entity, entity_id))
 
 

@@ -110,6 +110,15 @@ def load(directory: Path, user_attributes: int = 0, *, contents: bool = False) -
     return TrainingSet(catalogue, histories, document["encoders"], document["until"], before, given)
 
 
+def clear(root: Path) -> int:
+    """Removes all training sets, which name every user and item; answers how many. The next run writes a new one."""
+    with locks.folder(private_folder(root)):
+        folders = [each for each in root.iterdir() if each.is_dir()]
+        for each in folders:
+            shutil.rmtree(each)
+    return len(folders)
+
+
 def _write(directory: Path, found: TrainingSet, profiles: Iterator[Profiles]) -> None:
     document = {
         "encoders": dict(found.encoders),
