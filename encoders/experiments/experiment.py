@@ -350,7 +350,8 @@ def _cache_key(revision: str, contents: Sequence[Any], size: int) -> str:
 
 def _model(record: Modality, items: Sequence[Mapping[str, Any]]) -> str:
     named = (row[record.model_column] for row in items if record.model_column and row[record.model_column])
-    return next(named, getattr(settings(), record.setting) if record.setting else DEFAULT)
+    chosen: str = getattr(settings(), record.setting) if record.setting else DEFAULT
+    return next(named, chosen)
 
 
 def _pictured(images: Path | None, row: Mapping[str, Any]) -> dict[str, Any]:
