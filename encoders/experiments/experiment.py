@@ -37,6 +37,7 @@ from encoders.training.start import Start, read_start
 from encoders.training.train import TrainResult, train
 from feature_repo.modalities import Modality, modality
 from polytower.errors import UserError
+from polytower.settings import settings
 
 SPLITS = ("leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items", "cold_users", "future")
 _CHUNK = 512  # contents encoded at a time
@@ -384,7 +385,8 @@ def _cache_key(revision: str, contents: Sequence[Any], size: int) -> str:
 
 def _model(record: Modality, items: Sequence[Mapping[str, Any]]) -> str:
     named = (row[record.model_column] for row in items if record.model_column and row[record.model_column])
-    return next(named, DEFAULT)
+    chosen: str = getattr(settings(), record.setting) if record.setting else DEFAULT
+    return next(named, chosen)
 
 
 def _pictured(images: Path | None, row: Mapping[str, Any]) -> dict[str, Any]:

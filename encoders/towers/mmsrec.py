@@ -16,7 +16,7 @@ Legend: B rows, L places, M modalities, Q places that are asked for, D width, N 
 together, K = 1 interest.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 import torch
@@ -30,6 +30,12 @@ from encoders.towers.content_tower import Features
 from encoders.towers.model import ITEMS_ALONE, Context, Interests, ItemEmbeddings, Model, newest
 
 Views = tuple[Tensor, Tensor]  # tokens [..., M, D], and which of them are there, bool [..., M]
+
+
+def _start(linear: nn.Module, fill: Callable[[Tensor], Tensor]) -> None:
+    assert isinstance(linear, nn.Linear)
+    fill(linear.weight)
+    nn.init.zeros_(linear.bias)
 
 
 class Encoder(nn.Module):
@@ -62,22 +68,15 @@ class Encoder(nn.Module):
         width = self.config.dim
         with torch.no_grad():
             for name in self.widths:
-                into, out = self.maps[name], self.outs[name]
-                assert isinstance(into, nn.Linear)
-                assert isinstance(out, nn.Linear)
-                nn.init.orthogonal_(into.weight)
-                nn.init.eye_(out.weight)
-                nn.init.zeros_(into.bias)
-                nn.init.zeros_(out.bias)
+                _start(self.maps[name], nn.init.orthogonal_)
+                _start(self.outs[name], nn.init.eye_)
             for attention, feed_forward in zip(self.attention, self.feed_forward, strict=True):
                 assert isinstance(attention, Attention)
                 assert isinstance(feed_forward, FeedForward)
                 nn.init.eye_(attention.project.weight[2 * width :])
                 nn.init.zeros_(attention.project.bias)
-                nn.init.eye_(attention.out.weight)
-                nn.init.zeros_(attention.out.bias)
-                nn.init.zeros_(feed_forward.outer.weight)
-                nn.init.zeros_(feed_forward.outer.bias)
+                _start(attention.out, nn.init.eye_)
+                _start(feed_forward.outer, nn.init.zeros_)
 
     def forward(self, content: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
         """Items: content[m] [N, dim_m], present[m] bool [N]. Unit rows [N, D], zeros where nothing is present."""

@@ -53,7 +53,8 @@ def check_family(config: TrainConfig, *, starts: bool) -> None:
         found = [name for name, bad in wrong.items() if bad]
         if found:
             raise UserError(f"configuration: {family} knows no other value of {', '.join(found)}")
-    if not config.epochs and not starts and not config.pretrain_epochs:
+    begins = starts or config.pretrain_epochs > 0 or config.initial == "identity"
+    if not config.epochs and not begins:
         raise UserError("configuration: epochs=0 serves what training starts from, and it starts from nothing")
 
 
