@@ -50,6 +50,14 @@ PRESETS: dict[str, TrainConfig] = {
         towers=replace(_SHORT.towers, content_dim=128, linear=True, fusion="none", whiten=256, cold="ridge"),
         content_weight=0.0,
     ),
+    # events with a query, and users who search: (query, item) pairs, pretrained before the training
+    "seminar": replace(
+        _SHORT,
+        preset="seminar",
+        towers=replace(_SHORT.towers, dim=128, pair="gated", shrinkage=1.0),
+        unit_epochs=3,
+        search=True,
+    ),
     # a few seconds on a few hundred users: tests and first looks
     "tiny": TrainConfig(
         preset="tiny",

@@ -47,6 +47,11 @@ user_sequence = FeatureView(
         Field(name="item_ids", dtype=Array(String)),
         Field(name="occurred_ats", dtype=Array(Int64), description="microseconds since 1970"),
         Field(name="kinds", dtype=Array(String)),
+        Field(
+            name="queries",
+            dtype=Array(String),
+            description="what was searched for, '' for nothing; empty where no event has any",
+        ),
     ],
 )
 

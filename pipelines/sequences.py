@@ -11,9 +11,10 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from feature_repo.schema import SEQUENCE_LENGTH
+from feature_repo.schema import SEQUENCE_LENGTH, SEQUENCE_QUERY_CHARACTERS
 from polytower import locks
 
+LIMITS = {"length": SEQUENCE_LENGTH, "characters": SEQUENCE_QUERY_CHARACTERS}
 CHANGED = "select min(day), max(day) from changed_days"
 # First of all statements: what it deletes was committed, and so were the interactions that the later ones read.
 SEEN = "delete from changed_days where day between %(first)s and %(last)s"
@@ -39,16 +40,20 @@ analyze refreshed
 """
 
 SEQUENCES = """
-insert into user_sequences as kept (user_id, day, as_of, item_ids, occurred_ats, kinds)
-select d.id, d.day, s.as_of, s.item_ids, s.occurred_ats, s.kinds
+insert into user_sequences as kept (user_id, day, as_of, item_ids, occurred_ats, kinds, queries)
+select d.id, d.day, s.as_of, s.item_ids, s.occurred_ats, s.kinds, s.queries
 from refreshed d
 cross join lateral (
     select max(occurred_at) as as_of,
            array_agg(item_id order by occurred_at, position) as item_ids,
            array_agg(occurred_at order by occurred_at, position) as occurred_ats,
-           array_agg(kind order by occurred_at, position) as kinds
+           array_agg(kind order by occurred_at, position) as kinds,
+           -- '' where nothing was searched for, and no list at all where nothing ever was
+           case when count(query) = 0 then '{}'
+                else array_agg(coalesce(query, '') order by occurred_at, position) end as queries
     from (
-        select item_id, occurred_at, kind, position
+        select item_id, occurred_at, kind, position,
+               case when query_key(query) is not null then left(query, %(characters)s) end as query
         from interactions i
         where i.user_id = d.id and i.occurred_at < (d.day + 1)::timestamp at time zone 'UTC'
         order by i.occurred_at desc, i.position desc
@@ -57,9 +62,10 @@ cross join lateral (
 ) s
 where s.as_of >= d.day::timestamp at time zone 'UTC'
 on conflict (user_id, day) do update
-set as_of = excluded.as_of, item_ids = excluded.item_ids, occurred_ats = excluded.occurred_ats, kinds = excluded.kinds
-where (kept.as_of, kept.item_ids, kept.occurred_ats, kept.kinds)
-      is distinct from (excluded.as_of, excluded.item_ids, excluded.occurred_ats, excluded.kinds)
+set as_of = excluded.as_of, item_ids = excluded.item_ids, occurred_ats = excluded.occurred_ats, kinds = excluded.kinds,
+    queries = excluded.queries
+where (kept.as_of, kept.item_ids, kept.occurred_ats, kept.kinds, kept.queries)
+      is distinct from (excluded.as_of, excluded.item_ids, excluded.occurred_ats, excluded.kinds, excluded.queries)
 """
 
 # Cumulative from the first event on. Sums are numeric: their order, which a plan chooses, must not change a mean.
@@ -119,7 +125,7 @@ def refresh_sequences(connection: psycopg.Connection[Any], first_day: date, last
         connection.execute(SEEN, days)
         _find_days(connection, "user_sequences", "user_id", days)
         _drop_stale(connection, "user_sequences", "user_id", days)
-        written["user_sequences"] = connection.execute(SEQUENCES, {"length": SEQUENCE_LENGTH}).rowcount
+        written["user_sequences"] = connection.execute(SEQUENCES, LIMITS).rowcount
         for table, key, other, distinct in (
             ("user_stats", "user_id", "item_id", "distinct_items"),
             ("item_stats", "item_id", "user_id", "distinct_users"),

@@ -8,7 +8,7 @@ import psycopg
 from polytower.errors import UserError
 from serving.database import Session
 from serving.errors import PROBLEMS, Problem, from_postgres, user_error
-from serving.loaded.content_queries import ContentVector
+from serving.loaded.content_queries import Embedded
 from serving.question import Question
 from serving.rank.ranking import Ranked
 from serving.retrieve.live import live
@@ -55,7 +55,7 @@ def ask(url: str, question: Question) -> Ranked:
 
 
 async def _answer(services: Services, question: Question) -> Ranked:
-    content = await services.content.embed(question) if question.asks_by_content else None
+    content = await _read(services, question)
     if not question.is_ranked:
         async with services.database.connection() as connection:
             return Ranked(question, await services.retrieval.answer(connection, question, content))
@@ -65,24 +65,29 @@ async def _answer(services: Services, question: Question) -> Ranked:
         return await services.ranking.complete(connection, question, found)
 
 
-async def _check_live(connection: Session, content: ContentVector | None) -> None:
+async def _read(services: Services, question: Question) -> Embedded | None:
+    """What the question's text or picture is embedded as; None where it has neither. Raises Problem."""
+    if question.is_search and question.text is not None:
+        return await services.content.embed_query(question.text)
+    return await services.content.embed(question) if question.asks_by_content else None
+
+
+async def _check_live(connection: Session, content: Embedded | None) -> None:
     """A text or picture was embedded before the snapshot: refuses it if another generation is live by now."""
     if content is not None and content.generation != await live(connection):
         raise Problem(PROBLEMS["PT013"], "another generation went live while the question was read; try again")
 
 
-async def _embedded(services: Services, question: Question) -> ContentVector | Problem | None:
-    """What a question by content is embedded as, or the problem with it."""
-    if not question.asks_by_content:
-        return None
+async def _embedded(services: Services, question: Question) -> Embedded | Problem | None:
+    """What a question's text or picture is embedded as, or the problem with it."""
     try:
-        return await services.content.embed(question)
+        return await _read(services, question)
     except Problem as problem:
         return problem
 
 
 async def _one_of_batch(
-    services: Services, connection: Session, question: Question, content: ContentVector | Problem | None
+    services: Services, connection: Session, question: Question, content: Embedded | Problem | None
 ) -> Ranked | Problem:
     try:
         if isinstance(content, Problem):

@@ -31,7 +31,10 @@ class Diversity(Strict):
 
 
 class Question(Strict):
-    """Candidates for one of: a user, a raw history, given vectors, a text or picture (or both as one question)."""
+    """Candidates for one of: a user, a raw history, given vectors, a text or picture (or both as one question).
+
+    A user or a history with a text is a personalised search: what this user would take who searches for this.
+    """
 
     user_id: Id | None = Field(default=None, description="a known user")
     history: list[Id] | None = Field(
@@ -44,7 +47,11 @@ class Question(Strict):
     )
     vectors: list[Vector] | None = Field(default=None, min_length=1, max_length=64, description="interests, [K, D]")
     weights: list[FiniteFloat] | None = Field(default=None, description="one per vector; default equal")
-    text: SearchText | None = Field(default=None, description="what to look for")
+    text: SearchText | None = Field(
+        default=None,
+        description="what to look for; with a user_id or a history, what this user searches for (for generations whose"
+        " towers read queries, such as those of the preset seminar)",
+    )
     image: bytes | None = Field(default=None, min_length=1, description="a JPEG, PNG or WebP file")
     space: Space | None = Field(
         default=None,
@@ -81,7 +88,10 @@ class Question(Strict):
         }
         given = [name for name, there in sources.items() if there]
         if len(given) != 1:
-            raise ValueError(f"give one of {', '.join(sources)}; this question has {', '.join(given) or 'none'}")
+            raise ValueError(
+                f"give one of {', '.join(sources)}; this question has {', '.join(given) or 'none'} (a text alone may go"
+                " with a user_id, a history or attributes: what this user searches for)"
+            )
         if self.weights is not None and self.vectors is None:
             raise ValueError("weights go with vectors only")
         if self.space is not None and (self.user_id is not None or self.history is not None):
@@ -92,8 +102,14 @@ class Question(Strict):
 
     @property
     def asks_by_content(self) -> bool:
-        """Whether the question is a text, a picture, or both."""
-        return self.text is not None or self.image is not None
+        """Whether the question is a text, a picture, or both, and not a user's search."""
+        return (self.text is not None or self.image is not None) and not self.is_search
+
+    @property
+    def is_search(self) -> bool:
+        """Whether somebody searches: a text with a user, a history or attributes."""
+        somebody = self.user_id is not None or self.history is not None or self.attributes is not None
+        return self.text is not None and self.image is None and somebody
 
     @property
     def is_ranked(self) -> bool:

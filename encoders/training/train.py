@@ -6,7 +6,7 @@ epoch). So resuming needs the weights, the optimiser and the epoch number, and n
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,19 +21,20 @@ from encoders.catalogue import Catalogue, Histories
 from encoders.config import TrainConfig, config_from_json
 from encoders.device import autocast, resolve_device
 from encoders.evaluation.evaluate import TowersScorer, validation_ndcg
-from encoders.evaluation.splits import Split, leave_one_out, production
-from encoders.towers import losses
-from encoders.towers.fusion import FUSIONS
-from encoders.towers.interests import EXTRACTORS
+from encoders.evaluation.splits import Split, leave_one_out, no_questions, production
 from encoders.towers.towers import Towers
 from encoders.training import checkpoint, cold
+from encoders.training.checks import check
 from encoders.training.distributed import ALONE, World
 from encoders.training.objective import batch_loss
 from encoders.training.optimise import Optimiser
 from encoders.training.packing import Batch, batches, pack
+from encoders.training.search_unit import restore, unit_loss
 from encoders.training.start import Start, go_on_from, initial_towers
 from polytower.errors import UserError
 
+# (towers, batch, configuration, trained items, their shares) -> (what is reported, what is minimised)
+Loss = Callable[[Towers, Batch, TrainConfig, Tensor, Tensor], tuple[Tensor, Tensor]]
 _SMALL = 20_000_000  # interactions x width below which a second thread costs more than it brings
 
 
@@ -89,20 +90,18 @@ def train(
     loss that is not a number (the last good state stays).
     """
     started = time.perf_counter()
-    split = split or leave_one_out(histories)
-    check_names(config)
-    check_attributes(config, split.train)
-    check_content(config, catalogue)
-    if not len(split.train) or split.train.lengths.max() < 2:
-        raise UserError("training needs at least one user with two interactions (four, if the last two are held out)")
+    split = split or leave_one_out(histories, search=config.search)
+    check(config, catalogue, split.train)
     with _quiet_threads(config, split.train), torch.random.fork_rng():
-        run = Run(catalogue, split, config, directory, start, world)
+        unit = None if start is not None else _unit(catalogue, split, config, directory, world)
+        tables = None if unit is None else _trained(unit, progress=progress, resume=resume)
+        run = Run(catalogue, split, config, directory, start, world, tables=tables)
         run.train(progress=progress, resume=resume, on_epoch=on_epoch)
         evaluated = towers = run.finish()
         run.metrics |= cold.settle(evaluated, split.validation, config)
         if config.refit:
             everything = replace(config, epochs=max(run.best_epoch, 1), refit=False)
-            last = Run(catalogue, production(histories), everything, directory / "refit", start, world)
+            last = Run(catalogue, production(histories), everything, directory / "refit", start, world, tables=tables)
             last.train(progress=progress, resume=resume, on_epoch=None)
             towers = last.finish()
             cold.settle(towers, last.split.validation, replace(config, kappa=run.metrics.get("kappa")))
@@ -110,43 +109,25 @@ def train(
     if world.first:
         checkpoint.save(directory, towers, config, catalogue, metrics=run.metrics)
     run.forget()
+    if unit is not None:
+        unit.forget()
     seconds = time.perf_counter() - started
     return TrainResult(towers, evaluated, config, split, run.curves, run.best_epoch, run.metrics, seconds)
 
 
-def check_names(config: TrainConfig) -> None:
-    """Raises UserError for a name that is in none of the registries, with the names that are."""
-    given: list[tuple[str, str, Collection[str]]] = [
-        ("extractor", config.towers.extractor, EXTRACTORS),
-        ("fusion", config.towers.fusion, ("none", *FUSIONS)),
-        ("objective", config.objective, losses.OBJECTIVES),
-        ("repel", config.repel, losses.REPELS),
-    ]
-    if config.windows and config.objective not in losses.SEVERAL_TARGETS:
-        several = " and ".join(losses.SEVERAL_TARGETS)
-        raise UserError(
-            f"configuration: objective {config.objective!r} takes one target, windows draw several; {several} do"
-        )
-    for option, name, registry in given:
-        if name not in registry:
-            raise UserError(f"configuration: no {option} {name!r}; there are {', '.join(registry)}")
+def _unit(catalogue: Catalogue, split: Split, config: TrainConfig, directory: Path, world: World) -> "Run | None":
+    """The pretraining that the configuration asks for, over the training part alone; None for none."""
+    if not config.unit_epochs:
+        return None
+    shape = replace(config.towers, silent_queries=0.0)
+    wanted = replace(config, towers=shape, epochs=config.unit_epochs, refit=False)
+    unasked = replace(split, validation=no_questions())
+    return Run(catalogue, unasked, wanted, directory / "unit", None, world, loss=unit_loss)
 
 
-def check_attributes(config: TrainConfig, histories: Histories) -> None:
-    """Raises UserError where the towers read attributes of another width than the histories bring, or of none."""
-    read, found = config.towers.user_attributes, histories.attributes
-    if read and (found is None or found.shape[1] != read):
-        brought = "none" if found is None else f"{found.shape[1]} numbers"
-        raise UserError(f"training: towers.user_attributes={read}, but the users' attributes bring {brought}")
-
-
-def check_content(config: TrainConfig, catalogue: Catalogue) -> None:
-    """Raises UserError where content is what the towers are made of and the catalogue has none."""
-    if not catalogue.modalities and (config.towers.content_dim or config.towers.cold == "ridge"):
-        raise UserError(
-            f"training: the preset {config.preset} is built on the items' content, and no item has any embedded; "
-            "encode text, pictures or attributes, or take a preset without content, such as short"
-        )
+def _trained(run: "Run", *, progress: bool, resume: bool) -> Towers:
+    run.train(progress=progress, resume=resume, on_epoch=None)
+    return run.finish()
 
 
 class Run:
@@ -160,15 +141,23 @@ class Run:
         directory: Path,
         start: Start | None = None,
         world: World = ALONE,
+        *,
+        tables: Towers | None = None,
+        loss: Loss = batch_loss,
     ) -> None:
-        self.world = world
+        """tables: pretrained towers whose items and queries these start from; loss: what a step minimises."""
+        self.world, self.loss = world, loss
         self.catalogue, self.split, self.config, self.directory = catalogue, split, config, directory
         self.device = resolve_device(config.device)
-        shape = replace(config.towers, modalities=catalogue.modalities)
+        vectors = split.train.query_vectors
+        query_dim = vectors.shape[1] if config.towers.pair != "none" and vectors is not None else 0
+        shape = replace(config.towers, modalities=catalogue.modalities, query_dim=query_dim)
         with seeded(config.seed, 0):
             towers = initial_towers(catalogue, split.train, replace(config, towers=shape))
         if start is not None:
             go_on_from(towers, start, catalogue)
+        if tables is not None:
+            restore(towers, tables)
         self.towers = towers.to(self.device)
         by_row = config.table_optimiser == "rowwise"
         self.towers.item_tower.sparse = by_row
@@ -225,9 +214,11 @@ class Run:
         started = time.perf_counter()
         with seeded(self.config.seed, epoch) as rng:
             shape = self.config.towers
-            starts = "attributes" in shape.reads  # else nothing is known of a user without events
+            # else nothing is known of a user without events
+            starts = bool({"attributes", "queries"} & {*shape.reads})
             rows = pack(
                 self.split.train, shape.history, rng, starts=starts, silent=shape.silent_users,
+                silent_queries=shape.silent_queries,
                 windows=self.config.windows, drawn=self.config.window_targets,
             )  # fmt: skip
             total = -(-len(rows) // self.config.batch_rows)
@@ -250,7 +241,7 @@ class Run:
         total, ranking = torch.zeros(()), 0.0
         if len(batch.targets):
             with autocast(self.device):
-                found, total = batch_loss(self.towers, batch, self.config, self.warm, self.frequency)
+                found, total = self.loss(self.towers, batch, self.config, self.warm, self.frequency)
             ranking = float(found)
         own = len(batch.targets)
         ranking, check, count = self.world.total(ranking * own, float(total.detach()), own)

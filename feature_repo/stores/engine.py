@@ -117,7 +117,8 @@ def take(connection: psycopg.Connection[Any], view: str, source: LiteralString) 
 def _same_lengths(connection: psycopg.Connection[Any]) -> None:
     uneven = connection.execute(
         "select user_id from incoming where cardinality(item_ids) <> cardinality(occurred_ats) "
-        "or cardinality(item_ids) <> cardinality(kinds) order by 1 limit 1"
+        "or cardinality(item_ids) <> cardinality(kinds) "
+        "or cardinality(queries) not in (0, cardinality(item_ids)) order by 1 limit 1"
     ).fetchone()
     if uneven is not None:
         raise UserError(f"the sequence of user {uneven[0]!r} has lists of unequal lengths")

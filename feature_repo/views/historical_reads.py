@@ -25,11 +25,18 @@ HISTORICAL_VIEWS: dict[str, LiteralString] = {
     USER_SEQUENCE_VIEW: """
         select item_ids[cardinality(item_ids) - {length} + 1 :] as item_ids,
                feast.epoch_micros(moments[cardinality(moments) - {length} + 1 :]) as occurred_ats,
-               kinds[cardinality(kinds) - {length} + 1 :] as kinds
+               kinds[cardinality(kinds) - {length} + 1 :] as kinds,
+               case when array_remove(newest.queries, '') = '{{}}' then '{{}}' else newest.queries end as queries
         from (
             select past.item_ids || today.item_ids[places.first : places.last] as item_ids,
                    past.occurred_ats || today.occurred_ats[places.first : places.last] as moments,
-                   past.kinds || today.kinds[places.first : places.last] as kinds
+                   past.kinds || today.kinds[places.first : places.last] as kinds,
+                   -- a row without any query has none listed
+                   case when past.queries = '{{}}' then array_fill(''::text, array[cardinality(past.item_ids)])
+                        else past.queries end
+                   || case when today.queries = '{{}}'
+                           then array_fill(''::text, array[greatest(places.last - places.first + 1, 0)])
+                           else today.queries[places.first : places.last] end as queries
             from (values (1)) as one (row)
             left join lateral (
                 select * from polytower.user_sequences
@@ -47,6 +54,7 @@ HISTORICAL_VIEWS: dict[str, LiteralString] = {
             ) as places
             where past.user_id is not null or places.first <= places.last
         ) as joined
+        cross join lateral (select queries[cardinality(queries) - {length} + 1 :] as queries) as newest
     """,
     USER_STATS_VIEW: """
         select interactions as user_interactions, distinct_items as user_distinct_items,

@@ -75,6 +75,7 @@ ONLINE_VIEWS: dict[str, OnlineView] = {
             "item_ids": ("array_send(item_ids)", "texts"),
             "occurred_ats": ("array_send(occurred_ats)", "moments"),
             "kinds": ("array_send(kinds)", "texts"),
+            "queries": ("array_send(queries)", "texts"),
         },
     ),
     USER_STATS_VIEW: OnlineView(

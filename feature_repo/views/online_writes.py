@@ -68,7 +68,7 @@ class History:
 # None: immutable. Columns that Feast does not know (an item's image, path, checksum) keep what the loader wrote.
 HISTORIES: dict[str, History | None] = {
     USER_SEQUENCE_VIEW: History(
-        "user_sequences", "as_of", {name: name for name in ("item_ids", "occurred_ats", "kinds")}
+        "user_sequences", "as_of", {name: name for name in ("item_ids", "occurred_ats", "kinds", "queries")}
     ),
     USER_STATS_VIEW: History(
         "user_stats",
@@ -275,7 +275,11 @@ def _column(view: str, name: str, rows: Sequence[Row]) -> list[ValueProto]:
 
 
 def _same_lengths(rows: Sequence[Row], values: Mapping[str, Sequence[Any]]) -> None:
-    """A sequence is three lists side by side; absent ones are left to the table, which refuses them."""
+    """A sequence is four lists side by side; absent ones are left to the table, which refuses them.
+
+    The queries may be an empty list: nothing was searched for.
+    """
     for row, *lists in zip(rows, *values.values(), strict=True):
-        if len({len(each.val) for each in lists if each is not None}) > 1:
+        told = [each for each in lists if each is not None and (each is not lists[-1] or each.val)]
+        if len({len(each.val) for each in told}) > 1:
             raise UserError(f"the sequence of user {row.entity!r} has lists of unequal lengths: {', '.join(values)}")

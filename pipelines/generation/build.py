@@ -32,7 +32,8 @@ def build(
     take_over: from another process that builds.
     """
     checkpoint = read_checkpoint(directory)
-    training_set = read_training_set(connection, checkpoint.towers.user_attributes)
+    reads = checkpoint.towers
+    training_set = read_training_set(connection, reads.user_attributes, queries="queries" in reads.reads)
     identity = _identity(checkpoint, training_set)
     with lifecycle.exclusive(connection, take_over=take_over):
         kept = _kept(connection, identity)

@@ -164,6 +164,7 @@ def _write_snapshot(directory: Path, training_set: TrainingSet) -> None:
 
     histories = training_set.histories
     checkpoint.write_json(directory / _IDS, {"items": training_set.catalogue.item_ids, "users": histories.user_ids})
-    names = ("offsets", "items", "times", *(("attributes",) if histories.attributes is not None else ()))
+    beside = [name for name in ("attributes", "queries", "query_vectors") if getattr(histories, name) is not None]
+    names = ("offsets", "items", "times", *beside)
     events = {name: torch.from_numpy(getattr(histories, name)) for name in names}
     checkpoint.write_tensors(directory / _EVENTS, events)

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ ITEMS_BATCH = 5_000
 HISTORIES = """
 select string_agg(
            '"' || replace(user_id, '"', '""') || '","' || replace(item_id, '"', '""') || '",'
-               || (extract(epoch from occurred_at) * 1000000)::bigint || E'\\n',
+               || (extract(epoch from occurred_at) * 1000000)::bigint || ','
+               || coalesce(case when %(queries)s then query_key(query) end, '') || E'\\n',
            '' order by occurred_at, position)
 from interactions group by user_id collate "C" order by user_id collate "C"
 """
@@ -42,16 +43,21 @@ class TrainingSet:
     until: int
 
 
-def read_training_set(connection: psycopg.Connection[Any], user_attributes: int = 0) -> TrainingSet:
+def read_training_set(
+    connection: psycopg.Connection[Any], user_attributes: int = 0, *, queries: bool = False
+) -> TrainingSet:
     """Reads the snapshot; commits what the caller left open. Raises UserError when there is nothing to learn from.
 
     user_attributes: width that the users' attributes are hashed to, for towers that read them; 0 leaves them out.
+    queries: whether what the events were searched by is read as well.
     """
     connection.commit()  # the isolation level can only be set by a transaction's first statement
     with connection.transaction():
         connection.execute("set transaction isolation level repeatable read, read only")
         catalogue, encoders = read_catalogue(connection)
-        histories = read_histories(connection, catalogue)
+        histories = read_histories(connection, catalogue, queries=queries)
+        if histories.query_vectors is not None:
+            encoders |= text_encoder(connection)
         if user_attributes:
             histories = with_attributes(connection, histories, user_attributes)
         row = connection.execute("select coalesce(max(position), 0) from interactions").fetchone()
@@ -98,15 +104,23 @@ def _read_content(
     return vectors, found
 
 
-def read_histories(connection: psycopg.Connection[Any], catalogue: Catalogue) -> Histories:
+def text_encoder(connection: psycopg.Connection[Any]) -> dict[str, str]:
+    """{"text": revision of the encoder in force}; {} without one."""
+    found = connection.execute("select revision from content_encoders where modality = 'text' and active").fetchone()
+    return {} if found is None else {"text": found[0]}
+
+
+def read_histories(connection: psycopg.Connection[Any], catalogue: Catalogue, *, queries: bool = False) -> Histories:
     """Every user's events, oldest first by (occurred_at, position); users in byte order of their ids.
+
+    queries: with the text embeddings of what was searched for; a query that is not encoded counts as none.
 
     Each user's events come as lines of CSV in one value, and are read into dictionary-encoded columns: a few dozen
     bytes an event in memory, and no Python object for each.
     """
     buffer = io.BytesIO()
     with connection.cursor(name="read_histories", binary=True) as cursor:
-        cursor.execute(HISTORIES)
+        cursor.execute(HISTORIES, {"queries": queries})
         while users := cursor.fetchmany(USERS_BATCH):
             buffer.write("".join(lines for (lines,) in users).encode())
     if not buffer.tell():
@@ -116,13 +130,37 @@ def read_histories(connection: psycopg.Connection[Any], catalogue: Catalogue) ->
     text = pa.dictionary(pa.int32(), pa.string())
     table = pa_csv.read_csv(
         buffer,
-        read_options=pa_csv.ReadOptions(column_names=["user", "item", "time"]),
+        read_options=pa_csv.ReadOptions(column_names=["user", "item", "time", "query"]),
         parse_options=pa_csv.ParseOptions(newlines_in_values=True),
         convert_options=pa_csv.ConvertOptions(
-            column_types={"user": text, "item": text, "time": pa.int64()}, strings_can_be_null=False
+            column_types={"user": text, "item": text, "time": pa.int64(), "query": text}, strings_can_be_null=False
         ),
     ).unify_dictionaries()
-    return _histories(table, catalogue)
+    histories = _histories(table, catalogue)
+    return with_queries(connection, histories, table["query"].combine_chunks()) if queries else histories
+
+
+def with_queries(connection: psycopg.Connection[Any], histories: Histories, keys: pa.DictionaryArray) -> Histories:
+    """The histories with their events' queries. keys: query_key of each event, "" for none.
+
+    The vectors are those of queries that occur, in order of their keys.
+    """
+    vectors: dict[str, np.ndarray] = {}
+    with connection.cursor(name="read_queries", binary=True) as cursor:
+        cursor.itersize = ITEMS_BATCH
+        cursor.execute(
+            """select query_key, embedding from query_embeddings join content_encoders using (modality, revision)
+               where active and query_key = any (%s) order by query_key collate "C" """,
+            [keys.dictionary.to_pylist()],
+        )
+        for key, embedding in cursor:
+            vectors[key] = embedding.to_numpy()
+    if not vectors:
+        return histories
+    place = {key: row for row, key in enumerate(vectors)}
+    rows = np.array([place.get(key, -1) for key in keys.dictionary.to_pylist()], np.int64)
+    of_event = rows[keys.indices.to_numpy(zero_copy_only=False)]
+    return replace(histories, queries=of_event, query_vectors=np.stack(list(vectors.values())).astype(np.float32))
 
 
 def with_attributes(connection: psycopg.Connection[Any], histories: Histories, width: int) -> Histories:
@@ -145,7 +183,7 @@ def with_attributes(connection: psycopg.Connection[Any], histories: Histories, w
     attributes = np.zeros((len(index), width), np.float32)
     attributes[[index[name] for name in names]] = np.concatenate(vectors)
     offsets = np.pad(histories.offsets, (0, len(idle)), mode="edge")
-    return Histories([*histories.user_ids, *idle], offsets, histories.items, histories.times, attributes)
+    return replace(histories, user_ids=[*histories.user_ids, *idle], offsets=offsets, attributes=attributes)
 
 
 def _histories(table: pa.Table, catalogue: Catalogue) -> Histories:

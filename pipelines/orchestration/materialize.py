@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 
 import dagster as dg
 
+from encoders.config import changed
+from encoders.presets import preset as preset_named
 from pipelines.orchestration.checks import CHECKS
 from pipelines.orchestration.data_assets import DATA_ASSETS
 from pipelines.orchestration.instance import in_process_instance, process_tags
@@ -21,7 +23,7 @@ Until = Literal["sequences", "content", "generation", "live"]
 # What each step adds to the one before.
 STEPS: dict[Until, tuple[str, ...]] = {
     "sequences": ("items", "interactions", "user_sequences"),
-    "content": ("content_embeddings",),
+    "content": ("content_embeddings", "query_embeddings"),
     "generation": ("training_set", "checkpoint", "generation"),
     "live": ("live_generation", "feast_features"),
 }
@@ -77,6 +79,9 @@ def materialize(
             del config["ops"]["checkpoint"]
         for asset in chosen & {"content_embeddings", "generation"}:
             config["ops"][asset] = {"config": {"take_over": take_over}}
+        if "query_embeddings" in chosen:
+            wanted = "queries" in changed(preset_named(preset), options or {}).towers.reads
+            config["ops"]["query_embeddings"] = {"config": {"take_over": take_over, "wanted": wanted}}
         try:
             job.resolve_implicit_global_asset_job_def().execute_in_process(
                 instance=opened, asset_selection=keys, run_config=config, tags=process_tags()

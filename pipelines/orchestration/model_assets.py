@@ -30,7 +30,7 @@ class TrainingConfig(dg.Config):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-@dg.asset(deps=["user_sequences", "content_embeddings"], group_name="model", kinds={"postgres"})
+@dg.asset(deps=["user_sequences", "content_embeddings", "query_embeddings"], group_name="model", kinds={"postgres"})
 def training_set(postgres: PostgresResource) -> dg.MaterializeResult[Any]:
     """What the towers will learn from: events, items, and the content encoders in force. Refuses an empty one."""
     with postgres.connect() as connection:
@@ -62,9 +62,9 @@ def checkpoint(
 ) -> dg.MaterializeResult[Any]:
     """Towers trained on the training set; the same data and preset find the finished checkpoint again."""
     chosen = encoders.settings()
-    reads = changed(preset(config.preset), config.options).towers.user_attributes
+    reads = changed(preset(config.preset), config.options).towers
     with postgres.connect() as connection:
-        snapshot = read_training_set(connection, reads)
+        snapshot = read_training_set(connection, reads.user_attributes, queries="queries" in reads.reads)
     trained = train_checkpoint(
         snapshot, config.preset, chosen.checkpoints_dir,
         options=config.options, device=chosen.device, progress=terminal.progress,

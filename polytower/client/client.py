@@ -56,6 +56,7 @@ Row = TypeVar("Row")
 class Question:
     """One retrieval question: exactly one of user_id, history, vectors [K, D], and text or image (or both of these).
 
+    A text with a user_id or a history is what that user searches for.
     attributes: what is known of somebody with that history, or without one. image: the file's bytes. found_by: whether
     candidates list all interests that found them. features: a feature service, such as "ranker". The rest as in
     docs/http.md.

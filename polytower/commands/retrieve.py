@@ -81,7 +81,11 @@ FILTER = click.option(
     "--vectors", type=FILE, help="Your own interest vectors, one per row: a .npy file, or JSON lists of numbers."
 )
 @click.option("--weights", type=Numbers(), help="One weight per vector of --vectors [default: equal].")
-@click.option("--text", help="Text to search for: finds the items whose content is nearest.")
+@click.option(
+    "--text",
+    help="Text to search for: finds the items whose content is nearest; with USER_ID or --history, what that user would"
+    " take (preset seminar).",
+)
 @click.option("--image", type=FILE, help="Picture to search for; with --text, both form one question.")
 @click.option(
     "--space",

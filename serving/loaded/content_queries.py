@@ -29,6 +29,7 @@ from serving.errors import (
     NO_CONTENT,
     NO_CONTENT_TOWER,
     NO_ENCODER,
+    NO_QUERIES,
     PROBLEMS,
     TOO_MANY,
     UNREADABLE_IMAGE,
@@ -62,12 +63,26 @@ class ContentVector:
     vector: NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class QueryVector:
+    """vector: float32 [W], what a user searches for as the text encoder of this generation has it."""
+
+    generation: int
+    vector: NDArray[np.float32]
+
+
+Embedded = ContentVector | QueryVector
+
+
 class Live(NamedTuple):
-    """The live generation, the revision of each modality's encoder that it was built from, and that encoder's name."""
+    """The live generation, the revision of each modality's encoder that it was built from, that encoder's name, and
+    whether its user tower reads what users search for.
+    """
 
     generation: int
     encoders: dict[str, str]
     models: dict[str, str]
+    reads_queries: bool
 
 
 class Projection(NamedTuple):
@@ -113,6 +128,21 @@ class ContentQueries:
                 rows["image"] = await self._image(live, question.image)
             return ContentVector(live.generation, await self._project(Projection(live.generation, rows)))
 
+    async def embed_query(self, text: str) -> QueryVector:
+        """What somebody searches for, for the live generation's user tower. Raises Problem."""
+        with self._metrics.stage("encode"):
+            live = await self._live()
+            if not live.reads_queries:
+                raise Problem(
+                    NO_QUERIES,
+                    f"the towers of generation {live.generation} read no queries: they cannot tell what this user would"
+                    " take for this text. Build a generation that reads them (`polytower materialize --preset"
+                    " seminar`, on interactions with queries), or ask with the text or the user alone",
+                )
+            _check_has(live, "text")
+            self._loader.start(*_load_of("text"))
+            return QueryVector(live.generation, await self._text(live, text))
+
     async def warm(self) -> None:
         """Loads what questions by content to the live generation need. Raises Problem, UserError."""
         live = await self._live()
@@ -133,7 +163,7 @@ class ContentQueries:
             row = await (await cursor.execute(queries.LIVE_ENCODERS)).fetchone()
         if row is None:
             raise Problem(PROBLEMS["PT001"], "no generation is live; build one and promote it")
-        return Live(row["generation"], row["encoders"], row["models"])
+        return Live(row["generation"], row["encoders"], row["models"], row["reads_queries"])
 
     async def _text(self, live: Live, text: str) -> NDArray[np.float32]:
         wanted = item_text(text, None)

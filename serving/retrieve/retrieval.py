@@ -19,8 +19,8 @@ from polytower.errors import UserError
 from serving import queries
 from serving.database import Session
 from serving.errors import LOADING, NO_TOWER, PROBLEMS, UNKNOWN_HISTORY, UNREADABLE, Problem
-from serving.loaded.content_queries import ContentVector
-from serving.loaded.user_towers import UserTowers
+from serving.loaded.content_queries import ContentVector, Embedded, QueryVector
+from serving.loaded.user_towers import History, UserTowers
 from serving.memory.item_index import ItemIndex
 from serving.memory.live_index import LiveIndex
 from serving.metrics import ServerMetrics
@@ -31,6 +31,9 @@ from serving.retrieve.shadow import Shadow
 # Merges whose answer is a prefix by score: the others may rightly prefer a lower score.
 SHADOWED = ("max",)
 STALE = "interests are older than what arrived of the user's events: "
+UNENCODED = (
+    "{} queries of the user's newest events are not encoded yet and count as none: `polytower materialize` does it"
+)
 UNKNOWN = "{} items of the user's newest events are unknown to generation {}: it was built before they came"
 
 
@@ -54,23 +57,26 @@ class Retrieval:
     live_index: LiveIndex
     shadow: Shadow | None = None
 
-    async def answer(self, connection: Session, question: Question, content: ContentVector | None = None) -> Answer:
+    async def answer(self, connection: Session, question: Question, content: Embedded | None = None) -> Answer:
         """Raises Problem, or psycopg.Error with a SQLSTATE of errors.PROBLEMS.
 
-        content: what a question by text or picture was embedded as (ContentQueries.embed).
+        content: what the question's text or picture was embedded as (ContentQueries.embed, embed_query).
         """
         state = await self._state(connection, question)
         # a text or picture was embedded before this snapshot was taken: it stays with the generation that embedded it
         generation = state.generation if content is None else content.generation
         index = self.live_index.current(generation, state.version)
-        if content is not None:
+        asked = content.vector if isinstance(content, QueryVector) else None
+        if content is not None and asked is not None and content.generation != state.generation:
+            raise Problem(PROBLEMS["PT013"], "another generation went live while the question was read; try again")
+        if isinstance(content, ContentVector):
             interests = Interests("content", [half_precision(content.vector)], None, [0])
         elif question.vectors is not None:
             interests = _given(question)
         elif question.history is not None or question.attributes is not None:
-            interests = await self._of_history(connection, question, state, index)
+            interests = await self._of_history(connection, question, state, index, asked)
         else:
-            interests = await self._of_user(connection, question, state, index)
+            interests = await self._of_user(connection, question, state, index, asked)
         candidates = await self._search(connection, question, generation, index, interests)
         self.metrics.candidates(interests.source, len(candidates))
         return Answer(generation, interests.source, candidates, interests.skipped, interests.degraded)
@@ -78,49 +84,81 @@ class Retrieval:
     async def _state(self, connection: Session, question: Question) -> State:
         with self.metrics.stage("state"):
             statement = queries.STATE if question.user_id is None else queries.USER_STATE
-            asked = {"user_id": question.user_id, "exclude_seen": question.exclude_seen, "length": SEQUENCE_LENGTH}
+            asked = {
+                "user_id": question.user_id,
+                "exclude_seen": question.exclude_seen,
+                "length": SEQUENCE_LENGTH,
+                "searches": question.is_search,
+            }
             row = await connection.first(statement, asked)
         if row is None:
             raise Problem(PROBLEMS["PT001"], "no generation is live; build one and promote it")
         return State(*row)
 
     async def _of_history(
-        self, connection: Session, question: Question, state: State, index: ItemIndex | None
+        self,
+        connection: Session,
+        question: Question,
+        state: State,
+        index: ItemIndex | None,
+        asked: NDArray[np.float32] | None,
     ) -> Interests:
         history = question.history or []
         known = await self._vectors(connection, state.generation, index, history)
-        if not known and not await self._reads(connection, state.generation, question.attributes):
+        if not known and asked is None and not await self._reads(connection, state.generation, question.attributes):
             raise Problem(
                 UNKNOWN_HISTORY,
                 f"generation {state.generation} knows none of the {len(history)} items of the history"
                 + ("" if question.attributes is None else ", and reads no attributes"),
             )
         vectors = [known[item_id] for item_id in history if item_id in known][-SEQUENCE_LENGTH:]
-        interests = await self._computed(connection, state.generation, vectors, None, question.attributes)
+        history_read = History(state.generation, vectors, None, question.attributes or {}, asked=asked)
+        interests = await self._computed(connection, history_read)
         skipped = [item_id for item_id in dict.fromkeys(history) if item_id not in known]
         return replace(interests, banned=history if question.exclude_seen else (), skipped=skipped)
 
     async def _of_user(
-        self, connection: Session, question: Question, state: State, index: ItemIndex | None
+        self,
+        connection: Session,
+        question: Question,
+        state: State,
+        index: ItemIndex | None,
+        asked: NDArray[np.float32] | None,
     ) -> Interests:
         if not state.stale:
             return await self._stored(connection, question, state)
         history, unknown = state.history or [], state.unknown or []
         reads = history or await self._reads(connection, state.generation, state.attributes)
-        if not history and (state.vectors is not None or not reads):
+        if not history and asked is None and (state.vectors is not None or not reads):
             # no events, or of items that came after the generation, and nothing else
             reason = STALE + "the generation knows none of the items" if unknown else None
             return await self._stored(connection, question, state, reason)
+        if asked is not None and state.vectors is None and not (reads or unknown):
+            return await self._stored(connection, question, state)  # says that nobody is called so
         known = await self._vectors(connection, state.generation, index, history)
+        queries = await self._queries(connection, state)
         try:
             vectors = [known[item_id] for item_id in history]
-            found = await self._computed(connection, state.generation, vectors, state.microseconds, state.attributes)
+            read = History(state.generation, vectors, state.microseconds, state.attributes or {}, queries, asked)
+            found = await self._computed(connection, read)
         except Problem as problem:
-            if problem.kind not in (NO_TOWER, LOADING) or state.vectors is None:
+            if problem.kind not in (NO_TOWER, LOADING) or state.vectors is None or asked is not None:
                 raise
             return await self._stored(connection, question, state, STALE + problem.detail)
-        reason = UNKNOWN.format(len(unknown), state.generation) if unknown else None
-        return replace(found, banned=state.seen or (), skipped=unknown, degraded=reason)
+        told = [UNKNOWN.format(len(unknown), state.generation)] if unknown else []
+        missing = sum(key is not None for key in state.query_keys or ()) - sum(one is not None for one in queries or ())
+        told += [UNENCODED.format(missing)] if missing else []
+        return replace(found, banned=state.seen or (), skipped=unknown, degraded="; ".join(told) or None)
+
+    async def _queries(self, connection: Session, state: State) -> list[NDArray[Any] | None] | None:
+        """What was searched for at each event of the history, embedded; None for towers that read no queries."""
+        wanted = {key for key in state.query_keys or () if key is not None}
+        if not wanted:
+            return None
+        parameters = {"generation": state.generation, "keys": sorted(wanted)}
+        rows = await _fetch(connection, queries.QUERY_VECTORS, parameters)
+        found = {row["query_key"]: row["embedding"].to_numpy() for row in rows}
+        return [None if key is None else found.get(key) for key in state.query_keys or ()]
 
     async def _stored(
         self, connection: Session, question: Question, state: State, degraded: str | None = None
@@ -145,17 +183,10 @@ class Retrieval:
             rows = await _fetch(connection, queries.ITEM_VECTORS, parameters)
         return {row["item_id"]: row["embedding"].to_numpy() for row in rows}
 
-    async def _computed(
-        self,
-        connection: Session,
-        generation: int,
-        history: Sequence[NDArray[Any]],
-        microseconds: Sequence[int] | None,
-        attributes: Mapping[str, Any] | None,
-    ) -> Interests:
+    async def _computed(self, connection: Session, history: History) -> Interests:
         with self.metrics.stage("tower"):
-            await self.load_tower(connection, generation)
-            found = await self.towers.interests(generation, history, microseconds, attributes)
+            await self.load_tower(connection, history.generation)
+            found = await self.towers.interests(history)
         return Interests("online", half_precision(found.vectors), found.weights, range(len(found.vectors)))
 
     async def _reads(self, connection: Session, generation: int, attributes: Mapping[str, Any] | None) -> bool:
