@@ -63,7 +63,7 @@ class Pairs(nn.Module):
 
     def ask(self, texts_BQW: Tensor, states_BQD: Tensor) -> Tensor:
         """States joined with what is searched for now, as loud as they were; untouched where nothing is."""
-        loud_BQ1 = states_BQD.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+        loud_BQ1: Tensor = states_BQD.norm(dim=-1, keepdim=True).clamp(min=1e-6)
         joined_BQD: Tensor = _joined(self.of_question, self.queries(texts_BQW), states_BQD / loud_BQ1)
         return joined_BQD * loud_BQ1
 
