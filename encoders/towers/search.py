@@ -45,8 +45,11 @@ class SearchUnit(nn.Module):
         """The K most relevant events for each candidate and head, and the attention that they get."""
         query_HCd = self._by_head(self.query(candidates_CD))
         best_HCK, places_HCK = self._top(query_HCd, history_TD, k)
-        attention = (best_HCK * self.log_sharpness.exp()).softmax(dim=-1)
-        attention = torch.where(places_HCK >= 0, attention, 0.0).nan_to_num(0.0)  # no event at all: no attention
+        found_HCK = places_HCK >= 0
+        # absent places are masked before and after: an infinite score has no gradient
+        scores_HCK = torch.where(found_HCK, best_HCK, 0.0) * self.log_sharpness.exp()
+        attention = scores_HCK.masked_fill(~found_HCK, torch.finfo(scores_HCK.dtype).min).softmax(dim=-1)
+        attention = torch.where(found_HCK, attention, 0.0)
         return Found(places_HCK.transpose(0, 1), attention.transpose(0, 1))
 
     def forward(self, candidates_CD: Tensor, history_TD: Tensor, k: int) -> Tensor:

@@ -30,6 +30,7 @@ from polytower.postgres import connect
 from polytower.settings import settings
 from serving.http.app import create_app
 from tests.factories import tiny_folder
+from tests.serving.conftest import PATIENT
 
 OPTIONS = {
     "epochs": 12, "unit_epochs": 2, "towers.dim": 32, "towers.dropout": 0.1, "batch_rows": 8, "learning_rate": 5e-3,
@@ -76,7 +77,7 @@ def trained(opened: Connection, home: Path) -> Checkpoint:
 @pytest.fixture(scope="module")
 def client(module_database: str, opened: Connection, trained: Checkpoint) -> Iterator[TestClient]:
     lifecycle.promote(opened, build(opened, trained.directory))
-    with TestClient(create_app(module_database), raise_server_exceptions=False) as client:
+    with TestClient(create_app(module_database, caps=PATIENT), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -256,7 +257,7 @@ def test_long_texts_are_searched(client: TestClient) -> None:
 
 def test_many_questions_at_once(client: TestClient) -> None:
     asked = [{"user_id": "u1", "text": "kitchen 5"}, {"user_id": "u1"}, {"text": "kitchen 5"}]
-    answers = client.post("/v1/retrieve/batch", json={"requests": asked}).json()["answers"]
+    answers = client.post("/v1/retrieve:batch", json={"requests": asked}).json()["answers"]
     assert [answer["interests"] for answer in answers] == ["online", "stored", "content"]
 
 
