@@ -12,6 +12,7 @@ the towers themselves without the query. Differences are paired, with their stan
 import argparse
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -29,6 +30,7 @@ from encoders.evaluation.evaluate import Scorer, TowersScorer, rank
 from encoders.evaluation.splits import Questions, searches
 from encoders.experiments.experiment import Dataset, encoded_catalogue, with_queries
 from encoders.presets import preset
+from encoders.training import checkpoint
 from encoders.training.train import train
 from pipelines.load.dataset import read_folder
 
@@ -193,13 +195,16 @@ def main() -> None:
         for seed in range(given.seeds):
             config = changed(replace(preset("seminar"), seed=seed, device="cpu"), options)
             into = given.into / given.data.name / name.replace(" ", "_") / str(seed)
-            found = train(catalogue, histories, config, directory=into, split=split, progress=True)
-            scorers[f"{name} {seed}"] = scorer = TowersScorer(found.evaluated)
+            if not (into / "towers.json").is_file():  # a finished one is not trained again
+                train(catalogue, histories, config, directory=into, split=split, progress=True)
+            towers, _, _ = checkpoint.load(into, catalogue)
+            scorers[f"{name} {seed}"] = scorer = TowersScorer(towers)
             if name == "seminar":
                 scorers[f"seminar, not told the query {seed}"] = Unasked(scorer)
     report = compared(data, split.train, split.test, scorers, len(catalogue))
     kept: Mapping[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    command = f"python -m benchmarks.search {given.data.name} --seeds {given.seeds}"
+    only = "" if set(given.only) == set(VARIANTS) else f" --only {shlex.join(given.only)}"
+    command = f"python -m benchmarks.search {given.data.name} --seeds {given.seeds}{only}"
     RESULTS.write_text(json.dumps({**kept, data.name: {"command": command, **report}}, indent=1) + "\n")
 
 
