@@ -222,7 +222,7 @@ def test_no_text_waits_for_a_picture(client: TestClient, monkeypatch: pytest.Mon
         ({"image": "no base64!"}, 422, "invalid-request"),
         ({"image": ""}, 422, "invalid-request"),
         ({"image": 5}, 422, "invalid-request"),
-        ({"text": "red", "user_id": "ada"}, 422, "invalid-request"),
+        ({"text": "red", "user_id": "ada"}, 409, "no-personalised-search"),
         ({"text": "red", "space": "id"}, 422, "invalid-request"),
         ({"user_id": "ada", "space": "content"}, 422, "invalid-request"),
         ({"text": "red", "filter": {"gnere": 1}}, 422, "unknown-attribute"),
