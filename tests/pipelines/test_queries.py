@@ -261,11 +261,23 @@ def test_many_questions_at_once(client: TestClient) -> None:
     assert [answer["interests"] for answer in answers] == ["online", "stored", "content"]
 
 
-def test_towers_that_read_no_queries_say_what_is_missing(client: TestClient, opened: Connection, home: Path) -> None:
+def test_a_mix_is_answered_by_both_scores(client: TestClient) -> None:
+    searched = ask(client, user_id="u1", text="kitchen 5", k=20)
+    mixed = ask(client, user_id="u1", text="kitchen 5", mix=0.5, k=20)
+    assert (searched["interests"], mixed["interests"]) == ("online", "stored")
+    assert [one["score"] for one in searched["candidates"]] != [one["score"] for one in mixed["candidates"]]
+    assert ask(client, user_id="u1", text="kitchen 5", mix=0, k=20)["candidates"][0]["item_id"] == (
+        ask(client, user_id="u1", k=20)["candidates"][0]["item_id"]
+    )
+    assert ask(client, user_id="u1", text="kitchen 5", merge="rrf")["candidates"]
+
+
+def test_towers_that_read_no_queries_mix_and_say_what_is_missing(client: TestClient, opened: Connection, home: Path) -> None:
     """Last: it promotes another generation."""
     plain = train_checkpoint(read_training_set(opened), "tiny", home / "plain", options={"epochs": 1}, device="cpu")
     lifecycle.promote(opened, build(opened, plain.directory))
-    answer = client.post("/v1/retrieve", json={"user_id": "u1", "text": "kitchen 5"})
+    assert ask(client, user_id="u1", text="kitchen 5") == ask(client, user_id="u1", text="kitchen 5", mix=0.5)
+    answer = client.post("/v1/retrieve", json={"user_id": "u1", "text": "kitchen 5", "merge": "rrf"})
     assert (answer.status_code, answer.json()["type"]) == (409, "/problems/no-personalised-search")
     assert "--preset seminar" in answer.json()["detail"]
     assert client.post("/v1/retrieve", json={"user_id": "u1"}).status_code == 200
