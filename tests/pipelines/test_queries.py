@@ -266,13 +266,14 @@ def test_a_mix_is_answered_by_both_scores(client: TestClient) -> None:
     mixed = ask(client, user_id="u1", text="kitchen 5", mix=0.5, k=20)
     assert (searched["interests"], mixed["interests"]) == ("online", "stored")
     assert [one["score"] for one in searched["candidates"]] != [one["score"] for one in mixed["candidates"]]
-    assert ask(client, user_id="u1", text="kitchen 5", mix=0, k=20)["candidates"][0]["item_id"] == (
-        ask(client, user_id="u1", k=20)["candidates"][0]["item_id"]
+    assert (
+        ask(client, user_id="u1", text="kitchen 5", mix=0, k=20)["candidates"][0]["item_id"]
+        == (ask(client, user_id="u1", k=20)["candidates"][0]["item_id"])
     )
     assert ask(client, user_id="u1", text="kitchen 5", merge="rrf")["candidates"]
 
 
-def test_towers_that_read_no_queries_mix_and_say_what_is_missing(client: TestClient, opened: Connection, home: Path) -> None:
+def test_towers_that_read_no_queries_mix(client: TestClient, opened: Connection, home: Path) -> None:
     """Last: it promotes another generation."""
     plain = train_checkpoint(read_training_set(opened), "tiny", home / "plain", options={"epochs": 1}, device="cpu")
     lifecycle.promote(opened, build(opened, plain.directory))
