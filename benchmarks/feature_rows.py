@@ -30,6 +30,7 @@ def sequence_rows() -> list[Row]:
             ),
             "occurred_ats": ValueProto(int64_list_val=Int64List(val=micros)),
             "kinds": ValueProto(string_list_val=StringList(val=random.choices(["view", "cart", "buy"], k=length))),
+            "queries": ValueProto(string_list_val=StringList()),
         }
         rows.append((_key(USER_ID, user_id(user)), values, day + timedelta(minutes=length), None))
     return rows

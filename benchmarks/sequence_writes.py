@@ -59,7 +59,7 @@ def main() -> None:
     """Measures, prints and writes the rows."""
     given = sequence_rows()
     rows = [Row(key.entity_values[0].string_val, as_of, values) for key, values, as_of, _ in given]
-    entity, day, as_of, *arrays = cells(VIEW, rows)
+    entity, day, as_of, *arrays, _ = cells(VIEW, rows)  # nobody searched
     with TemporaryDirectory(prefix="polytower-bench-") as home:
         postgres = EmbeddedPostgres(Path(home) / "postgres")
         url = postgres.acquire()

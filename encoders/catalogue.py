@@ -6,6 +6,7 @@ Legend: V items of the catalogue, U users, N events, dim_m width of a modality's
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from polytower.errors import UserError
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
+Rows = TypeVar("Rows", FloatArray, IntArray)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +73,9 @@ class Histories:
 
     offsets int64 [U + 1], items int64 [N] (catalogue indices), times int64 [N] (microseconds since 1970, UTC).
     attributes: float32 [U, A], what is known of the users, hashed; zero rows for nothing, None where nobody reads them.
+    queries: int64 [N], what was searched for when the event happened, as a row of query_vectors (float32 [X, W], a row
+    for each distinct text), -1 for nothing. asked: int64 [U], what each user searches for now, likewise; only in
+    questions. None where nobody reads them.
     """
 
     user_ids: list[str]
@@ -78,12 +83,18 @@ class Histories:
     items: IntArray
     times: IntArray
     attributes: FloatArray | None = None
+    queries: IntArray | None = None
+    query_vectors: FloatArray | None = None
+    asked: IntArray | None = None
 
     def __post_init__(self) -> None:
         if len(self.offsets) != len(self.user_ids) + 1 or len(self.items) != len(self.times):
             raise ValueError("histories: offsets and user_ids, or items and times, disagree in length")
         if self.attributes is not None and len(self.attributes) != len(self.user_ids):
             raise ValueError(f"histories: {len(self.attributes)} rows of attributes for {len(self.user_ids)} users")
+        beside = [(self.queries, len(self.items)), (self.asked, len(self.user_ids))]
+        if any(rows is not None and (self.query_vectors is None or len(rows) != size) for rows, size in beside):
+            raise ValueError("histories: queries without vectors, or not one for each event (asked: for each user)")
         if len(self.offsets) and (self.offsets[0] != 0 or self.offsets[-1] != len(self.items)):
             raise ValueError("histories: offsets do not span the events")
 
@@ -106,15 +117,21 @@ class Histories:
     def keep(self, chosen: BoolArray) -> "Histories":
         """The same users with only the events where `chosen` (bool [N]) holds, order kept."""
         before = np.concatenate([[0], np.cumsum(chosen)]).astype(np.int64)
-        return replace(self, offsets=before[self.offsets], items=self.items[chosen], times=self.times[chosen])
+        queries = None if self.queries is None else self.queries[chosen]
+        return replace(
+            self, offsets=before[self.offsets], items=self.items[chosen], times=self.times[chosen], queries=queries
+        )
 
     def select(self, users: IntArray) -> "Histories":
         """The histories of these users (indices), in this order."""
         lengths = self.lengths[users]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         rows = np.repeat(self.offsets[users] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        attributes = None if self.attributes is None else self.attributes[users]
-        return Histories([self.user_ids[u] for u in users], offsets, self.items[rows], self.times[rows], attributes)
+        names = [self.user_ids[user] for user in users]
+        return Histories(
+            names, offsets, self.items[rows], self.times[rows], _taken(self.attributes, users),
+            _taken(self.queries, rows), self.query_vectors, _taken(self.asked, users),
+        )  # fmt: skip
 
     def active(self) -> "Histories":
         """The users who have an event; users who are known by their attributes alone are left out."""
@@ -124,6 +141,10 @@ class Histories:
         """Hex digest of users and events, and of the fields that a tower `reads`: a resumed run refuses other data."""
         beside = [getattr(self, name) for name in reads]
         return digest(self.user_ids, self.offsets, self.items, *(array for array in beside if array is not None))
+
+
+def _taken(array: Rows | None, rows: IntArray) -> Rows | None:
+    return None if array is None else array[rows]
 
 
 def digest(*parts: Sequence[str] | NDArray[np.generic]) -> str:

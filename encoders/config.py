@@ -40,6 +40,11 @@ class TowersConfig:
     contrast_dim: width of the two maps between which the content-ID contrast compares; 0 for no contrast.
     user_attributes: width of the hashed attributes of a user, which are added to the states of the history; 0 leaves
     them out. silent_users: share of the training windows that do without them, as a raw history does when asked.
+    pair: how the query of an event joins its item (`pairs.py`): "none" (queries are left out), "mean"
+    (α·query + (1−α)·item) or "gated" (α a function of both). pair_share: α, or where its gate starts. query_width:
+    hidden width of the map from a query's text embedding; query_dim: width of that, filled in from the histories.
+    silent_queries: share of the training positions that are not told what the next event's query is, as a question
+    without a text does not.
     """
 
     family: Literal["towers", "mmsrec"] = "towers"
@@ -77,6 +82,11 @@ class TowersConfig:
     contrast_dim: int = 0
     user_attributes: int = 0
     silent_users: float = 0.2
+    pair: Literal["none", "mean", "gated"] = "none"
+    pair_share: float = 0.5
+    query_width: int = 256
+    query_dim: int = 0
+    silent_queries: float = 0.3
 
     @property
     def doubt(self) -> int:
@@ -95,8 +105,9 @@ class TowersConfig:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """What changes the interests beside the items: of "times" and "attributes", the fields of `Histories`."""
+        """What changes the interests beside the items: fields of `Histories`."""
         wanted = {"times": self.relative in ("time", "both"), "attributes": self.user_attributes > 0}
+        wanted |= dict.fromkeys(("queries", "query_vectors"), self.pair != "none")
         return tuple(name for name, read in wanted.items() if read)
 
 
@@ -113,6 +124,10 @@ class TrainConfig:
     pretrain_epochs, pretrain_items: passes over the catalogue before all others, and items a step, in which a model
     that knows no ids learns to tell items apart (`contrast.py`). mask_share: share of the events that it has to guess,
     beside the last one of each history.
+    unit_epochs: passes of SEMINAR's pretraining before the training (`search_unit.py`), 0 for none; unit_next,
+    unit_align, unit_relevance: weights of its losses, 0 for off; unit_temperature: τ of all three; unit_negatives: of
+    the last.
+    search: validation questions tell the query of their target, so that what is selected is the best at search.
     epochs, batch_rows: passes, and packed rows per step; no epoch serves the start as it is. negatives:
     shared negatives per step, 0 = softmax over the
     whole catalogue; sampling: "uniform", "popularity" (drawn as often as they occur), "in_batch" (the step's own next
@@ -148,6 +163,13 @@ class TrainConfig:
     pretrain_epochs: int = 0
     pretrain_items: int = 512
     mask_share: float = 0.2
+    unit_epochs: int = 0
+    unit_next: float = 1.0
+    unit_align: float = 1.0
+    unit_relevance: float = 1.0
+    unit_temperature: float = 0.05
+    unit_negatives: int = 5
+    search: bool = False
     epochs: int = 24
     batch_rows: int = 64
     negatives: int = 2048
@@ -194,6 +216,12 @@ class TrainConfig:
             "pretrain_epochs": self.pretrain_epochs < 0,
             "pretrain_items (two at least)": self.pretrain_items < 2,
             "mask_share": not 0 <= self.mask_share < 1,
+            "unit_epochs": self.unit_epochs < 0,
+            "unit_temperature": self.unit_temperature < 0.02,
+            "unit_negatives": self.unit_negatives < 1,
+            "unit_align (not with blocks, where ID and content share no space)": (
+                self.unit_epochs > 0 and self.unit_align > 0 and shape.content_dim > 0
+            ),
             "batch_rows": self.batch_rows < 1,
             "negatives": self.negatives < 0,
             "windows": any(window < 1 for window in self.windows),
@@ -227,6 +255,13 @@ class TrainConfig:
             "towers.dropout": not 0 <= shape.dropout < 1,
             "towers.user_attributes (a multiple of 4)": shape.user_attributes < 0 or shape.user_attributes % 4 != 0,
             "towers.silent_users": not 0 <= shape.silent_users <= 1,
+            "towers.silent_queries": not 0 <= shape.silent_queries <= 1,
+            "towers.pair_share": not 0 < shape.pair_share < 1,
+            "towers.query_width": shape.query_width < 1,
+            "towers.pair (not with the extractor towers)": shape.pair != "none" and shape.extractor == "towers",
+            "towers.pair (not with lora_rank: queries are read by the encoder as it was)": (
+                shape.pair != "none" and self.lora_rank > 0
+            ),
         }
         found = [name for name, bad in wrong.items() if bad]
         if found:

@@ -100,6 +100,14 @@ PRESETS: dict[str, TrainConfig] = {
         epochs=40,
         validate_every=5,
     ),
+    # events with a query, and users who search: (query, item) pairs, pretrained before the training
+    "seminar": replace(
+        _SHORT,
+        preset="seminar",
+        towers=replace(_SHORT.towers, dim=128, pair="gated", shrinkage=1.0),
+        unit_epochs=3,
+        search=True,
+    ),
     # a few seconds on a few hundred users: tests and first looks
     "tiny": TrainConfig(
         preset="tiny",

@@ -34,6 +34,8 @@ SPACES = {"item": "embedding", "content": "content_embedding", "id": "id_embeddi
 MAX_ID_BYTES = 500
 # A text that is searched for, and the query that an event came from, in characters
 MAX_QUERY_CHARACTERS = 10_000
+# What the sequence feature keeps of a query, in characters: 200 events of 10,000 would be megabytes a row
+SEQUENCE_QUERY_CHARACTERS = 200
 # How far ahead of this clock an event may be dated, in seconds
 MAX_AHEAD_SECONDS = 300
 # Pictures: bytes of a file, and pixels that it unfolds into (a few bytes can make gigabytes)

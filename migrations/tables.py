@@ -124,6 +124,13 @@ Table(
     Column("item_ids", ARRAY(Text), nullable=False, comment="Items of the newest events, oldest first."),
     Column("occurred_ats", ARRAY(TIME), nullable=False, comment="Their times."),
     Column("kinds", ARRAY(Text), nullable=False, comment="Their kinds."),
+    Column(
+        "queries",
+        ARRAY(Text),
+        nullable=False,
+        server_default=text("'{}'::text[]"),
+        comment="What was searched for (its first 200 characters), '' for nothing; empty where no event has any.",
+    ),
     PrimaryKeyConstraint("user_id", "day"),
     Index("user_sequences_as_of_idx", "user_id", text("as_of desc")),
     Index("user_sequences_day_idx", "day"),
@@ -180,6 +187,19 @@ Table(
     PrimaryKeyConstraint("item_id", "modality", "revision"),
     ForeignKeyConstraint(["modality", "revision"], ENCODER),
     comment="What an item is: one unit vector per item, modality and encoder revision.",
+)
+
+Table(
+    "query_embeddings",
+    metadata,
+    _text("modality", server_default=text("'text'::text")),
+    _text("revision"),
+    _text("query_key", comment="The function query_key of the query: each distinct text is encoded once."),
+    Column("embedding", HALFVEC, nullable=False, comment="Unit vector of 16-bit floats."),
+    _time("encoded_at", server_default=NOW),
+    PrimaryKeyConstraint("revision", "query_key"),
+    ForeignKeyConstraint(["modality", "revision"], ENCODER),
+    comment="What users searched for, by the text encoder: one unit vector for each distinct query.",
 )
 
 Table(

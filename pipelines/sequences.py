@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from feature_repo.schema import SEQUENCE_QUERY_CHARACTERS
 from feature_repo.views.user_sequence import ORDER, newest_events
 from polytower import locks
 
@@ -39,22 +40,31 @@ analyze refreshed
 """
 
 SEQUENCES = sql.SQL("""
-insert into user_sequences as kept (user_id, day, as_of, item_ids, occurred_ats, kinds)
-select d.id, d.day, s.as_of, s.item_ids, s.occurred_ats, s.kinds
+insert into user_sequences as kept (user_id, day, as_of, item_ids, occurred_ats, kinds, queries)
+select d.id, d.day, s.as_of, s.item_ids, s.occurred_ats, s.kinds, s.queries
 from refreshed d
 cross join lateral (
     select max(occurred_at) as as_of,
            array_agg(item_id order by {order}) as item_ids,
            array_agg(occurred_at order by {order}) as occurred_ats,
-           array_agg(kind order by {order}) as kinds
+           array_agg(kind order by {order}) as kinds,
+           -- '' where nothing was searched for, and no list at all where nothing ever was
+           case when count(query_key(query)) = 0 then '{{}}'
+                else array_agg(case when query_key(query) is null then '' else left(query, {characters}) end
+                               order by {order}) end as queries
     from ({events}) newest
 ) s
 where s.as_of >= d.day::timestamp at time zone 'UTC'
 on conflict (user_id, day) do update
-set as_of = excluded.as_of, item_ids = excluded.item_ids, occurred_ats = excluded.occurred_ats, kinds = excluded.kinds
-where (kept.as_of, kept.item_ids, kept.occurred_ats, kept.kinds)
-      is distinct from (excluded.as_of, excluded.item_ids, excluded.occurred_ats, excluded.kinds)
-""").format(order=sql.SQL(ORDER), events=newest_events("d.id", "(d.day + 1)::timestamp at time zone 'UTC'"))
+set as_of = excluded.as_of, item_ids = excluded.item_ids, occurred_ats = excluded.occurred_ats, kinds = excluded.kinds,
+    queries = excluded.queries
+where (kept.as_of, kept.item_ids, kept.occurred_ats, kept.kinds, kept.queries)
+      is distinct from (excluded.as_of, excluded.item_ids, excluded.occurred_ats, excluded.kinds, excluded.queries)
+""").format(
+    order=sql.SQL(ORDER),
+    characters=SEQUENCE_QUERY_CHARACTERS,
+    events=newest_events("d.id", "(d.day + 1)::timestamp at time zone 'UTC'"),
+)
 
 # Cumulative from the first event on. Sums are numeric: their order, which a plan chooses, must not change a mean.
 STATS = """

@@ -173,7 +173,16 @@ def demo(images: Path | None, preset: str, as_json: bool) -> None:
     default="leave_one_out",
     show_default=True,
     type=click.Choice(
-        ["leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items", "cold_users", "future"]
+        [
+            "leave_one_out",
+            "refit",
+            "temporal",
+            "strong_generalisation",
+            "cold_items",
+            "cold_users",
+            "future",
+            "searches",
+        ]
     ),
     help="How the test items are held out.",
 )

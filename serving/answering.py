@@ -8,7 +8,7 @@ import psycopg
 from polytower.errors import UserError
 from serving.database import Session
 from serving.errors import PROBLEMS, Problem, from_postgres, user_error
-from serving.loaded.content_queries import ContentVector
+from serving.loaded.content_queries import Embedded
 from serving.question import Question
 from serving.rank.ranking import Ranked
 from serving.retrieve.live import live
@@ -66,14 +66,14 @@ async def _answer(services: Services, question: Question) -> Ranked:
         return await services.ranking.complete(connection, question, found)
 
 
-async def _check_live(connection: Session, content: ContentVector | None) -> None:
+async def _check_live(connection: Session, content: Embedded | None) -> None:
     """A text or picture was embedded before the snapshot: refuses it if another generation is live by now."""
     if content is not None and content.generation != await live(connection):
         raise Problem(PROBLEMS["PT013"], REPLACED)
 
 
-async def _embedded(services: Services, question: Question) -> ContentVector | Problem | None:
-    """What a question by content is embedded as, or the problem with it."""
+async def _embedded(services: Services, question: Question) -> Embedded | Problem | None:
+    """What a question's text or picture is embedded as, or the problem with it."""
     if not question.asks_by_content:
         return None
     try:
@@ -83,7 +83,7 @@ async def _embedded(services: Services, question: Question) -> ContentVector | P
 
 
 async def _one_of_batch(
-    services: Services, connection: Session, question: Question, content: ContentVector | Problem | None
+    services: Services, connection: Session, question: Question, content: Embedded | Problem | None
 ) -> Ranked | Problem:
     try:
         if isinstance(content, Problem):

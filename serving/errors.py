@@ -50,6 +50,7 @@ EVENT_CONFLICT = Kind(409, "event-conflict", "An event id stands for another eve
 NO_TOWER = Kind(503, "no-user-tower", "The generation brings no user tower")
 NO_CONTENT = Kind(422, "no-such-content", "The generation was not built from such content")
 NO_CONTENT_TOWER = Kind(409, "no-content-tower", "The generation brings no content tower")
+NO_QUERIES = Kind(409, "no-personalised-search", "The generation's towers read no queries")
 NO_ENCODER = Kind(503, "no-encoder", "The encoder cannot be loaded")
 LOADING = Kind(503, "loading", "What answers this is being loaded")
 ENCODER_MISMATCH = Kind(409, "encoder-mismatch", "Another encoder filled the generation")

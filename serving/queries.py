@@ -229,7 +229,8 @@ class State(NamedTuple):
     The rest is a user's: stored interests (vectors of 16-bit values, high byte first, interest after interest); what
     was seen; and whether the interests are stale, since there are none, or events arrived that they do not know,
     however dated. Then come the newest part of the history that the generation knows, oldest first, with its times;
-    items of the newest events that it does not know; and what is known of the user.
+    items of the newest events that it does not know; what is known of the user; and, for towers that read queries, the
+    key of what was searched for at each event of that history (None for nothing).
     """
 
     generation: int
@@ -244,6 +245,7 @@ class State(NamedTuple):
     microseconds: list[int] | None = None
     unknown: list[str] | None = None
     attributes: dict[str, Any] | None = None
+    query_keys: list[str | None] | None = None
 
 
 # No row: no generation is live.
@@ -252,10 +254,11 @@ select g.generation, g.dim, v.version
 from generations g cross join item_version v where g.state = 'live' limit 1
 """
 
-# The same with all that a user's question needs, in one round trip. length: events of a history at most.
+# The same with all that a user's question needs, in one round trip. length: events of a history at most. searches:
+# the interests are to be computed now, whether or not events arrived.
 USER_STATE = """
 select g.generation, g.dim, v.version, u.vectors, u.weights, u.numbers, h.seen, s.stale,
-       n.history, n.microseconds, m.unknown, a.attributes
+       n.history, n.microseconds, m.unknown, a.attributes, n.query_keys
 from generations g
 cross join item_version v
 cross join lateral (
@@ -272,18 +275,24 @@ cross join lateral (
 cross join lateral (
     -- by count, so that neither a clock nor the order of commits hides an event; generations before 0054 have none
     select coalesce(case when u.events is null then h.newest_at > u.as_of or u.as_of is null
-                         else h.events <> u.events end, false) as stale
+                         else h.events <> u.events end, false) or %(searches)s as stale
 ) s
 cross join lateral (
     select array_agg(e.item_id order by e.occurred_at, e.position) as history,
            array_agg((extract(epoch from e.occurred_at) * 1000000)::bigint order by e.occurred_at, e.position)
-               as microseconds
+               as microseconds,
+           case when bool_or(r.reads) then array_agg(query_key(e.query) order by e.occurred_at, e.position) end
+               as query_keys
     from (
-        select i.item_id, i.occurred_at, i.position
+        select i.item_id, i.occurred_at, i.position, i.query
         from interactions i join item_embeddings e on e.generation = g.generation and e.item_id = i.item_id
         where i.user_id = %(user_id)s and s.stale
         order by i.occurred_at desc, i.position desc limit %(length)s
     ) e
+    cross join lateral (
+        select exists (select from towers t where t.generation = g.generation and t.part = 'user_tower'
+                       and coalesce(t.config ->> 'pair', 'none') <> 'none') as reads
+    ) r
 ) n
 cross join lateral (
     select array_agg(distinct e.item_id) as unknown
@@ -314,6 +323,13 @@ join content_embeddings c
 where g.generation = %(generation)s limit 100000
 """
 
+# By the text encoder that the generation was built from.
+QUERY_VECTORS = """
+select q.query_key, q.embedding from query_embeddings q
+join generations g on g.generation = %(generation)s and q.revision = g.config -> 'encoders' ->> 'text'
+where q.query_key = any (%(keys)s) limit 1000
+"""
+
 USER_TOWER = """
 select weights, config from towers where generation = %(generation)s and part = 'user_tower' limit 1
 """
@@ -324,11 +340,14 @@ select 1 from towers
 where generation = %(generation)s and part = 'user_tower' and coalesce((config -> 'user_attributes')::int, 0) > 0
 """
 
-# What a text or picture has to go through: the encoders that the live generation was built from, with their names.
+# What a text or picture has to go through: the encoders that the live generation was built from, with their names, and
+# whether its user tower reads what users search for.
 LIVE_ENCODERS = """
 select g.generation, coalesce(g.config -> 'encoders', '{}') as encoders,
        (select coalesce(jsonb_object_agg(e.modality, e.model), '{}') from content_encoders e
-        where g.config -> 'encoders' ->> e.modality = e.revision) as models
+        where g.config -> 'encoders' ->> e.modality = e.revision) as models,
+       exists (select from towers t where t.generation = g.generation and t.part = 'user_tower'
+               and coalesce(t.config ->> 'pair', 'none') <> 'none') as reads_queries
 from generations g where g.state = 'live' limit 1
 """
 

@@ -46,7 +46,8 @@ class Diversity(Strict):
 class Question(Strict):
     """Candidates for one of: a user, a raw history, given vectors, a text or picture (or both as one question).
 
-    A user or a history may come with a text or picture: candidates are then weighed by both (mix).
+    A user or a history may come with a text or picture. Generations whose towers read queries tell what this user would
+    take who searches for this text; else, or with mix, candidates are weighed by both.
     """
 
     user_id: Id | None = Field(default=None, description="a known user")
@@ -62,7 +63,11 @@ class Question(Strict):
     weights: list[FiniteFloat] | None = Field(
         default=None, description="one per vector, default equal; negative for merge = sum: like these, not like that"
     )
-    text: SearchText | None = Field(default=None, description="what to look for")
+    text: SearchText | None = Field(
+        default=None,
+        description="what to look for; with a user_id or a history, what this user searches for: generations whose"
+        " towers read queries (preset seminar) answer by these, others by both (mix)",
+    )
     image: bytes | None = Field(default=None, min_length=1, description="a JPEG, PNG or WebP file")
     space: Space | None = Field(
         default=None,
@@ -72,7 +77,8 @@ class Question(Strict):
     )
     mix: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = Field(
         default=None,
-        description="share of the text or picture in the score where a user (or history) is given with it; default 0.5",
+        description="share of the text or picture in the score where a user (or history) is given with it; default 0.5,"
+        " or what the generation's towers make of both",
     )
     k: K = 100
     filter: dict[str, Any] = Field(
@@ -118,13 +124,13 @@ class Question(Strict):
             )
         if self.mix is not None and not self.is_mixed:
             raise ValueError("mix goes with a user (or history) and a text or picture")
-        if self.is_mixed and self.merge != "max":
+        if self.is_mixed and not self.may_search and self.merge != "max":
             raise ValueError("a user with a text or picture is answered by merge = max alone")
         return self
 
     @property
     def asks_by_content(self) -> bool:
-        """Whether the question is a text, a picture, or both."""
+        """Whether there is a text, a picture, or both."""
         return self.text is not None or self.image is not None
 
     @property
@@ -132,6 +138,11 @@ class Question(Strict):
         """Whether a user, or somebody by history or attributes, comes with a text or picture."""
         somebody = [self.user_id is not None, self.history is not None or self.attributes is not None]
         return self.asks_by_content and self.vectors is None and sum(somebody) == 1
+
+    @property
+    def may_search(self) -> bool:
+        """Whether towers that read queries answer a mixed question: a text alone, and nothing said of how to mix."""
+        return self.is_mixed and self.image is None and self.mix is None and self.space is None
 
     @property
     def is_ranked(self) -> bool:

@@ -39,18 +39,20 @@ def tiny_folder(
     *,
     file_format: Format = "parquet",
     events: int = 16,
+    queries: bool = False,
 ) -> Path:
     """Writes interactions, items and users into `path` and answers it; with `images`, JPEGs into `path/images`.
 
     Item i belongs to taste i % 4; a user loves one taste (.8 of the events) and walks through its items in order, so
     both neighbours and sequence models have something to learn. The last item is cold (nobody met it), the one before
     it has a title only. Ids are "u0"... and "i0"...; events spread over ten days around a new year, `events` per user.
+    queries: three of four events came from a search, for the item's title in small letters.
     """
     rng = np.random.default_rng(seed)
     path.mkdir(parents=True, exist_ok=True)
     write_rows(path / f"items.{file_format}", tiny_items(items, images))
     write_rows(path / f"users.{file_format}", tiny_users(users))
-    write_rows(path / f"interactions.{file_format}", tiny_interactions(users, items, events, rng))
+    write_rows(path / f"interactions.{file_format}", tiny_interactions(users, items, events, rng, queries=queries))
     if images:
         write_images(path / "images", tiny_items(items, images), rng)
     return path
@@ -81,7 +83,9 @@ def tiny_users(users: int) -> list[dict[str, Any]]:
     return [{"user_id": f"u{u}", "age": 20 + u % 50, "city": ("Oslo", "Lagos", "Lima")[u % 3]} for u in range(users)]
 
 
-def tiny_interactions(users: int, items: int, events: int, rng: np.random.Generator) -> list[dict[str, Any]]:
+def tiny_interactions(
+    users: int, items: int, events: int, rng: np.random.Generator, *, queries: bool = False
+) -> list[dict[str, Any]]:
     """Contract rows of the log, in order of time; the cold last item never occurs (unless it is the only one)."""
     rows: list[dict[str, Any]] = []
     warm = max(1, items - 1)
@@ -102,6 +106,9 @@ def tiny_interactions(users: int, items: int, events: int, rng: np.random.Genera
                 }
             )
     rows.sort(key=lambda row: row["occurred_at"])
+    if queries:
+        titles = {row["item_id"]: row["title"].lower() for row in tiny_items(items)}
+        rows = [row | {"query": titles[row["item_id"]] if place % 4 else None} for place, row in enumerate(rows)]
     return rows
 
 

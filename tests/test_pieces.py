@@ -37,12 +37,13 @@ from pipelines.generation.training import aligned, read_snapshot, train_checkpoi
 from pipelines.generation.training_set import read_catalogue, read_training_set
 from pipelines.load.dataset import read_folder
 from pipelines.load.folder import load_folder
+from pipelines.query_embeddings import encode_queries
 from pipelines.sequences import changed_days, refresh_sequences
 from polytower.postgres import connect
 from serving.database import Database
 from serving.loaded.content_queries import ContentQueries
 from serving.loaded.loader import Loader
-from serving.loaded.user_towers import UserTowers
+from serving.loaded.user_towers import History, UserTowers
 from serving.memory.fill import read
 from serving.metrics import ServerMetrics
 from serving.question import Interests, Question
@@ -69,6 +70,7 @@ PIECES: dict[str, tuple[int, int]] = {
     "encoders.content.text._CHUNK": (7, ITEMS),
     "encoders.towers.model._CHUNK": (7, ITEMS),
     "encoders.towers.adapted._CHUNK": (7, ITEMS),
+    "encoders.towers.search.EVENTS_BLOCK": (3, 40),  # events of tests/encoders/test_search.py
     "feature_repo.views.online_writes._CHUNK": (7, USERS),
     "pipelines.generation.build.USER_CHUNK": (7, USERS),
     "pipelines.content_codes.ITEMS_BATCH": (7, ITEMS),
@@ -76,6 +78,7 @@ PIECES: dict[str, tuple[int, int]] = {
     "pipelines.export.ROW_CHUNK": (7, ITEMS),
     "pipelines.load.contract.BATCH_ROWS": (7, USERS),
     "pipelines.generation.past_interests.ROW_CHUNK": (7, USERS),
+    "pipelines.query_embeddings.QUERY_CHUNK": (7, ITEMS),
     "pipelines.generation.search_depth.BLOCK": (7, ITEMS),
     "pipelines.generation.training_set.ITEMS_BATCH": (7, ITEMS),
     "pipelines.generation.training_set.USERS_BATCH": (7, USERS),
@@ -106,7 +109,7 @@ class Given:
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
     home = tmp_path_factory.mktemp("pieces")
-    folder = tiny_folder(home / "data", USERS, ITEMS, images=True, events=EVENTS)
+    folder = tiny_folder(home / "data", USERS, ITEMS, images=True, events=EVENTS, queries=True)
     return Given(folder, *_encoders(home))
 
 
@@ -203,9 +206,13 @@ class Flow:
         rows = connection.execute(
             "select modality, item_id, embedding from content_embeddings order by modality, item_id"
         ).fetchall()
+        assert encode_queries(connection, self.given.text).encoded > ITEMS // 2
+        queries = connection.execute("select query_key, embedding from query_embeddings order by 1").fetchall()
         directly, *_ = _encoded("attributes", read_folder(self.given.folder)[0], "cpu", None)
         return found | {
             "attributes of an experiment": directly,
+            "queries": [key for key, _ in queries],
+            "query embeddings": [vector.to_numpy().astype(np.float32) for _, vector in queries],
             "content of": [row[:2] for row in rows],
             "content": [row[2].to_numpy().astype(np.float32) for row in rows],
             "coded": code_content(connection).bytes,
@@ -308,7 +315,7 @@ async def _at_once(url: str, weights: bytes, config: Any, histories: Sequence[An
     await database.open()
     try:
         await towers.load(1, weights, config)
-        found = await asyncio.gather(*(towers.interests(1, list(history)) for history in histories))
+        found = await asyncio.gather(*(towers.interests(History(1, list(history), None)) for history in histories))
         texts = [Question(text=f"red shoe {'a ' * n}") for n in range(ITEMS)]
         embedded = await asyncio.gather(*(content.embed(question) for question in texts))
         return [np.concatenate([each.vectors for each in found]), np.stack([each.vector for each in embedded])]

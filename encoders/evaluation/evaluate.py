@@ -224,7 +224,15 @@ def context_of(histories: Histories, config: TowersConfig) -> Context:
         times_QT = _filled(histories.times, *_newest_events(histories, config.history))
     if "attributes" in config.reads and histories.attributes is not None:
         attributes_Q1A = torch.from_numpy(histories.attributes)[:, None]
-    return Context(times_QT, attributes_Q1A)
+    queries_QTW = asked_Q1W = None
+    if config.query_dim and histories.query_vectors is not None:
+        vectors = np.pad(histories.query_vectors, ((0, 1), (0, 0)))  # the row of -1 is zero
+        if histories.queries is not None and len(histories.queries):
+            source, mask = _newest_events(histories, config.history)
+            queries_QTW = torch.from_numpy(vectors[np.where(mask, histories.queries[source], -1)])
+        if histories.asked is not None:
+            asked_Q1W = torch.from_numpy(vectors[histories.asked])[:, None]
+    return Context(times_QT, attributes_Q1A, queries_QTW, asked_Q1W)
 
 
 def _newest_events(histories: Histories, width: int) -> tuple[IntArray, BoolArray]:

@@ -4,7 +4,7 @@ A question is a history and the item that came next. Nothing that happened after
 in the training part of its split; `tests/encoders/test_splits.py` shuffles the future to prove it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -48,11 +48,12 @@ class Split:
     test: Questions
 
 
-def leave_one_out(histories: Histories) -> Split:
+def leave_one_out(histories: Histories, *, search: bool = False) -> Split:
     """Strict leave-one-out: a user's last event is the test target, the one before it the validation target.
 
     The validation item is an input at test time and never trained on. Users with fewer than 3 events are trained on
-    whole and asked nothing: with one event there is nothing to predict from, with two no honest validation.
+    whole and asked nothing: with one event there is nothing to predict from, with two no honest validation. search:
+    a question also tells the query of its target, as somebody who searches does.
     """
     lengths = histories.lengths
     asked = np.flatnonzero(lengths >= 3)
@@ -60,8 +61,8 @@ def leave_one_out(histories: Histories) -> Split:
     return Split(
         "leave_one_out",
         histories.keep(_heads(histories, lengths - held)),
-        _asking(histories, asked, back=2),
-        _asking(histories, asked, back=1),
+        _asking(histories, asked, back=2, search=search),
+        _asking(histories, asked, back=1, search=search),
     )
 
 
@@ -93,6 +94,34 @@ def temporal(histories: Histories, *, test: float = 0.1, validation: float = 0.1
         _first_after(histories, int(cuts[0]), int(cuts[1])),
         _first_after(histories, int(cuts[1]), None),
     )
+
+
+def searches(histories: Histories, *, test: float = 0.1, validation: float = 0.1) -> Split:
+    """Search by time: two instants cut all events alike, and every event with a query after one is a question.
+
+    It has the events before it as its history, tells its query, and asks for its item. test and validation are the
+    shares of events after the second instant and between the two. Raises ValueError for histories without queries.
+    """
+    ordered = np.sort(histories.times)
+    first, second = (ordered[int(len(ordered) * share)] for share in (1 - test - validation, 1 - test))
+    between = (histories.times >= first) & (histories.times < second)
+    return Split(
+        "searches",
+        histories.keep(histories.times < first),
+        _searching(histories, between),
+        _searching(histories, histories.times >= second),
+    )
+
+
+def _searching(histories: Histories, chosen: BoolArray) -> Questions:
+    """A question for each chosen event that has a query; its history ends before it."""
+    if histories.queries is None:
+        raise ValueError("histories without queries hold no searches")
+    events = np.flatnonzero(chosen & (histories.queries >= 0))
+    owners = np.searchsorted(histories.offsets, events, side="right") - 1
+    heads = histories.select(owners)
+    heads = heads.keep(_heads(heads, events - histories.offsets[owners]))
+    return Questions(replace(heads, asked=histories.queries[events]), histories.items[events])
 
 
 def strong_generalisation(histories: Histories, *, share: float = 0.1, seed: int = 0) -> Split:
@@ -194,11 +223,14 @@ def _heads(histories: Histories, lengths: IntArray) -> BoolArray:
     return marked
 
 
-def _asking(histories: Histories, users: IntArray, *, back: int) -> Questions:
-    """The question for the event `back` places from the end, for each of these users."""
-    targets = histories.items[histories.offsets[users + 1] - back]
+def _asking(histories: Histories, users: IntArray, *, back: int, search: bool = False) -> Questions:
+    """The question for the event `back` places from the end, for each of these users; search: with its query."""
+    events = histories.offsets[users + 1] - back
     chosen = histories.select(users)
-    return Questions(chosen.keep(_heads(chosen, chosen.lengths - back)), targets)
+    heads = chosen.keep(_heads(chosen, chosen.lengths - back))
+    if search and histories.queries is not None:
+        heads = replace(heads, asked=histories.queries[events])
+    return Questions(heads, histories.items[events])
 
 
 def _first_after(histories: Histories, cut: int, end: int | None) -> Questions:

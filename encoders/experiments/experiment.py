@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from encoders.catalogue import BoolArray, Catalogue, FloatArray, Histories, digest
+from encoders.catalogue import BoolArray, Catalogue, FloatArray, Histories, IntArray, digest
 from encoders.config import TrainConfig, changed
 from encoders.content.attributes import user_vectors
 from encoders.content.encoder import ContentEncoder
@@ -25,6 +25,7 @@ from encoders.evaluation.splits import (
     future,
     leave_one_out,
     refit,
+    searches,
     strong_generalisation,
     temporal,
 )
@@ -39,9 +40,25 @@ from feature_repo.modalities import Modality, modality
 from polytower.errors import UserError
 from polytower.settings import settings
 
-SPLITS = ("leave_one_out", "refit", "temporal", "strong_generalisation", "cold_items", "cold_users", "future")
+SPLITS = (
+    "leave_one_out",
+    "refit",
+    "temporal",
+    "strong_generalisation",
+    "cold_items",
+    "cold_users",
+    "future",
+    "searches",
+)
 _CHUNK = 512  # contents encoded at a time
 _RANKS = "ranks.safetensors"
+
+
+class Queries(NamedTuple):
+    """of_event: int64 [N], what each event of the histories was searched by, a place in texts; −1 for nothing."""
+
+    of_event: IntArray
+    texts: list[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +74,7 @@ class Dataset:
     items: Sequence[Mapping[str, Any]]
     histories: Histories
     users: Sequence[Mapping[str, Any]] | None = None
+    queries: Queries | None = None
 
 
 def run_experiment(
@@ -91,6 +109,8 @@ def run_experiment(
     catalogue, encoders = encoded(data, modalities, device=device, images=images, cache=cache)
     begin, told = (None, []) if start is None else read_start(start, catalogue, encoders)
     histories = with_users(data, config.towers.user_attributes)
+    if "queries" in config.towers.reads or split == "searches":
+        histories = with_queries(data, histories, device=device, cache=cache)
     cut = make_split(split, histories, len(catalogue))
     if not len(cut.test):
         raise UserError(f"{data.name}: the split {split} leaves no question to test on")
@@ -181,6 +201,17 @@ def with_users(data: Dataset, width: int) -> Histories:
     return replace(data.histories, attributes=user_vectors(data.users, width))
 
 
+def with_queries(data: Dataset, histories: Histories, *, device: str = "auto", cache: Path | None = None) -> Histories:
+    """The histories with what their events were searched by, each distinct text encoded once."""
+    if data.queries is None or not data.queries.texts:
+        return histories
+    described = [{"title": text, "description": None} for text in data.queries.texts]
+    asked = Dataset(data.name, data.queries.texts, described, histories)
+    vectors, present, _ = _encoded("text", asked, device, None, cache)
+    of_event = data.queries.of_event
+    return replace(histories, queries=np.where(present[of_event], of_event, -1), query_vectors=vectors)
+
+
 def make_split(name: str, histories: Histories, items: int) -> Split:
     """The split of that name. Raises UserError for an unknown one."""
     if name == "cold_items":
@@ -192,7 +223,10 @@ def make_split(name: str, histories: Histories, items: int) -> Split:
         "strong_generalisation": strong_generalisation,
         "cold_users": cold_users,
         "future": future,
+        "searches": searches,
     }
+    if name == "searches" and histories.queries is None:
+        raise UserError("the split searches asks by queries, and no interaction has one")
     if name not in rules:
         raise UserError(f"no split {name!r}; there are {', '.join(SPLITS)}")
     return rules[name](histories)

@@ -47,11 +47,14 @@ class Context(NamedTuple):
 
     times: int64 [B, T], when the events happened, microseconds. attributes: float32 [B, 1, A], what is known of the
     users (`encoders.content.attributes.user_vectors`), or [B, T, A] in packed rows; zeros for a user of whom nothing is
-    known.
+    known. queries: float32 [B, T, W], text embeddings of what was searched for when the events happened; asked:
+    [B, 1, W], of what is searched for now, or [B, T, W] in packed rows; zeros for nothing.
     """
 
     times: Tensor | None = None
     attributes: Tensor | None = None
+    queries: Tensor | None = None
+    asked: Tensor | None = None
 
     def to(self, device: torch.device) -> "Context":
         """The same on another device."""
@@ -173,4 +176,5 @@ def newest(items_BTD: Tensor, mask_BT: Tensor, context: Context, history: int) -
     left_BT = kept.logical_not().to(torch.int8).argsort(dim=1, stable=True)
     order_BT, kept = order_BT.gather(1, left_BT), kept.gather(1, left_BT)
     times_BT = None if context.times is None else context.times.gather(1, order_BT)
-    return rows_at(items_BTD, order_BT), kept, context._replace(times=times_BT)
+    queries_BTW = None if context.queries is None else rows_at(context.queries, order_BT)
+    return rows_at(items_BTD, order_BT), kept, context._replace(times=times_BT, queries=queries_BTW)

@@ -22,6 +22,7 @@ from encoders.towers.backbone import Backbone, Backbones, rows_at
 from encoders.towers.content_tower import Content
 from encoders.towers.interests import EXTRACTORS, READ_QUERY_ONLY, Attentive
 from encoders.towers.model import ITEMS_ALONE, NO_CONTENT, Context, Interests, ItemEmbeddings, Model, newest
+from encoders.towers.pairs import Pairs
 
 
 class ItemTower(nn.Module):
@@ -145,7 +146,8 @@ class ItemTower(nn.Module):
 class UserTower(nn.Module):
     """Item embeddings of a history -> K interests with weights (`model.Reader`). Knows no item ids.
 
-    What is known of the user (`user_attributes`) is a linear map of the hashed attributes, added to each state.
+    What is known of the user (`user_attributes`) is a linear map of the hashed attributes, added to each state. What
+    was searched for (`pair`) joins each event's item, and what is searched for now joins the state (`pairs.Pairs`).
     """
 
     def __init__(self, config: TowersConfig) -> None:
@@ -161,6 +163,7 @@ class UserTower(nn.Module):
         self.attributes = nn.Linear(config.user_attributes, width, bias=False) if config.user_attributes else None
         if self.attributes is not None:
             nn.init.zeros_(self.attributes.weight)
+        self.pairs = Pairs(config) if config.pair != "none" and config.query_dim else None
 
     def forward(
         self,
@@ -173,6 +176,7 @@ class UserTower(nn.Module):
         """Interests at the query positions [B, Q, K, D] and weights [B, Q, K]; queries int64 [B, Q], default all T."""
         if self.config.doubt:
             items_BTD = F.pad(items_BTD[..., :-1], (0, 1))
+        items_BTD = self._paired(items_BTD, context)
         at_queries = queries if self.config.extractor in READ_QUERY_ONLY else None
         states_BTD = self.backbone(items_BTD, positions_BT, allowed_BTT, at_queries, context.times)
         if self.attributes is not None and context.attributes is not None:
@@ -184,6 +188,7 @@ class UserTower(nn.Module):
         if queries is not None:
             query_BQD = states_BTD if at_queries is not None else rows_at(states_BTD, queries)
             allowed_BQT = rows_at(allowed_BTT, queries)
+        query_BQD = self._asking(query_BQD, queries, context)
         attention_BQKT = None
         if isinstance(self.extractor, Attentive):
             attention_BQKT = self.extractor.attention(query_BQD, states_BTD, allowed_BQT)
@@ -198,6 +203,22 @@ class UserTower(nn.Module):
         if self.config.adaptive:
             logits = logits.masked_fill(~_in_use(allowed_BQT.sum(dim=-1), self.config.interests), float("-inf"))
         return Interests(vectors, logits.softmax(dim=-1), attention_BQKT)
+
+    def _paired(self, items_BTD: Tensor, context: Context) -> Tensor:
+        """Items with what was searched for when they were taken."""
+        if self.pairs is None or context.queries is None:
+            return items_BTD
+        pairs_BTD: Tensor = self.pairs(context.queries, items_BTD)
+        return pairs_BTD
+
+    def _asking(self, query_BQD: Tensor, queries: Tensor | None, context: Context) -> Tensor:
+        """States at the query positions with what is searched for there."""
+        if self.pairs is None or context.asked is None:
+            return query_BQD
+        apart = queries is not None and context.asked.shape[1] > 1
+        asked: Tensor = rows_at(context.asked, queries) if queries is not None and apart else context.asked
+        joined: Tensor = self.pairs.ask(asked, query_BQD)
+        return joined
 
     def interests(self, items_BTD: Tensor, mask_BT: Tensor, context: Context = ITEMS_ALONE) -> Interests:
         """The interests of users. items_BTD: item embeddings, oldest first; mask_BT bool: True on real events.

@@ -106,6 +106,11 @@ def towers_config(directory: Path) -> TowersConfig:
     return towers_from_json(read_json(directory / _DOCUMENT)["towers"])
 
 
+def train_config(directory: Path) -> TrainConfig:
+    """How the checkpoint was trained."""
+    return config_from_json(read_json(directory / _DOCUMENT)["config"])
+
+
 def adapters(directory: Path) -> dict[str, str]:
     """modality -> revision of the encoder with the checkpoint's adapter; {} where all encoders stayed frozen."""
     return dict(read_json(directory / _DOCUMENT).get("adapters", {}))

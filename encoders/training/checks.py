@@ -12,6 +12,19 @@ from encoders.training.recipes import PRETRAINING
 from polytower.errors import UserError
 
 
+def check(config: TrainConfig, train: Histories, *, starts: bool) -> None:
+    """Raises UserError where nothing of this configuration can be trained on these histories.
+
+    train: the training part. starts: whether training goes on from earlier weights.
+    """
+    check_names(config)
+    check_family(config, starts=starts)
+    check_attributes(config, train)
+    check_queries(config, train)
+    if not len(train) or train.lengths.max() < 2:
+        raise UserError("training needs at least one user with two interactions (four, if the last two are held out)")
+
+
 def check_names(config: TrainConfig) -> None:
     """Raises UserError for a name that is in none of the registries, with the names that are."""
     given: list[tuple[str, str, Collection[str]]] = [
@@ -46,6 +59,8 @@ def check_family(config: TrainConfig, *, starts: bool) -> None:
             "table_optimiser (dense)": config.table_optimiser != "dense",
             "towers.cold (content)": config.towers.cold != "content",
             "towers.user_attributes (0)": config.towers.user_attributes != 0,
+            "towers.pair (none)": config.towers.pair != "none",
+            "unit_epochs (0)": config.unit_epochs != 0,
             "windows (none)": bool(config.windows),
             "lora_rank (0)": config.lora_rank != 0,
             "initial (identity, normal)": config.initial == "svd",
@@ -64,6 +79,15 @@ def check_attributes(config: TrainConfig, histories: Histories) -> None:
     if read and (found is None or found.shape[1] != read):
         brought = "none" if found is None else f"{found.shape[1]} numbers"
         raise UserError(f"training: towers.user_attributes={read}, but the users' attributes bring {brought}")
+
+
+def check_queries(config: TrainConfig, histories: Histories) -> None:
+    """Raises UserError where queries are what the towers are made of and no event has any."""
+    if config.towers.pair != "none" and (histories.queries is None or not (histories.queries >= 0).any()):
+        raise UserError(
+            f"training: the preset {config.preset} is built on what users searched for, and no interaction has a query "
+            "that is encoded; load interactions with a column query, or take another preset, such as short"
+        )
 
 
 def check_content(config: TrainConfig, catalogue: Catalogue) -> None:

@@ -6,7 +6,7 @@ Legend: R rows, T tokens of a row, B rows of a step, S drawn targets a position.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from encoders.towers.model import Context
 class Rows:
     """Packed rows, all int64 [R, T]: inputs and targets (catalogue indices; input -1: no event yet), segment
     (0 = padding), position, time, and the owner whose attributes are read. drawn: [R, T, S], targets from the windows
-    ahead, None without windows.
+    ahead, None without windows. queries, asked: the query of the input and of the target, rows of query_vectors
+    (float32 [X + 1, W], the last row, that of -1, is zero); None without queries.
 
     attributes: float32 [U + 1, A], by owner; the last row, that of owner -1, is zero. None: there are none.
     users[r]: the users (indices) packed into row r, for messages.
@@ -36,6 +37,9 @@ class Rows:
     owners: IntArray
     attributes: FloatArray | None
     users: list[list[int]]
+    queries: IntArray | None = None
+    asked: IntArray | None = None
+    query_vectors: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -62,9 +66,9 @@ class Batch:
 def rows(catalogue: Catalogue, train: Histories, config: TrainConfig, rng: np.random.Generator) -> Rows:  # noqa: ARG001
     """One epoch's rows, as the configuration wants them (`pack`)."""
     shape = config.towers
-    starts = "attributes" in shape.reads  # else nothing is known of a user without events
+    starts = bool({"attributes", "queries"} & {*shape.reads})  # else nothing is known of a user without events
     return pack(
-        train, shape.history, rng, starts=starts, silent=shape.silent_users,
+        train, shape.history, rng, starts=starts, silent=shape.silent_users, silent_queries=shape.silent_queries,
         windows=config.windows, drawn=config.window_targets,
     )  # fmt: skip
 
@@ -76,6 +80,7 @@ def pack(
     *,
     starts: bool = False,
     silent: float = 0.0,
+    silent_queries: float = 0.0,
     windows: Sequence[int] = (),
     drawn: int = 1,
 ) -> Rows:
@@ -83,8 +88,8 @@ def pack(
 
     windows: beside the next event, `drawn` more targets a position, each one of the next w events of the user's history
     for a w of these (with equal chances, and repeats). starts: a user's first event is a target too, that of an empty
-    history, in a window of its own. silent: share of the windows that do without their user's attributes, drawn from
-    rng.
+    history, in a window of its own. silent: share of the windows that do without their user's attributes,
+    silent_queries: of the positions that do without the query of their target, both drawn from rng.
 
     Histories longer than `width` + 1 events are cut into windows at a random offset, so that every event is seen with
     ever other context. Best fit, longest first; the order of users and rows is drawn from rng.
@@ -121,7 +126,16 @@ def pack(
     users: list[list[int]] = [[] for _ in range(total)]
     for row, owner in zip(rows.tolist(), owners.tolist(), strict=True):
         users[row].append(owner)
-    return Rows(inputs, targets, later, segments, positions, times, read, attributes, users)
+    packed = Rows(inputs, targets, later, segments, positions, times, read, attributes, users)
+    if histories.queries is None or histories.query_vectors is None:
+        return packed
+    queries, asked = (np.full((total, width), -1, dtype=np.int64) for _ in range(2))
+    queries[place] = np.where(inputs[place] < 0, -1, histories.queries[source])
+    asked[place] = np.where(rng.random(len(source)) < silent_queries, -1, histories.queries[source + 1])
+    vectors = np.concatenate(
+        [histories.query_vectors, np.zeros_like(histories.query_vectors, shape=(1, histories.query_vectors.shape[1]))]
+    )
+    return replace(packed, queries=queries, asked=asked, query_vectors=vectors)
 
 
 def batches(rows: Rows, size: int, device: torch.device, *, share: int = 0, shares: int = 1) -> Iterator[Batch]:
@@ -147,7 +161,10 @@ def batches(rows: Rows, size: int, device: torch.device, *, share: int = 0, shar
 
 def _context(rows: Rows, part: slice) -> Context:
     attributes = None if rows.attributes is None else torch.from_numpy(rows.attributes[rows.owners[part]])
-    return Context(torch.from_numpy(rows.times[part]), attributes)
+    queries = asked = None
+    if rows.query_vectors is not None and rows.queries is not None and rows.asked is not None:
+        queries, asked = (torch.from_numpy(rows.query_vectors[which[part]]) for which in (rows.queries, rows.asked))
+    return Context(torch.from_numpy(rows.times[part]), attributes, queries, asked)
 
 
 def cut(histories: Histories, width: int, rng: np.random.Generator) -> tuple[IntArray, IntArray, IntArray]:

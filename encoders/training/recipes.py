@@ -1,13 +1,13 @@
 """How each family is taught: where it starts, what a step is made of, and what the step minimises."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from encoders.catalogue import Catalogue, Histories
 from encoders.config import TrainConfig
 from encoders.towers.model import Model
-from encoders.training import contrast, masked, objective, packing, start
+from encoders.training import contrast, masked, objective, packing, search_unit, start
 
 
 @dataclass(frozen=True)
@@ -43,3 +43,7 @@ PRETRAINING = {
         contrast.loss,
     ),
 }  # fmt: skip
+
+# before the training of towers that read queries, on the same histories; and what starts from its tables
+SEARCH_UNIT = replace(RECIPES["towers"], loss=search_unit.unit_loss)
+AFTER_UNIT = replace(RECIPES["towers"], go_on=search_unit.restore)

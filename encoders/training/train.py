@@ -21,17 +21,17 @@ from encoders.catalogue import Catalogue, Histories
 from encoders.config import TrainConfig, config_from_json
 from encoders.device import autocast, resolve_device
 from encoders.evaluation.evaluate import TowersScorer, validation_ndcg
-from encoders.evaluation.splits import Split, leave_one_out, production
+from encoders.evaluation.splits import Split, leave_one_out, no_questions, production
 from encoders.towers.adapted import Adapted, Live
 from encoders.towers.content_source import Frozen
 from encoders.towers.families import FAMILIES
 from encoders.towers.model import Model
 from encoders.towers.towers import Towers
 from encoders.training import adapting, checkpoint, cold
-from encoders.training.checks import check_attributes, check_content, check_family, check_names
+from encoders.training.checks import check, check_content
 from encoders.training.distributed import ALONE, World
 from encoders.training.optimise import Optimiser
-from encoders.training.recipes import PRETRAINING, RECIPES, Recipe
+from encoders.training.recipes import AFTER_UNIT, PRETRAINING, RECIPES, SEARCH_UNIT, Recipe
 from encoders.training.start import Start
 from polytower.errors import UserError
 
@@ -91,31 +91,31 @@ def train(
     for data without any pair of events and for a loss that is not a number (the last good state stays).
     """
     started = time.perf_counter()
-    split = split or leave_one_out(histories)
-    check_names(config)
-    check_family(config, starts=start is not None)
-    check_attributes(config, split.train)
+    split = split or leave_one_out(histories, search=config.search)
+    check(config, split.train, starts=start is not None)
     if start is not None and not FAMILIES[config.towers.family].by_id:
         catalogue = catalogue.reduced_to(start[0].config.modalities)
     check_content(config, catalogue)
     live = adapting.check_live(config, catalogue, live or {})
-    if not len(split.train) or split.train.lengths.max() < 2:
-        raise UserError("training needs at least one user with two interactions (four, if the last two are held out)")
-    before = None
+    before, recipe = None, RECIPES[config.towers.family]
     with _quiet_threads(config, split.train), torch.random.fork_rng():
         if start is None and config.pretrain_epochs:
             before = pretrained(
                 catalogue, config, directory=directory / "pretrained", progress=progress, resume=resume, world=world
             )
+        elif start is None and config.unit_epochs:
+            before, recipe = _search_unit(catalogue, split, config, directory / "unit", world), AFTER_UNIT
+            before.train(progress=progress, resume=resume, on_epoch=None)
+        if before is not None:
             start = before.finish(), catalogue.item_ids
-        run = Run(catalogue, split, config, directory, start, world, live)
+        run = Run(catalogue, split, config, directory, start, world, live, recipe)
         run.train(progress=progress, resume=resume, on_epoch=on_epoch)
         evaluated = towers = run.finish()
         run.metrics |= adapting.measured_again(evaluated, split.validation, config)
         run.metrics |= cold.settle(evaluated, split.validation, config)
         if config.refit and config.epochs:
             everything = replace(config, epochs=max(run.best_epoch, 1), refit=False)
-            last = Run(catalogue, production(histories), everything, directory / "refit", start, world, live)
+            last = Run(catalogue, production(histories), everything, directory / "refit", start, world, live, recipe)
             last.train(progress=progress, resume=resume, on_epoch=None)
             towers = last.finish()
             cold.settle(towers, last.split.validation, replace(config, kappa=run.metrics.get("kappa")))
@@ -152,6 +152,13 @@ def pretrained(
     return run
 
 
+def _search_unit(catalogue: Catalogue, split: Split, config: TrainConfig, directory: Path, world: World) -> "Run":
+    """The run of `unit_epochs` over the training part alone."""
+    shape, unasked = replace(config.towers, silent_queries=0.0), replace(split, validation=no_questions())
+    wanted = replace(config, towers=shape, epochs=config.unit_epochs, refit=False)
+    return Run(catalogue, unasked, wanted, directory, world=world, recipe=SEARCH_UNIT)
+
+
 class Run:
     """State of one training run: towers, the optimiser with their running mean, the curves."""
 
@@ -170,7 +177,9 @@ class Run:
         self.catalogue, self.split, self.config, self.directory = catalogue, split, config, directory
         self.encoders = [one.encoder.revision for one in (live or {}).values()]
         self.device = resolve_device(config.device)
-        shape = replace(config.towers, modalities=catalogue.modalities)
+        vectors = split.train.query_vectors
+        query_dim = vectors.shape[1] if config.towers.pair != "none" and vectors is not None else 0
+        shape = replace(config.towers, modalities=catalogue.modalities, query_dim=query_dim)
         with seeded(config.seed, 0):
             towers = self.recipe.initial(catalogue, split.train, replace(config, towers=shape))
         if start is not None:
@@ -244,10 +253,8 @@ class Run:
     def _epoch(self, epoch: int) -> Epoch:
         started = time.perf_counter()
         with seeded(self.config.seed, epoch) as rng:
-            rows, size = (
-                self.recipe.rows(self.catalogue, self.split.train, self.config, rng),
-                self.recipe.step(self.config),
-            )
+            rows = self.recipe.rows(self.catalogue, self.split.train, self.config, rng)
+            size = self.recipe.step(self.config)
             if not len(rows):
                 raise UserError("training: no history holds two events of items with content")
             total = -(-len(rows) // size)

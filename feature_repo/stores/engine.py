@@ -115,8 +115,13 @@ def take(connection: psycopg.Connection[Any], view: View, source: LiteralString)
 
 
 def _same_lengths(connection: psycopg.Connection[Any], view: View) -> None:
-    first, *others = map(sql.Identifier, view.columns)
-    differ = [sql.SQL("cardinality({}) <> cardinality({})").format(first, other) for other in others]
+    first, *others = view.features
+    differ = [
+        sql.SQL("cardinality({}) not in ({}cardinality({}))").format(
+            sql.Identifier(other.column), sql.SQL("0, " if other.sparse else ""), sql.Identifier(first.column)
+        )
+        for other in others
+    ]
     statement = sql.SQL("select {key} from incoming where {differ} order by 1 limit 1").format(
         key=sql.Identifier(view.key), differ=sql.SQL(" or ").join(differ)
     )

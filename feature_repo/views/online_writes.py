@@ -228,7 +228,9 @@ def _column(view: View, name: str, rows: Sequence[Row]) -> list[ValueProto]:
 
 
 def _same_lengths(view: View, rows: Sequence[Row], values: Mapping[str, Sequence[Any]]) -> None:
-    """Absent lists are left to the table, which refuses them."""
+    """Absent lists are left to the table, which refuses them. Sparse ones may be empty."""
+    sparse = [each.sparse for each in view.features]
     for row, *lists in zip(rows, *values.values(), strict=True):
-        if len({len(each.val) for each in lists if each is not None}) > 1:
+        told = [one for one, spare in zip(lists, sparse, strict=True) if one is not None and (one.val or not spare)]
+        if len({len(each.val) for each in told}) > 1:
             raise unequal(view, row.entity)

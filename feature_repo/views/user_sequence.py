@@ -11,7 +11,7 @@ from feature_repo.views.view import Feature, Rows, Table, View, newest_day
 ORDER: LiteralString = "occurred_at, position"
 # SQL of a user's newest events before a moment, see newest_events.
 _NEWEST_EVENTS = sql.SQL(
-    """select event.item_id, event.occurred_at, event.kind, event.position
+    """select event.item_id, event.occurred_at, event.kind, event.position, event.query
 from polytower.interactions as event
 where event.user_id = {user} and event.occurred_at < {before}
 order by event.occurred_at desc, event.position desc
@@ -22,9 +22,9 @@ limit {length}"""
 def newest_events(user: LiteralString, before: LiteralString) -> sql.Composed:
     """SQL of a user's newest events before a moment, at most SEQUENCE_LENGTH, in any order (ORDER puts them in theirs).
 
-    user, before: SQL expressions. Columns: item_id, occurred_at, kind, position. An event at the moment itself is left
-    out, so that a label is never among its own features; nothing else is: an item met twice is there twice, whatever
-    the kinds, and whether or not a generation knows the item.
+    user, before: SQL expressions. Columns: item_id, occurred_at, kind, position, query. An event at the moment itself
+    is left out, so that a label is never among its own features; nothing else is: an item met twice is there twice,
+    whatever the kinds, and whether or not a generation knows the item.
     """
     return _NEWEST_EVENTS.format(user=sql.SQL(user), before=sql.SQL(before), length=SEQUENCE_LENGTH)
 
@@ -34,11 +34,18 @@ _BEFORE = sql.SQL(
     """
     select item_ids[cardinality(item_ids) - {length} + 1 :] as item_ids,
            occurred_ats[cardinality(occurred_ats) - {length} + 1 :] as occurred_ats,
-           kinds[cardinality(kinds) - {length} + 1 :] as kinds
+           kinds[cardinality(kinds) - {length} + 1 :] as kinds,
+           case when array_remove(newest.queries, '') = '{{}}' then '{{}}' else newest.queries end as queries
     from (
         select past.item_ids || today.item_ids[places.first : places.last] as item_ids,
                past.occurred_ats || today.occurred_ats[places.first : places.last] as occurred_ats,
-               past.kinds || today.kinds[places.first : places.last] as kinds
+               past.kinds || today.kinds[places.first : places.last] as kinds,
+               -- a row without any query has none listed
+               case when past.queries = '{{}}' then array_fill(''::text, array[cardinality(past.item_ids)])
+                    else past.queries end
+               || case when today.queries = '{{}}'
+                       then array_fill(''::text, array[greatest(places.last - places.first + 1, 0)])
+                       else today.queries[places.first : places.last] end as queries
         from (values (1)) as one (row)
         left join lateral (
             select * from polytower.user_sequences
@@ -56,6 +63,7 @@ _BEFORE = sql.SQL(
         ) as places
         where past.user_id is not null or places.first <= places.last
     ) as joined
+    cross join lateral (select queries[cardinality(queries) - {length} + 1 :] as queries) as newest
     """
 )
 
@@ -72,6 +80,12 @@ VIEW = View(
         Feature("item_ids", "texts"),
         Feature("occurred_ats", "moments", description="microseconds since 1970"),
         Feature("kinds", "texts"),
+        Feature(
+            "queries",
+            "texts",
+            description="what was searched for, '' for nothing; empty where no event has any",
+            sparse=True,
+        ),
     ),
     table=Table("user_sequences"),
     parallel=True,

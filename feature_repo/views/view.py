@@ -35,7 +35,8 @@ class Feature:
 
     name: unique among all views. kind: what its column holds. value: SQL over the view's row, in the type of our tables
     (halfvec, timestamptz, jsonb), since each reader converts by the kind; "": the column of the feature's name.
-    sent: how it is sent online, where something is faster than the kind's own conversion of the value.
+    sent: how it is sent online, where something is faster than the kind's own conversion of the value. sparse: in a
+    parallel view, an empty list stands for one of empty texts.
     """
 
     name: LiteralString
@@ -43,6 +44,7 @@ class Feature:
     value: LiteralString = ""
     description: str = ""
     sent: LiteralString = ""
+    sparse: bool = False
 
     @cached_property
     def column(self) -> LiteralString:
@@ -96,8 +98,9 @@ class View:
     """A feature view.
 
     entity: whose features they are. services: the feature services that have it. table: what a write goes to; the
-    features are then its columns. None: immutable, equal values pass and others are refused. parallel: all features
-    are lists, of equal lengths. Feast's source is the SQL view of the same name in its schema, which a migration makes.
+    features are then its columns. None: immutable, equal values pass and others are refused. parallel: all features are
+    lists, of equal lengths (`Feature.sparse`). Feast's source is the SQL view of the same name in its schema, which a
+    migration makes.
     """
 
     name: LiteralString

@@ -34,8 +34,13 @@ def build(
     builds.
     """
     checkpoint = read_checkpoint(directory)
+    reads = checkpoint.towers
     training_set = read_training_set(
-        connection, checkpoint.towers.user_attributes, before=checkpoint.before, instead=checkpoint.adapters
+        connection,
+        reads.user_attributes,
+        queries="queries" in reads.reads,
+        before=checkpoint.before,
+        instead=checkpoint.adapters,
     )
     identity = _identity(checkpoint, training_set)
     with lifecycle.exclusive(connection, take_over=take_over):

@@ -122,13 +122,14 @@ def upper_difference(ours: Doubles, theirs: Doubles) -> float:
 
 def _asked(connection: psycopg.Connection[Any], generation: int) -> Asked | None:
     from encoders.evaluation.splits import leave_one_out
+    from encoders.training.checkpoint import train_config
 
     found = lifecycle.get(connection, generation)
     directory = located(found.checkpoint_path)
     if directory is None:
         return None
     item_ids, histories = read_snapshot(directory)
-    questions = leave_one_out(histories).validation
+    questions = leave_one_out(histories, search=train_config(directory).search).validation
     targets = {item_ids[item] for item in questions.targets.tolist()}
     rows = connection.execute(SERVED, {"generation": generation, "item_ids": list(targets)}).fetchall()
     gone = targets - {item_id for (item_id,) in rows}
@@ -165,6 +166,8 @@ def _interests(connection: psycopg.Connection[Any], generation: int, tower: "Rea
     histories = histories.keep(stored[histories.items])
     if histories.attributes is not None and histories.attributes.shape[1] != tower.config.user_attributes:
         histories = replace(histories, attributes=None)
+    if histories.query_vectors is not None and histories.query_vectors.shape[1] != tower.config.query_dim:
+        histories = replace(histories, queries=None, query_vectors=None, asked=None)
     rows_QT, mask_QT = padded(histories, tower.config.history)
     with torch.inference_mode():
         found = tower.interests(torch.from_numpy(matrix)[rows_QT], mask_QT, context_of(histories, tower.config))

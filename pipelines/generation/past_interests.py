@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from encoders.catalogue import FloatArray, Histories
 from encoders.content.attributes import user_vectors
 from pipelines.generation import lifecycle
-from pipelines.generation.stored_towers import event_rows
+from pipelines.generation.stored_towers import event_rows, with_queries
 from polytower.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
 ROW_CHUNK = 1024
 
 EVENTS = """
-select events.item_ids, events.times, coalesce(users.attributes, '{}')
+select events.item_ids, events.times, coalesce(users.attributes, '{}'), events.query_keys
 from unnest(%(user_ids)s::text[], %(moments)s::timestamptz[]) with ordinality as asked (user_id, moment, place)
 cross join lateral (
     select array_agg(item_id order by occurred_at, position) as item_ids,
-           array_agg((extract(epoch from occurred_at) * 1000000)::bigint order by occurred_at, position) as times
+           array_agg((extract(epoch from occurred_at) * 1000000)::bigint order by occurred_at, position) as times,
+           array_agg(query_key(query) order by occurred_at, position) as query_keys
     from (
-        select i.item_id, i.occurred_at, i.position
+        select i.item_id, i.occurred_at, i.position, i.query
         from interactions i
         join item_embeddings e on e.generation = %(generation)s and e.item_id = i.item_id
         where i.user_id = asked.user_id and i.occurred_at < asked.moment
@@ -130,6 +131,7 @@ def _forward(
     items = np.stack([np.zeros(tower.width, np.float32), *known_items.values()])
     index = {item_id: place for place, item_id in enumerate(known_items, 1)}
     histories = _histories(user_ids, events, index, tower.config.user_attributes)
+    histories = with_queries(connection, generation, tower, histories, [key for row in events for key in row[3] or ()])
     rows_BT, mask_BT = padded(histories, tower.config.history)
     with torch.no_grad():
         looked_up_BTD = F.embedding(rows_BT, torch.from_numpy(items))
@@ -143,11 +145,11 @@ def _forward(
 def _histories(
     user_ids: Sequence[str], events: Sequence[tuple[Any, ...]], index: Mapping[str, int], width: int
 ) -> Histories:
-    lengths = [len(item_ids or ()) for item_ids, _, _ in events]
+    lengths = [len(item_ids or ()) for item_ids, *_ in events]
     return Histories(
         list(user_ids),
         np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        np.array([index.get(item_id, 0) for item_ids, _, _ in events for item_id in item_ids or ()], np.int64),
-        np.array([moment for _, times, _ in events for moment in times or ()], np.int64),
-        user_vectors([attributes for _, _, attributes in events], width) if width else None,
+        np.array([index.get(item_id, 0) for item_ids, *_ in events for item_id in item_ids or ()], np.int64),
+        np.array([moment for _, times, *_ in events for moment in times or ()], np.int64),
+        user_vectors([attributes for _, _, attributes, _ in events], width) if width else None,
     )

@@ -19,7 +19,7 @@ from encoders.catalogue import Catalogue, Histories
 from encoders.content.attributes import user_vectors
 from pipelines.generation import lifecycle
 from pipelines.generation.embedding_gates import Floats, Gate
-from pipelines.generation.stored_towers import event_rows, stored_content_tower, stored_user_tower
+from pipelines.generation.stored_towers import event_rows, stored_content_tower, stored_user_tower, with_queries
 from pipelines.generation.training import located, read_snapshot
 from polytower.errors import UserError
 
@@ -40,7 +40,7 @@ select user_id from chosen where known is not distinct from (
     select count(*) from interactions i join items using (item_id) where i.user_id = chosen.user_id)
 """
 EVENTS = """
-select i.user_id, i.item_id, (extract(epoch from i.occurred_at) * 1000000)::bigint
+select i.user_id, i.item_id, (extract(epoch from i.occurred_at) * 1000000)::bigint, query_key(i.query)
 from interactions i join items using (item_id)
 where i.user_id = any(%(users)s) order by i.user_id, i.occurred_at, i.position
 """
@@ -142,21 +142,22 @@ def _replayed(
 
     place = {user_id: number for number, user_id in enumerate(users)}
     rows = connection.execute(EVENTS, {"users": list(users)}).fetchall()
-    known = event_rows(connection, generation, tower, {item_id for _, item_id, _ in rows})
+    known = event_rows(connection, generation, tower, {item_id for _, item_id, *_ in rows})
     # An item of which nothing is stored: a zero row, as in the build.
     matrix = np.stack([np.zeros(tower.width, np.float32), *known.values()])
     items = {item_id: number for number, item_id in enumerate(known, 1)}
-    events: list[list[tuple[int, int]]] = [[] for _ in users]
-    for user_id, item_id, time in rows:
-        events[place[user_id]].append((items.get(item_id, 0), time))
+    events: list[list[tuple[int, int, str | None]]] = [[] for _ in users]
+    for user_id, item_id, time, key in rows:
+        events[place[user_id]].append((items.get(item_id, 0), time, key))
     flat = [event for own in events for event in own]
     histories = Histories(
         list(users),
         np.cumsum([0, *map(len, events)]).astype(np.int64),
-        np.array([item for item, _ in flat], np.int64),
-        np.array([time for _, time in flat], np.int64),
+        np.array([item for item, _, _ in flat], np.int64),
+        np.array([time for _, time, _ in flat], np.int64),
         _attributes(connection, users, tower.config.user_attributes),
     )
+    histories = with_queries(connection, generation, tower, histories, [key for _, _, key in flat])
     rows_UT, mask_UT = padded(histories, tower.config.history)
     with torch.inference_mode():
         vectors = torch.from_numpy(matrix)[rows_UT]

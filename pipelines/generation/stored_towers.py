@@ -1,11 +1,13 @@
 """The towers that travel with a generation, read back as a server reads them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psycopg
 
+from encoders.catalogue import Histories
 from pipelines.generation.embedding_gates import Floats
 from polytower.errors import UserError
 
@@ -21,6 +23,11 @@ CONTENT = """
 select c.item_id, c.embedding from generations g
 join content_embeddings c on c.modality = %(modality)s and c.revision = g.config -> 'encoders' ->> %(modality)s
 where g.generation = %(generation)s and c.item_id = any(%(items)s)
+"""
+QUERIES = """
+select q.query_key, q.embedding from generations g
+join query_embeddings q on q.revision = g.config -> 'encoders' ->> 'text'
+where g.generation = %(generation)s and q.query_key = any(%(keys)s) order by q.query_key collate "C"
 """
 
 
@@ -65,3 +72,24 @@ def event_rows(
             row[start : start + width] = embedding.to_numpy()
         start += width
     return found
+
+
+def with_queries(
+    connection: psycopg.Connection[Any],
+    generation: int,
+    tower: "Reader",
+    histories: Histories,
+    keys: Sequence[str | None],
+) -> Histories:
+    """The histories with what was searched for at each event, if the tower reads that. keys: query_key of each event,
+    None for none; one that the generation's text encoder has not embedded counts as none.
+    """
+    if not tower.config.query_dim:
+        return histories
+    wanted = {"generation": generation, "keys": sorted({key for key in keys if key is not None})}
+    found = {key: vector.to_numpy() for key, vector in connection.execute(QUERIES, wanted, binary=True)}
+    if not found:
+        return histories
+    place = {key: row for row, key in enumerate(found)}
+    of_event = np.array([-1 if key is None else place.get(key, -1) for key in keys], np.int64)
+    return replace(histories, queries=of_event, query_vectors=np.stack(list(found.values())).astype(np.float32))

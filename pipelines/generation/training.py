@@ -257,6 +257,7 @@ def _write(directory: Path, item_ids: list[str], histories: Histories) -> None:
     import torch
 
     checkpoint.write_json(directory / _IDS, {"items": item_ids, "users": histories.user_ids})
-    names = ("offsets", "items", "times", *(("attributes",) if histories.attributes is not None else ()))
+    beside = [name for name in ("attributes", "queries", "query_vectors") if getattr(histories, name) is not None]
+    names = ("offsets", "items", "times", *beside)
     events = {name: torch.from_numpy(getattr(histories, name)) for name in names}
     checkpoint.write_tensors(directory / _EVENTS, events)

@@ -3,8 +3,9 @@
 It is written once and never changed: the same data gives the same folder, and a checkpoint learns from the very bytes
 that the asset counted, whatever has reached the database since. Files, by row: items.arrow (id and content embeddings),
 users.arrow (id and number of events), events.arrow (all events of the first user, then of the second …, oldest first),
-attributes.arrow (what is known of users, as JSON, for towers that read it), contents.arrow (what the items' encoders
-read, as JSON, for training that reaches them: texts, attributes, paths of pictures).
+queries.arrow (embeddings of what was searched for, to which the events refer), attributes.arrow (what is known of
+users, as JSON, for towers that read it), contents.arrow (what the items' encoders read, as JSON, for training that
+reaches them: texts, attributes, paths of pictures).
 """
 
 import hashlib
@@ -14,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,8 @@ from polytower.files import private_folder
 # Training sets that stay: those written or found last. A checkpoint has its own copy of what its evaluation asks.
 KEPT = 3
 _PARTIAL = ".partial-"
-_ITEMS, _USERS, _EVENTS, _ATTRIBUTES, _CONTENTS = FILES = (
-    "items.arrow", "users.arrow", "events.arrow", "attributes.arrow", "contents.arrow",
+_ITEMS, _USERS, _EVENTS, _QUERIES, _ATTRIBUTES, _CONTENTS = FILES = (
+    "items.arrow", "users.arrow", "events.arrow", "queries.arrow", "attributes.arrow", "contents.arrow",
 )  # fmt: skip
 # The key of what belongs to all files, in the metadata of items.arrow.
 _DOCUMENT = b"training_set"
@@ -75,7 +76,7 @@ def save(connection: psycopg.Connection[Any], root: Path, *, before: datetime | 
         partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=root))
         try:
             with one_moment(connection):
-                found = read_events(connection, before)
+                found = read_events(connection, before, queries=True)
                 _write(partial, found, read_profiles(connection))
                 _write_contents(partial / _CONTENTS, read_contents(connection, found.catalogue))
             sha256 = _sha256(partial)
@@ -92,22 +93,27 @@ def save(connection: psycopg.Connection[Any], root: Path, *, before: datetime | 
     return Written(directory, sha256, len(histories.items), len(histories), with_events, found.until, reused)
 
 
-def load(directory: Path, user_attributes: int = 0, *, contents: bool = False) -> TrainingSet:
+def load(directory: Path, user_attributes: int = 0, *, queries: bool = False, contents: bool = False) -> TrainingSet:
     """The training set of a folder. Raises UserError where it is gone, or is not what its name says.
 
-    user_attributes: width that the users' attributes are hashed to; 0 leaves them out. contents: read them too.
+    user_attributes: width that the users' attributes are hashed to; 0 leaves them out. queries, contents: read them
+    too.
     """
     if not directory.is_dir():
         raise UserError(f"{directory}: no such training set (the newest {KEPT} stay); materialise training_set again")
     if _sha256(directory)[:16] != directory.name:
         raise UserError(f"{directory}: damaged, its content is not what its name says; remove it and run again")
     catalogue, document = _read_items(directory / _ITEMS)
-    histories = _read_histories(directory)
+    histories, encoders = _read_histories(directory), document["encoders"]
+    if queries:
+        histories = _with_queries(histories, directory)
+    else:
+        encoders = {name: revision for name, revision in encoders.items() if name in catalogue.content}
     if user_attributes:
         histories = with_profiles(histories, _read_profiles(directory / _ATTRIBUTES), user_attributes)
     before = document["before"] and datetime.fromisoformat(document["before"])
     given = _read_contents(directory / _CONTENTS, len(catalogue)) if contents else {}
-    return TrainingSet(catalogue, histories, document["encoders"], document["until"], before, given)
+    return TrainingSet(catalogue, histories, encoders, document["until"], before, given)
 
 
 def clear(root: Path) -> int:
@@ -141,8 +147,11 @@ def _write(directory: Path, found: TrainingSet, profiles: Iterator[Profiles]) ->
         {
             "item": pa.array(histories.items.astype(np.int32)),  # its row in items.arrow
             "occurred_at": pa.array(histories.times).cast(pa.timestamp("us", "UTC")),
+            "query": _queries(histories),  # its row in queries.arrow
         },
     )
+    vectors = np.zeros((0, 1), np.float32) if histories.query_vectors is None else histories.query_vectors
+    _write_table(directory / _QUERIES, {"embedding": _vectors(vectors, np.ones(len(vectors), bool))})
     schema = pa.schema({"user_id": pa.string(), "attributes": pa.string()})
     with _writer(directory / _ATTRIBUTES, schema) as writer:
         for user_ids, attributes in profiles:
@@ -163,6 +172,12 @@ def _write_contents(path: Path, contents: Mapping[str, Sequence[Any]]) -> None:
 def _vectors(rows: FloatArray, present: BoolArray) -> pa.Array:
     """Rows [V, D], zeros where an item has none, as a list column; null there. No copy is made of what can be large."""
     return pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1], mask=pa.array(~present))
+
+
+def _queries(histories: Histories) -> pa.Array:
+    if histories.queries is None:
+        return pa.nulls(len(histories.items), pa.int32())
+    return pa.array(histories.queries.astype(np.int32), mask=histories.queries < 0)
 
 
 def _write_table(path: Path, columns: Mapping[str, pa.Array], metadata: Mapping[bytes, str] | None = None) -> None:
@@ -228,6 +243,17 @@ def _read_histories(directory: Path) -> Histories:
         items = table["item"].to_numpy().astype(np.int64)
         times = table["occurred_at"].cast(pa.int64()).to_numpy().copy()
     return Histories(user_ids, offsets, items, times)
+
+
+def _with_queries(histories: Histories, directory: Path) -> Histories:
+    with pa.memory_map(str(directory / _QUERIES)) as file:
+        column = pa.ipc.open_file(file).read_all()["embedding"].combine_chunks()
+        vectors = column.values.to_numpy().reshape(len(column), column.type.list_size).copy()
+    if not len(vectors):
+        return histories
+    with pa.memory_map(str(directory / _EVENTS)) as file:
+        queries = pa.ipc.open_file(file).read_all()["query"].fill_null(-1).to_numpy().astype(np.int64)
+    return replace(histories, queries=queries, query_vectors=vectors)
 
 
 def _read_profiles(path: Path) -> Iterator[Profiles]:

@@ -27,7 +27,8 @@ ITEMS_BATCH = 5_000
 HISTORIES = """
 select string_agg(
            '"' || replace(user_id, '"', '""') || '","' || replace(item_id, '"', '""') || '",'
-               || (extract(epoch from occurred_at) * 1000000)::bigint || E'\\n',
+               || (extract(epoch from occurred_at) * 1000000)::bigint || ','
+               || coalesce(case when %(queries)s then query_key(query) end, '') || E'\\n',
            '' order by occurred_at, position)
 from interactions join items using (item_id) where occurred_at < %(before)s::timestamptz
 group by user_id collate "C" order by user_id collate "C"
@@ -58,17 +59,18 @@ def read_training_set(
     connection: psycopg.Connection[Any],
     user_attributes: int = 0,
     *,
+    queries: bool = False,
     before: datetime | None = None,
     instead: Mapping[str, str] | None = None,
 ) -> TrainingSet:
     """Reads the snapshot; commits what the caller left open. Raises UserError when there is nothing to learn from.
 
     user_attributes: width that the users' attributes are hashed to, for towers that read them; 0 leaves them out.
-    before: events at or after it are left out. Items, their content and users' attributes are as they are now.
-    instead: as in read_catalogue.
+    queries: whether what the events were searched by is read as well. before: events at or after it are left out.
+    Items, their content and users' attributes are as they are now. instead: as in read_catalogue.
     """
     with one_moment(connection):
-        found = read_events(connection, before, instead)
+        found = read_events(connection, before, instead, queries=queries)
         if not user_attributes:
             return found
         histories = with_attributes(found.histories, read_profiles(connection), user_attributes)
@@ -85,11 +87,17 @@ def one_moment(connection: psycopg.Connection[Any]) -> Iterator[None]:
 
 
 def read_events(
-    connection: psycopg.Connection[Any], before: datetime | None, instead: Mapping[str, str] | None = None
+    connection: psycopg.Connection[Any],
+    before: datetime | None,
+    instead: Mapping[str, str] | None = None,
+    *,
+    queries: bool = False,
 ) -> TrainingSet:
     """The training set without the users' attributes. Raises UserError when there is nothing to learn from."""
     catalogue, encoders = read_catalogue(connection, instead)
-    histories = read_histories(connection, catalogue, before)
+    histories = read_histories(connection, catalogue, before, queries=queries)
+    if histories.query_vectors is not None:
+        encoders |= text_encoder(connection)
     if not len(histories.items):
         raise UserError(
             "there are no interactions to learn from: `polytower load DIR` brings them"
@@ -168,17 +176,25 @@ def _read_content(
     return vectors, found
 
 
+def text_encoder(connection: psycopg.Connection[Any]) -> dict[str, str]:
+    """{"text": revision of the encoder in force}; {} without one."""
+    found = connection.execute("select revision from content_encoders where modality = 'text' and active").fetchone()
+    return {} if found is None else {"text": found[0]}
+
+
 def read_histories(
-    connection: psycopg.Connection[Any], catalogue: Catalogue, before: datetime | None = None
+    connection: psycopg.Connection[Any], catalogue: Catalogue, before: datetime | None = None, *, queries: bool = False
 ) -> Histories:
     """Every user's events (before a moment), oldest first by (occurred_at, position); users in byte order of their ids.
+
+    queries: with the text embeddings of what was searched for; a query that is not encoded counts as none.
 
     Each user's events come as lines of CSV in one value, and are read into dictionary-encoded columns: a few dozen
     bytes an event in memory, and no Python object for each.
     """
     buffer = io.BytesIO()
     with connection.cursor(name="read_histories", binary=True) as cursor:
-        cursor.execute(HISTORIES, {"before": before or "infinity"})
+        cursor.execute(HISTORIES, {"before": before or "infinity", "queries": queries})
         while users := cursor.fetchmany(USERS_BATCH):
             buffer.write("".join(lines for (lines,) in users).encode())
     if not buffer.tell():
@@ -188,13 +204,37 @@ def read_histories(
     text = pa.dictionary(pa.int32(), pa.string())
     table = pa_csv.read_csv(
         buffer,
-        read_options=pa_csv.ReadOptions(column_names=["user", "item", "time"]),
+        read_options=pa_csv.ReadOptions(column_names=["user", "item", "time", "query"]),
         parse_options=pa_csv.ParseOptions(newlines_in_values=True),
         convert_options=pa_csv.ConvertOptions(
-            column_types={"user": text, "item": text, "time": pa.int64()}, strings_can_be_null=False
+            column_types={"user": text, "item": text, "time": pa.int64(), "query": text}, strings_can_be_null=False
         ),
     ).unify_dictionaries()
-    return _histories(table, catalogue)
+    histories = _histories(table, catalogue)
+    return with_queries(connection, histories, table["query"].combine_chunks()) if queries else histories
+
+
+def with_queries(connection: psycopg.Connection[Any], histories: Histories, keys: pa.DictionaryArray) -> Histories:
+    """The histories with their events' queries. keys: query_key of each event, "" for none.
+
+    The vectors are those of queries that occur, in order of their keys.
+    """
+    vectors: dict[str, np.ndarray] = {}
+    with connection.cursor(name="read_queries", binary=True) as cursor:
+        cursor.itersize = ITEMS_BATCH
+        cursor.execute(
+            """select query_key, embedding from query_embeddings join content_encoders using (modality, revision)
+               where active and query_key = any (%s) order by query_key collate "C" """,
+            [keys.dictionary.to_pylist()],
+        )
+        for key, embedding in cursor:
+            vectors[key] = embedding.to_numpy()
+    if not vectors:
+        return histories
+    place = {key: row for row, key in enumerate(vectors)}
+    rows = np.array([place.get(key, -1) for key in keys.dictionary.to_pylist()], np.int64)
+    of_event = rows[keys.indices.to_numpy(zero_copy_only=False)]
+    return replace(histories, queries=of_event, query_vectors=np.stack(list(vectors.values())).astype(np.float32))
 
 
 def read_profiles(connection: psycopg.Connection[Any]) -> Iterator[Profiles]:
@@ -223,7 +263,7 @@ def with_attributes(histories: Histories, profiles: Iterable[Profiles], width: i
     hashed = np.zeros((len(index), width), np.float32)
     hashed[[index[name] for name in names]] = np.concatenate(vectors)
     offsets = np.pad(histories.offsets, (0, len(idle)), mode="edge")
-    return Histories([*histories.user_ids, *idle], offsets, histories.items, histories.times, hashed)
+    return replace(histories, user_ids=[*histories.user_ids, *idle], offsets=offsets, attributes=hashed)
 
 
 def _histories(table: pa.Table, catalogue: Catalogue) -> Histories:

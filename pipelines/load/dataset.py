@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from encoders.catalogue import Histories
-from encoders.experiments.experiment import Dataset
+from encoders.experiments.experiment import Dataset, Queries
+from feature_repo.modalities import item_text
 from pipelines.load.attributes import read_attributes
 from pipelines.load.columns import shown
 from pipelines.load.contract import Source, find_sources
@@ -44,10 +45,10 @@ def read_folder(
     items = _items(sources["items"], rejections, OwnColumns(own, ITEMS.known)) if "items" in sources else {}
     events = _events(sources["interactions"], rejections)
     item_ids = list(items) if "items" in sources else sorted(set(pc.unique(events["item_id"]).to_pylist()))
-    histories = _histories(events, sources["interactions"], item_ids, rejections)
+    histories, queries = _histories(events, sources["interactions"], item_ids, rejections)
     users = _users(sources["users"], rejections) if "users" in sources else None
     known = None if users is None else [users.get(user, {}) for user in histories.user_ids]
-    return Dataset(folder.resolve().name, item_ids, list(items.values()), histories, known), rejections
+    return Dataset(folder.resolve().name, item_ids, list(items.values()), histories, known, queries), rejections
 
 
 def _items(source: Source, rejections: Rejections, own: OwnColumns) -> dict[str, dict[str, Any]]:
@@ -93,7 +94,9 @@ def _events(source: Source, rejections: Rejections) -> pa.Table:
     return pa.concat_tables(encoded).unify_dictionaries().combine_chunks()
 
 
-def _histories(events: pa.Table, source: Source, item_ids: list[str], rejections: Rejections) -> Histories:
+def _histories(
+    events: pa.Table, source: Source, item_ids: list[str], rejections: Rejections
+) -> tuple[Histories, Queries]:
     codes = {name: _codes(events[name]) for name in ("user_id", "item_id", "kind", "event_id", "query")}
     times = events["occurred_at"].cast(pa.int64()).to_numpy()
     frame = pd.DataFrame({**codes, "occurred_at": times})
@@ -114,7 +117,17 @@ def _histories(events: pa.Table, source: Source, item_ids: list[str], rejections
     users = _positions(events["user_id"], names)[codes["user_id"]]
     order = kept[np.lexsort((kept, times[kept], users[kept]))]
     offsets = np.searchsorted(users[order], np.arange(len(names) + 1)).astype(np.int64)
-    return Histories(names, offsets, items[order], times[order])
+    return Histories(names, offsets, items[order], times[order]), _queries(events["query"].take(pa.array(order)))
+
+
+def _queries(column: pa.ChunkedArray) -> Queries:
+    """The query of each event, without blank edges and by its number among the distinct ones; −1 for a blank one."""
+    dictionary = _dictionary(column).dictionary.to_pylist()
+    rendered = [item_text(text, None) for text in dictionary]
+    texts = sorted({text for text in rendered if text})
+    index = {text: row for row, text in enumerate(texts)}
+    rows = np.array([*(index.get(text, -1) for text in rendered), -1], np.int64)
+    return Queries(rows[_codes(column)], texts)
 
 
 def _codes(column: pa.ChunkedArray) -> Any:

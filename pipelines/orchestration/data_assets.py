@@ -24,6 +24,7 @@ from pipelines.item_content import model_of
 from pipelines.load.folder import load_folder
 from pipelines.orchestration import plots
 from pipelines.orchestration.resources import EncoderResource, PostgresResource, TakeOver, Terminal
+from pipelines.query_embeddings import MODALITY, encode_queries
 from pipelines.sequences import changed_days, refresh_sequences
 
 # backfill_policy (which ranges of days need) is marked beta, and so are parts of decorators that Dagster calls itself.
@@ -148,6 +149,26 @@ def content_embeddings(
         return dg.MaterializeResult(metadata=_contents_metadata(connection, reports))
 
 
+class QueriesConfig(TakeOver):
+    """wanted: whether the queries are encoded; `materialize` does it for presets that read them."""
+
+    wanted: bool = True
+
+
+@dg.asset(deps=["interactions", "content_embeddings"], group_name="content", kinds={"postgres", "torch"})
+def query_embeddings(
+    config: QueriesConfig, postgres: PostgresResource, encoders: EncoderResource, terminal: Terminal
+) -> dg.MaterializeResult[Any]:
+    """What users searched for: encodes the distinct queries that the text encoder in force has not seen."""
+    with postgres.connect() as connection:
+        (found,) = _row(connection, "select exists (select from interactions where query_key(query) is not null)")
+        if not config.wanted or not found:
+            return dg.MaterializeResult(metadata={"dagster/row_count": 0, "encoded": 0})
+        encoder = encoder_of(MODALITY, encoders.settings(), model_of(connection, MODALITY))
+        report = encode_queries(connection, encoder, progress=terminal.progress, take_over=config.take_over)
+    return dg.MaterializeResult(metadata={"dagster/row_count": report.queries, **report.as_json()})
+
+
 def _content_metadata(connection: psycopg.Connection[Any], report: EncodeReport) -> dict[str, Any]:
     failures = [(failure.item_id, failure.source, failure.reason) for failure in report.failures]
     return {
@@ -231,4 +252,4 @@ def content_codes(config: TakeOver, postgres: PostgresResource) -> dg.Materializ
     )
 
 
-DATA_ASSETS = (loaded_tables, user_sequences, content_embeddings, content_codes)
+DATA_ASSETS = (loaded_tables, user_sequences, content_embeddings, content_codes, query_embeddings)

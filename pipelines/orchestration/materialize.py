@@ -25,7 +25,7 @@ Until = Literal["sequences", "content", "generation", "live"]
 # What each step adds to the one before.
 STEPS: dict[Until, tuple[str, ...]] = {
     "sequences": ("items", "interactions", "user_sequences"),
-    "content": ("content_embeddings", "content_codes"),
+    "content": ("content_embeddings", "content_codes", "query_embeddings"),
     "generation": ("training_set", "checkpoint", "adapted_embeddings", "generation"),
     "live": ("live_generation", "feast_features"),
 }
@@ -70,10 +70,11 @@ def materialize(
     url = url or postgres.database_url()
     chosen = list(selection) if selection is not None else assets_until(_last_step(until, before))
     asked: Recipe | None = None
-    if "checkpoint" in chosen or preset or options or start:
+    trains = bool("checkpoint" in chosen or preset or options or start)
+    if trains or "query_embeddings" in chosen:
         with postgres.connect(url) as connection:
             asked = recipe.chosen(connection, preset, options or {}, start)
-        if progress:
+        if progress and trains:
             sys.stderr.write(f"  {asked}\n")
     loading = {"folder": folder, "images": images, "own": dict(own or {}), "take_over": take_over}
     config = _run_config(chosen, asked, loading, before, take_over=take_over)
@@ -91,7 +92,7 @@ def materialize(
             raise
     if log.refusals:  # of an asset that nothing follows
         raise UserError("; ".join(log.refusals))
-    return {**log.summary(), "recipe": None if asked is None else asdict(asked)}
+    return {**log.summary(), "recipe": asdict(asked) if asked is not None and trains else None}
 
 
 def _run_config(
@@ -105,6 +106,9 @@ def _run_config(
         ops["training_set"] = {"before": before.isoformat() if before else ""}
     if "checkpoint" in chosen and asked is not None:
         ops["checkpoint"] = {"preset": asked.preset, "options": dict(asked.options), "start": asked.start}
+    if "query_embeddings" in chosen and asked is not None:
+        wanted = "queries" in asked.config.towers.reads
+        ops["query_embeddings"] = {"wanted": wanted, "take_over": take_over}
     for asset in {"content_embeddings", "content_codes", "adapted_embeddings", "generation"} & set(chosen):
         ops[asset] = {"take_over": take_over}
     return {"loggers": {"run_log": {}}, "ops": {op: {"config": given} for op, given in ops.items()}}

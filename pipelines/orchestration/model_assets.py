@@ -42,7 +42,9 @@ class TrainingSetConfig(dg.Config):
     before: str = ""
 
 
-@dg.asset(deps=["user_sequences", "content_embeddings"], group_name="model", kinds={"postgres", "arrow"})
+@dg.asset(
+    deps=["user_sequences", "content_embeddings", "query_embeddings"], group_name="model", kinds={"postgres", "arrow"}
+)
 def training_set(
     config: TrainingSetConfig, postgres: PostgresResource, encoders: EncoderResource
 ) -> dg.MaterializeResult[Any]:
@@ -82,9 +84,12 @@ def checkpoint(
     chosen = encoders.settings()
     with postgres.connect() as connection:
         asked = recipe.chosen(connection, config.preset, config.options, config.start)
+    reads = asked.config.towers
     # A home that was moved has the folder under the same name.
     folder = chosen.training_sets_dir / Path(str(_latest(context, "training_set", "path"))).name
-    snapshot = training_folder.load(folder, asked.config.towers.user_attributes, contents=asked.config.lora_rank > 0)
+    snapshot = training_folder.load(
+        folder, reads.user_attributes, queries="queries" in reads.reads, contents=asked.config.lora_rank > 0
+    )
     trained = train_checkpoint(
         snapshot, asked.preset, chosen.checkpoints_dir, load=partial(encoder_of, config=chosen),
         options=asked.options, device=chosen.device, progress=terminal.progress,

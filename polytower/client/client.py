@@ -57,7 +57,8 @@ Row = TypeVar("Row")
 class Question:
     """One retrieval question: exactly one of user_id, history, vectors [K, D], and text or image (or both of these).
 
-    A user or a history may come with a text or image: mix is the share of these in the score.
+    A user or a history may come with a text or image: towers that read queries tell what this user would take who
+    searches for the text; else, or with mix (the share of the text or image in the score), both are weighed.
 
     attributes: what is known of somebody with that history, or without one. image: the file's bytes. found_by: whether
     candidates list all interests that found them. features: a feature service, such as "ranker". The rest as in

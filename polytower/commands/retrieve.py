@@ -90,7 +90,11 @@ FILTER = click.option(
     type=Numbers(),
     help="One weight per vector of --vectors [default: equal]; with --merge sum they may be negative.",
 )
-@click.option("--text", help="Text to search for: finds the items whose content is nearest.")
+@click.option(
+    "--text",
+    help="Text to search for: finds the items whose content is nearest; with USER_ID or --history, what that user would"
+    " take (preset seminar), or items that suit both (--mix).",
+)
 @click.option("--image", type=FILE, help="Picture to search for; with --text, both form one question.")
 @click.option(
     "--space",

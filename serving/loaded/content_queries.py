@@ -30,6 +30,7 @@ from serving.errors import (
     NO_CONTENT,
     NO_CONTENT_TOWER,
     NO_ENCODER,
+    NO_QUERIES,
     PROBLEMS,
     TOO_MANY,
     UNREADABLE_IMAGE,
@@ -50,6 +51,10 @@ KEPT = 2
 DECODING, PICTURES, PICTURE_SECONDS = 2, 8, 2
 WINDOW = 0.002
 BATCH = 16
+NOT_MERGED = (
+    "the towers of generation {} read no queries: a user with a text is answered by merge = max alone, as a mix of both"
+    " (or by a generation that reads them: `polytower materialize --preset seminar`, on interactions with queries)"
+)
 ASKED = tuple(record.name for record in MODALITIES.values() if record.asked)
 
 ContentRows = dict[str, NDArray[np.float32]]
@@ -64,12 +69,26 @@ class ContentVector:
     vector: NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class QueryVector:
+    """vector: float32 [W], what a user searches for as the text encoder of this generation has it."""
+
+    generation: int
+    vector: NDArray[np.float32]
+
+
+Embedded = ContentVector | QueryVector
+
+
 class Live(NamedTuple):
-    """The live generation, the revision of each modality's encoder that it was built from, and that encoder's name."""
+    """The live generation, the revision of each modality's encoder that it was built from, that encoder's name, and
+    whether its user tower reads what users search for.
+    """
 
     generation: int
     encoders: dict[str, str]
     models: dict[str, str]
+    reads_queries: bool
 
 
 class Projection(NamedTuple):
@@ -104,17 +123,22 @@ class ContentQueries:
             observe=lambda size: metrics.batch("text", size),
         )  # fmt: skip
 
-    async def embed(self, question: Question) -> ContentVector:
+    async def embed(self, question: Question) -> Embedded:
         """The question's text and picture as one vector of the space that it is asked in. Raises Problem.
 
-        An encoder's own space needs no content tower. Holds no connection while it encodes.
+        A user's text goes to the user tower, as the encoder has it, where that reads queries. An encoder's own space
+        needs no content tower. Holds no connection while it encodes.
         """
         with self._metrics.stage("encode"):
             live = await self._live()
+            if question.may_search and not live.reads_queries and question.merge != "max":
+                raise Problem(NO_QUERIES, NOT_MERGED.format(live.generation))
             for modality in ASKED:
                 if getattr(question, modality) is not None:
                     _check_has(live, modality)
                     self._loader.start(*await self._load_of(live, modality))
+            if question.may_search and question.text is not None and live.reads_queries:
+                return QueryVector(live.generation, await self._text(live, question.text))
             raw = question.searched_space in ASKED
             if not raw:
                 await self._load_tower(live.generation)
@@ -147,7 +171,7 @@ class ContentQueries:
             row = await (await cursor.execute(queries.LIVE_ENCODERS)).fetchone()
         if row is None:
             raise Problem(PROBLEMS["PT001"], "no generation is live; build one and promote it")
-        return Live(row["generation"], row["encoders"], row["models"])
+        return Live(row["generation"], row["encoders"], row["models"], row["reads_queries"])
 
     async def _text(self, live: Live, text: str) -> NDArray[np.float32]:
         wanted = item_text(text, None)

@@ -7,7 +7,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from serving.loaded.loader import Loader
 from serving.metrics import ServerMetrics
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from encoders.towers.model import Reader
 
 # The live generation and the one before it: requests that started before a promotion still finish.
@@ -38,14 +40,19 @@ class OnlineInterests:
 
 @dataclass(frozen=True, eq=False)
 class History:
-    """What a user tower may read of one user. items: [T, X], oldest first, None without events; times: [T],
-    microseconds, or None; attributes: what is known of the user.
+    """What a user tower may read of one user; of all but the items it reads what it was trained with.
+
+    items: what the tower reads of T items [X], oldest first; times: when they happened, T microseconds since 1970, or
+    None; attributes: what is known of the user. queries: embeddings [W] of what was searched for at each event, None
+    for nothing; asked: [W], of what is searched for now.
     """
 
     generation: int
-    items: NDArray[np.float32] | None
-    times: NDArray[np.int64] | None
-    attributes: Mapping[str, Any]
+    items: Sequence[NDArray[Any]]
+    times: Sequence[int] | None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    queries: Sequence[NDArray[Any] | None] | None = None
+    asked: NDArray[np.float32] | None = None
 
     @property
     def kind(self) -> tuple[int, bool]:
@@ -77,23 +84,13 @@ class UserTowers:
         await self._loader.torch()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._load, generation, weights, config)
 
-    async def interests(
-        self,
-        generation: int,
-        history: Sequence[NDArray[Any]],
-        times: Sequence[int] | None = None,
-        attributes: Mapping[str, Any] | None = None,
-    ) -> OnlineInterests:
-        """Interests of one user. history: what the tower reads of the items, oldest first; times: when they
-        happened (microseconds since 1970); attributes: what is known of the user. Of the last two a tower reads
-        what it was trained with.
-        Raises Problem.
-        """
-        items = np.stack(history).astype(np.float32) if history else None
-        moments = None if times is None else np.array(times, np.int64)
-        found = await self._batches.ask(History(generation, items, moments, attributes or {}))
+    async def interests(self, history: History) -> OnlineInterests:
+        """Interests of one user. Raises Problem."""
+        found = await self._batches.ask(history)
         if found is None:
-            raise Problem(PROBLEMS["PT013"], f"generation {generation} was replaced while it was read; try again")
+            raise Problem(
+                PROBLEMS["PT013"], f"generation {history.generation} was replaced while it was read; try again"
+            )
         return found
 
     def close(self) -> None:
@@ -131,22 +128,40 @@ class UserTowers:
 
         tower = self._towers[generation]
         self._towers.move_to_end(generation)
-        none = np.zeros((0, tower.width), np.float32)
-        items = [none if history.items is None else history.items for history in histories]
-        items_BTD = np.zeros((len(items), max(1, *map(len, items)), none.shape[1]), np.float32)
+        longest = max(1, *(len(history.items) for history in histories))
+        items_BTD = np.zeros((len(histories), longest, tower.width), np.float32)
         mask_BT, times_BT = np.zeros(items_BTD.shape[:2], bool), np.zeros(items_BTD.shape[:2], np.int64)
-        for place, (rows, history) in enumerate(zip(items, histories, strict=True)):
-            items_BTD[place, : len(rows)], mask_BT[place, : len(rows)] = rows, True
-            times_BT[place, : len(rows)] = 0 if history.times is None else history.times
+        for place, history in enumerate(histories):
+            size = len(history.items)
+            if size:
+                items_BTD[place, :size] = np.stack(history.items)
+            mask_BT[place, :size], times_BT[place, :size] = True, 0 if history.times is None else history.times
         times = None if histories[0].times is None else torch.from_numpy(times_BT)
         attributes = None
         if width := tower.config.user_attributes:
             attributes = torch.from_numpy(user_vectors([history.attributes for history in histories], width))[:, None]
         with torch.inference_mode():
-            context = Context(times, attributes)
+            context = Context(times, attributes, *_queries(histories, tower.config.query_dim, longest))
             found = tower.interests(torch.from_numpy(items_BTD), torch.from_numpy(mask_BT), context)
         vectors_BKD, weights_BK = found.vectors.numpy(), found.weights.numpy()
         return [
             OnlineInterests(vectors[weights > 0], weights[weights > 0].tolist())
             for vectors, weights in zip(vectors_BKD, weights_BK, strict=True)
         ]
+
+
+def _queries(histories: Sequence[History], width: int, longest: int) -> "tuple[Tensor, Tensor] | tuple[None, None]":
+    """What was searched for at the events [B, T, W], and what is now [B, 1, W]; zeros for nothing."""
+    import torch
+
+    if not width:
+        return None, None
+    queries_BTW = np.zeros((len(histories), longest, width), np.float32)
+    asked_B1W = np.zeros((len(histories), 1, width), np.float32)
+    for place, history in enumerate(histories):
+        for step, query in enumerate(history.queries or ()):
+            if query is not None:
+                queries_BTW[place, step] = query
+        if history.asked is not None:
+            asked_B1W[place, 0] = history.asked
+    return torch.from_numpy(queries_BTW), torch.from_numpy(asked_B1W)

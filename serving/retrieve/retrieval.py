@@ -19,8 +19,8 @@ from polytower.errors import UserError
 from serving import queries
 from serving.database import Session
 from serving.errors import LOADING, NO_TOWER, PROBLEMS, UNKNOWN_HISTORY, UNREADABLE, Problem
-from serving.loaded.content_queries import ContentVector
-from serving.loaded.user_towers import UserTowers
+from serving.loaded.content_queries import ContentVector, Embedded, QueryVector
+from serving.loaded.user_towers import History, UserTowers
 from serving.memory.item_index import ItemIndex
 from serving.memory.live_index import LiveIndex
 from serving.metrics import ServerMetrics
@@ -32,6 +32,9 @@ from serving.retrieve.shadow import Shadow
 # Merges whose answer is a prefix by score: the others may rightly prefer a lower score.
 SHADOWED = ("max",)
 STALE = "interests are older than what arrived of the user's events: "
+UNENCODED = (
+    "{} queries of the user's newest events are not encoded yet and count as none: `polytower materialize` does it"
+)
 REPLACED = "another generation went live while the question was read; try again"
 LOST = "content of {} items of the history is no longer as the encoders of generation {} left it; build another"
 UNKNOWN = "{} items of the user's newest events are unknown to generation {}: they came later, or have nothing it reads"
@@ -57,26 +60,30 @@ class Retrieval:
     live_index: LiveIndex
     shadow: Shadow | None = None
 
-    async def answer(self, connection: Session, question: Question, content: ContentVector | None = None) -> Answer:
+    async def answer(self, connection: Session, question: Question, content: Embedded | None = None) -> Answer:
         """Raises Problem, or psycopg.Error with a SQLSTATE of errors.PROBLEMS.
 
-        content: what a question by text or picture was embedded as (ContentQueries.embed).
+        content: what the question's text or picture was embedded as (ContentQueries.embed).
         """
-        state = await self._state(connection, question)
+        mixed = question.is_mixed
+        asked = content.vector if isinstance(content, QueryVector) else None
+        if asked is not None:  # the tower reads the text: what is left is a question of the user
+            question = question.model_copy(update={"text": None})
+        state = await self._state(connection, question, searches=asked is not None)
         # a text or picture was embedded before this snapshot was taken: it stays with the generation that embedded it
         generation = state.generation if content is None else content.generation
-        if question.is_mixed and generation != state.generation:
+        if mixed and generation != state.generation:
             raise Problem(PROBLEMS["PT013"], REPLACED)
         index = self.live_index.current(generation, state.version)
-        if content is not None and not question.is_mixed:
+        if isinstance(content, ContentVector) and not question.is_mixed:
             interests = Interests("content", [half_precision(content.vector)], None, [0])
         elif question.vectors is not None:
             interests = _given(question)
         elif question.history is not None or question.attributes is not None:
-            interests = await self._of_history(connection, question, state, index)
+            interests = await self._of_history(connection, question, state, index, asked)
         else:
-            interests = await self._of_user(connection, question, state, index)
-        if content is not None and question.is_mixed:
+            interests = await self._of_user(connection, question, state, index, asked)
+        if isinstance(content, ContentVector) and question.is_mixed:
             interests = replace(interests, content=half_precision(content.vector))
         candidates = await self._search(connection, question, generation, index, interests)
         self.metrics.candidates(interests.source, len(candidates))
@@ -86,56 +93,88 @@ class Retrieval:
             degraded = nothing if degraded is None else f"{degraded}; {nothing}"
         return Answer(generation, interests.source, candidates, interests.skipped, degraded)
 
-    async def _state(self, connection: Session, question: Question) -> State:
+    async def _state(self, connection: Session, question: Question, *, searches: bool) -> State:
         with self.metrics.stage("state"):
             statement = queries.STATE if question.user_id is None else queries.USER_STATE
-            asked = {"user_id": question.user_id, "exclude_seen": question.exclude_seen, "length": SEQUENCE_LENGTH}
+            asked = {
+                "user_id": question.user_id,
+                "exclude_seen": question.exclude_seen,
+                "length": SEQUENCE_LENGTH,
+                "searches": searches,
+            }
             row = await connection.first(statement, asked)
         if row is None:
             raise Problem(PROBLEMS["PT001"], "no generation is live; build one and promote it")
         return State(*row)
 
     async def _of_history(
-        self, connection: Session, question: Question, state: State, index: ItemIndex | None
+        self,
+        connection: Session,
+        question: Question,
+        state: State,
+        index: ItemIndex | None,
+        asked: NDArray[np.float32] | None,
     ) -> Interests:
         history = question.history or []
         known = await self._vectors(connection, state.generation, index, history)
-        if not known and not await self._reads(connection, state.generation, question.attributes):
+        if not known and asked is None and not await self._reads(connection, state.generation, question.attributes):
             raise Problem(
                 UNKNOWN_HISTORY,
                 f"generation {state.generation} knows none of the {len(history)} items of the history"
                 + ("" if question.attributes is None else ", and reads no attributes"),
             )
         items = [item_id for item_id in history if item_id in known][-SEQUENCE_LENGTH:]
-        interests = await self._computed(connection, state.generation, items, known, None, question.attributes)
+        read = History(state.generation, (), None, question.attributes or {}, asked=asked)
+        interests = await self._computed(connection, items, known, read)
         skipped = [item_id for item_id in dict.fromkeys(history) if item_id not in known]
         return replace(
             interests, banned=history if question.exclude_seen else (), skipped=[*skipped, *interests.skipped]
         )
 
     async def _of_user(
-        self, connection: Session, question: Question, state: State, index: ItemIndex | None
+        self,
+        connection: Session,
+        question: Question,
+        state: State,
+        index: ItemIndex | None,
+        asked: NDArray[np.float32] | None,
     ) -> Interests:
         if not state.stale:
             return await self._stored(connection, question, state)
         history, unknown = state.history or [], state.unknown or []
         reads = history or await self._reads(connection, state.generation, state.attributes)
-        if not history and (state.vectors is not None or not reads):
+        if not history and asked is None and (state.vectors is not None or not reads):
             # no events, or of items that came after the generation, and nothing else
             reason = STALE + "the generation knows none of the items" if unknown else None
             return await self._stored(connection, question, state, reason)
+        if asked is not None and state.vectors is None and not (reads or unknown):
+            return await self._stored(connection, question, state)  # says that nobody is called so
         known = await self._vectors(connection, state.generation, index, history)
+        queries = await self._queries(connection, state)
         try:
-            found = await self._computed(
-                connection, state.generation, history, known, state.microseconds, state.attributes
-            )
+            read = History(state.generation, (), state.microseconds, state.attributes or {}, queries, asked)
+            found = await self._computed(connection, history, known, read)
         except Problem as problem:
-            if problem.kind not in (NO_TOWER, LOADING, UNKNOWN_HISTORY) or state.vectors is None:
+            waits = problem.kind in (NO_TOWER, LOADING, UNKNOWN_HISTORY)
+            if not waits or state.vectors is None or asked is not None:
                 raise
             return await self._stored(connection, question, state, STALE + problem.detail)
-        reason = UNKNOWN.format(len(unknown), state.generation) if unknown else None
+        told = [UNKNOWN.format(len(unknown), state.generation)] if unknown else []
+        missing = sum(key is not None for key in state.query_keys or ()) - sum(one is not None for one in queries or ())
+        told += [UNENCODED.format(missing)] if missing else []
+        told += [found.degraded] if found.degraded else []
         skipped = [*unknown, *found.skipped]
-        return replace(found, banned=state.seen or (), skipped=skipped, degraded=reason or found.degraded)
+        return replace(found, banned=state.seen or (), skipped=skipped, degraded="; ".join(told) or None)
+
+    async def _queries(self, connection: Session, state: State) -> list[NDArray[Any] | None] | None:
+        """What was searched for at each event of the history, embedded; None for towers that read no queries."""
+        wanted = {key for key in state.query_keys or () if key is not None}
+        if not wanted:
+            return None
+        parameters = {"generation": state.generation, "keys": sorted(wanted)}
+        rows = await _fetch(connection, queries.QUERY_VECTORS, parameters)
+        found = {row["query_key"]: row["embedding"].to_numpy() for row in rows}
+        return [None if key is None else found.get(key) for key in state.query_keys or ()]
 
     async def _stored(
         self, connection: Session, question: Question, state: State, degraded: str | None = None
@@ -161,27 +200,29 @@ class Retrieval:
         return {row["item_id"]: row["embedding"].to_numpy() for row in rows}
 
     async def _computed(
-        self,
-        connection: Session,
-        generation: int,
-        history: Sequence[str],
-        known: Mapping[str, NDArray[Any]],
-        microseconds: Sequence[int] | None,
-        attributes: Mapping[str, Any] | None,
+        self, connection: Session, item_ids: Sequence[str], known: Mapping[str, NDArray[Any]], read: History
     ) -> Interests:
-        """known: embeddings of the history's items. A tower that reads content skips items that have lost it."""
+        """item_ids: the history, of which known has the embeddings; read: all else that there is to read.
+
+        A tower that reads content skips items that have lost it.
+        """
+        generation = read.generation
         with self.metrics.stage("tower"):
             await self.load_tower(connection, generation)
             rows, lost = known, list[str]()
             if reads := self.towers.reads(generation):
-                rows = await self._content(connection, generation, reads, history)
-                lost = [item_id for item_id in dict.fromkeys(history) if item_id not in rows]
-                if history and not rows:
+                rows = await self._content(connection, generation, reads, item_ids)
+                lost = [item_id for item_id in dict.fromkeys(item_ids) if item_id not in rows]
+                if item_ids and not rows:
                     raise Problem(UNKNOWN_HISTORY, LOST.format(len(lost), generation))
-            places = [place for place, item_id in enumerate(history) if item_id in rows]
-            times = None if microseconds is None else [microseconds[place] for place in places]
+            places = [place for place, item_id in enumerate(item_ids) if item_id in rows]
             found = await self.towers.interests(
-                generation, [rows[history[place]] for place in places], times, attributes
+                replace(
+                    read,
+                    items=[rows[item_ids[place]] for place in places],
+                    times=None if read.times is None else [read.times[place] for place in places],
+                    queries=None if read.queries is None else [read.queries[place] for place in places],
+                )
             )
         reason = LOST.format(len(lost), generation) if lost else None
         numbers = range(len(found.vectors))

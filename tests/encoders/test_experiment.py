@@ -104,7 +104,7 @@ def test_pictures_are_read_from_their_folder_and_bad_ones_count_as_none(tmp_path
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_split_can_be_run(tmp_path: Path, split: str) -> None:
-    data, _ = read_folder(tiny_folder(tmp_path / "data"))
+    data, _ = read_folder(tiny_folder(tmp_path / "data", queries=True))
     report = run_experiment(data, "tiny", [0], directory=tmp_path / "runs", split=split, options=OPTIONS, device="cpu")
     assert report["questions"] > 0
     assert report["split"] == split

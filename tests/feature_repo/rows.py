@@ -57,13 +57,18 @@ def newest(history: History, view: str, entity: str, moment: datetime | None = N
     return max(rows, key=lambda row: row[0], default=None)
 
 
-def _events(random: Random) -> list[tuple[datetime, str, str, str, float | None]]:
+def _events(random: Random) -> list[tuple[datetime, str, str, str, float | None, str]]:
     moments = [day(random.randrange(40)) + timedelta(microseconds=random.randrange(86_400_000_000)) for _ in range(120)]
     # The last user has no event, nor the last item.
-    return sorted(
+    events = sorted(
         (moment, random.choice(USERS[:-1]), random.choice(ITEMS[:-1]), random.choice(["view", "buy"]), value)
         for moment, value in ((moment, random.choice([None, 0.5, 3.0])) for moment in moments)
     )
+    # Who searches does not do so at first.
+    asking = Random(1)
+    return [
+        (*event, asking.choice(["", "ä☃ b"]) if event[1] == "u0" and event[0] > day(10) else "") for event in events
+    ]
 
 
 def _by_day(events: list[Any], entity: int) -> dict[tuple[str, Any], list[Any]]:
@@ -86,16 +91,27 @@ def _users(connection: psycopg.Connection[Any], events: list[Any]) -> tuple[dict
     stats: dict[str, list[Row]] = {}
     for (user, active), past in _by_day(events, 1).items():
         as_of, items, kinds = past[-1][0], [event[2] for event in past], [event[3] for event in past]
-        moments = [event[0] for event in past]
+        moments, queries = [event[0] for event in past], [event[5] for event in past]
+        if not any(queries):
+            queries = []
         connection.execute(
-            "insert into user_sequences values (%s, %s, %s, %s, %s, %s)", [user, active, as_of, items, moments, kinds]
+            "insert into user_sequences values (%s, %s, %s, %s, %s, %s, %s)",
+            [user, active, as_of, items, moments, kinds, queries],
         )
         connection.execute(
             "insert into user_stats values (%s, %s, %s, %s, %s, %s, %s)",
             [user, active, as_of, len(past), len(set(items)), _mean(past), moments[0]],
         )
         sequences.setdefault(user, []).append(
-            (as_of, {"item_ids": items, "occurred_ats": [micros(each) for each in moments], "kinds": kinds})
+            (
+                as_of,
+                {
+                    "item_ids": items,
+                    "occurred_ats": [micros(each) for each in moments],
+                    "kinds": kinds,
+                    "queries": queries,
+                },
+            )
         )
         counts = {
             "user_interactions": len(past),

@@ -48,7 +48,8 @@ def _expected(filled: Filled, view: str, entity: str, moment: datetime, name: st
         # All events before the moment, also those of its own day; the newest row of the history holds all of them.
         whole = rows.newest(filled.history, view, entity)
         before = 0 if whole is None else bisect_left(whole[1]["occurred_ats"], rows.micros(moment))
-        return whole[1][name][:before] if whole is not None and before else None
+        told = whole[1][name][:before] if whole is not None and before else None
+        return [] if name == "queries" and told and not any(told) else told
     # Statistics include the event that they are dated by, which therefore must lie before the moment.
     latest = moment - timedelta(microseconds=1) if view.endswith("_stats") else moment
     found = rows.newest(filled.history, view, entity, latest)

@@ -83,6 +83,7 @@ def test_a_written_sequence_is_read_back(writable: Filled) -> None:
             "item_ids": [items, []],
             "occurred_ats": [[rows.micros(moment) + step for step in range(len(items))], []],
             "kinds": [["view"] * len(items), []],
+            "queries": [["", "ü", *[""] * (len(items) - 2)], []],
             "as_of": [moment, moment],
         }
     )
@@ -92,6 +93,7 @@ def test_a_written_sequence_is_read_back(writable: Filled) -> None:
     assert answer["item_ids"] == [items, []]
     assert answer["occurred_ats"] == frame["occurred_ats"].tolist()
     assert answer["kinds"] == [["view"] * len(items), []]
+    assert answer["queries"] == frame["queries"].tolist()
 
     before = versions(writable.url)
     writable.store.write_to_online_store("user_sequence", frame)
@@ -199,15 +201,16 @@ def _now_frame(view: str) -> Any:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"item_ids": ["a", "b"], "occurred_ats": [1], "kinds": ["k", "k"]}, "unequal lengths"),
-        ({"item_ids": None, "occurred_ats": [1], "kinds": ["k"]}, "null value in column"),
-        ({"item_ids": ["a\x00b"], "occurred_ats": [1], "kinds": ["k"]}, "refuses the rows"),
+        ({"item_ids": ["a", "b"], "occurred_ats": [1], "kinds": ["k", "k"], "queries": []}, "unequal lengths"),
+        ({"item_ids": ["a", "b"], "occurred_ats": [1, 2], "kinds": ["k", "k"], "queries": [""]}, "unequal lengths"),
+        ({"item_ids": None, "occurred_ats": [1], "kinds": ["k"], "queries": []}, "null value in column"),
+        ({"item_ids": ["a\x00b"], "occurred_ats": [1], "kinds": ["k"], "queries": []}, "refuses the rows"),
     ],
 )
 def test_a_bad_sequence_is_refused_whole(writable: Filled, values: dict[str, Any], message: str) -> None:
     import pandas as pd
 
-    good = {"item_ids": ["a"], "occurred_ats": [1], "kinds": ["k"]}
+    good = {"item_ids": ["a"], "occurred_ats": [1], "kinds": ["k"], "queries": []}
     frame = pd.DataFrame(
         [{USER_ID: "good", **good, "as_of": rows.day(50)}, {USER_ID: "bad", **values, "as_of": rows.day(50)}]
     )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from feature_repo.schema import SEQUENCE_LENGTH
+from feature_repo.schema import SEQUENCE_LENGTH, SEQUENCE_QUERY_CHARACTERS
 from pipelines.load.folder import load_folder
 from pipelines.sequences import changed_days, refresh_sequences
 from polytower.postgres import connect
@@ -21,7 +21,11 @@ START = datetime(2023, 12, 30, tzinfo=UTC)
 # (user, item, hours after START, value); few users, items and hours, so that ties and repeats are common.
 EVENTS = st.lists(
     st.tuples(
-        st.integers(0, 2), st.integers(0, 3), st.integers(0, 119), st.one_of(st.none(), st.integers(1, 5).map(float))
+        st.integers(0, 2),
+        st.integers(0, 3),
+        st.integers(0, 119),
+        st.one_of(st.none(), st.integers(1, 5).map(float)),
+        st.sampled_from([None, None, " ", "zombies", "x" * 10_000]),
     ),
     max_size=40,
     unique_by=lambda event: event[:3],
@@ -33,22 +37,26 @@ def connection(emptied: Connection) -> Connection:
     return emptied
 
 
-def append(connection: Connection, events: list[tuple[int, int, int, float | None]]) -> None:
-    """Writes events as any writer does, in this order."""
+def append(connection: Connection, events: list[tuple[Any, ...]]) -> None:
+    """Writes events as any writer does, in this order: (user, item, hours, value), and what was searched for or not."""
     for year in (2023, 2024):
         connection.execute("select ensure_interactions_year(%s::int)", [year])
     with connection.cursor() as cursor:
         cursor.executemany(
-            "insert into interactions (user_id, item_id, occurred_at, value) values (%s, %s, %s, %s) "
+            "insert into interactions (user_id, item_id, occurred_at, value, query) values (%s, %s, %s, %s, %s) "
             "on conflict do nothing",
-            [(f"u{u}", f"i{i}", START + timedelta(hours=hours), value) for u, i, hours, value in events],
+            [
+                (f"u{u}", f"i{i}", START + timedelta(hours=hours), value, *(query or [None]))
+                for u, i, hours, value, *query in events
+            ],
         )
 
 
 def reference(connection: Connection) -> dict[str, dict[tuple[str, date], tuple[Any, ...]]]:
     """The three tables, by (id, day), computed event by event."""
     log = connection.execute(
-        "select user_id, item_id, occurred_at, kind, value from interactions order by occurred_at, position"
+        "select user_id, item_id, occurred_at, kind, value, coalesce(query, '') from interactions "
+        "order by occurred_at, position"
     ).fetchall()
     tables: dict[str, dict[tuple[str, date], tuple[Any, ...]]] = {
         "user_sequences": {},
@@ -56,11 +64,11 @@ def reference(connection: Connection) -> dict[str, dict[tuple[str, date], tuple[
         "item_stats": {},
     }
     seen: dict[tuple[str, str], list[tuple[Any, ...]]] = defaultdict(list)
-    for user, item, at, kind, value in log:
+    for user, item, at, kind, value, query in log:
         for table, entity, other in (("user_stats", user, item), ("item_stats", item, user)):
             history = seen[table, entity]
-            history.append((other, at, kind, value))
-            values = [found for *_, found in history if found is not None]
+            history.append((other, at, kind, value, query.strip()[:SEQUENCE_QUERY_CHARACTERS]))
+            values = [found for *_, found, _ in history if found is not None]
             tables[table][entity, at.date()] = (
                 at,
                 len(history),
@@ -69,13 +77,14 @@ def reference(connection: Connection) -> dict[str, dict[tuple[str, date], tuple[
                 history[0][1],
             )
         newest = seen["user_stats", user][-SEQUENCE_LENGTH:]
-        tables["user_sequences"][user, at.date()] = (at, *([row[column] for row in newest] for column in range(3)))
+        items, times, kinds, _, queries = (list(column) for column in zip(*newest, strict=True))
+        tables["user_sequences"][user, at.date()] = (at, items, times, kinds, queries if any(queries) else [])
     return tables
 
 
 def stored(connection: Connection) -> dict[str, dict[tuple[str, date], tuple[Any, ...]]]:
     statements = {
-        "user_sequences": "select user_id, day, as_of, item_ids, occurred_ats, kinds from user_sequences",
+        "user_sequences": "select user_id, day, as_of, item_ids, occurred_ats, kinds, queries from user_sequences",
         "user_stats": "select user_id, day, as_of, interactions, distinct_items, mean_value, first_at from user_stats",
         "item_stats": "select item_id, day, as_of, interactions, distinct_users, mean_value, first_at from item_stats",
     }

@@ -16,7 +16,7 @@ from encoders.towers.towers import Towers
 from encoders.training.checkpoint import user_tower_bytes
 from serving.loaded.batching import Batcher
 from serving.loaded.loader import Loader
-from serving.loaded.user_towers import UserTowers
+from serving.loaded.user_towers import History, UserTowers
 from serving.metrics import ServerMetrics
 
 
@@ -91,8 +91,8 @@ def test_a_batch_of_histories_is_what_each_would_get_alone() -> None:
     async def ask(window: float) -> list[np.ndarray]:
         online = UserTowers(metrics, Loader(patience=60), window=window)
         await online.load(1, weights, config)
-        together = await asyncio.gather(*(online.interests(1, history) for history in histories))
-        alone = [await online.interests(1, history) for history in histories]
+        together = await asyncio.gather(*(online.interests(History(1, history, None)) for history in histories))
+        alone = [await online.interests(History(1, history, None)) for history in histories]
         online.close()
         for one, other in zip(together, alone, strict=True):
             np.testing.assert_allclose(one.vectors, other.vectors, atol=1e-5)

@@ -249,6 +249,8 @@ def test_no_text_waits_for_a_picture(client: TestClient, monkeypatch: pytest.Mon
         ({"image": 5}, 422, "invalid-request"),
         ({"text": "red", "vectors": [[1, 0]]}, 422, "invalid-request"),
         ({"text": "red", "user_id": "ada", "mix": 2}, 422, "invalid-request"),
+        ({"text": "red", "user_id": "ada", "merge": "rrf"}, 409, "no-personalised-search"),
+        ({"text": "red", "user_id": "ada", "merge": "rrf", "mix": 0.5}, 422, "invalid-request"),
         ({"text": "red", "space": "id"}, 422, "invalid-request"),
         ({"user_id": "ada", "space": "content"}, 422, "invalid-request"),
         ({"text": "red", "filter": {"gnere": 1}}, 422, "unknown-attribute"),
