@@ -42,14 +42,24 @@ CUT_SEQUENCES = """
 with cut as (
     select s.user_id, s.day, kept.* from user_sequences s cross join lateral (
         select coalesce(array_agg(i order by n), '{}') as item_ids, coalesce(array_agg(t order by n), '{}') as times,
-               coalesce(array_agg(k order by n), '{}') as kinds
-        from unnest(s.item_ids, s.occurred_ats, s.kinds) with ordinality e (i, t, k, n) where i <> %(id)s
+               coalesce(array_agg(k order by n), '{}') as kinds,
+               -- none is listed where no event has any
+               coalesce(array_agg(q order by n) filter (where q is not null), '{}') as queries
+        from unnest(s.item_ids, s.occurred_ats, s.kinds, s.queries) with ordinality e (i, t, k, q, n) where i <> %(id)s
     ) kept where s.user_id = any(%(users)s) and %(id)s = any(s.item_ids)
 )
-update user_sequences s set item_ids = cut.item_ids, occurred_ats = cut.times, kinds = cut.kinds
+update user_sequences s set item_ids = cut.item_ids, occurred_ats = cut.times, kinds = cut.kinds,
+    queries = case when array_remove(cut.queries, '') = '{}' then '{}' else cut.queries end
 from cut where s.user_id = cut.user_id and s.day = cut.day
 """
 EMPTY_SEQUENCES = "delete from user_sequences where user_id = any(%(users)s) and item_ids = '{}'"
+WRITERS = (*MODALITIES, "queries")
+# What only these events were searched by.
+QUERIES = "select distinct query_key(query) from interactions where {} = %(id)s and query_key(query) is not null"
+DROP_QUERIES = """
+delete from query_embeddings q where q.query_key = any(%(keys)s)
+    and not exists (select from interactions i where query_key(i.query) = q.query_key)
+"""
 MET_BY = "select distinct user_id from interactions where item_id = %(id)s"
 GENERATIONS = "select generation, quality -> 'seal' from generations where quality ? 'seal'"
 RESEAL = "update generations set quality = jsonb_set(quality, '{seal}', %s) where generation = %s"
@@ -76,13 +86,14 @@ def forget(connection: psycopg.Connection[Any], entity: EntityName, entity_id: s
     """
     connection.commit()
     with connection.transaction():
-        for lock in (locks.LOAD, *(f"polytower.encode.{name}" for name in MODALITIES), locks.SEQUENCES, locks.BUILD):
+        for lock in (locks.LOAD, *(f"polytower.encode.{name}" for name in WRITERS), locks.SEQUENCES, locks.BUILD):
             locks.wait_in_transaction(connection, lock)
         values = {"id": entity_id, "entity": entity}
         connection.execute(REMEMBER, values)
         lifecycle.amends(connection)
         _seal_again(connection, entity, entity_id)
         users = [row[0] for row in connection.execute(MET_BY, values)] if entity == "item" else []
+        keys = [row[0] for row in connection.execute(sql.SQL(QUERIES).format(sql.Identifier(f"{entity}_id")), values)]
         removed = {
             table: connection.execute(_statement("delete from {} where {} = %(id)s", table, column), values).rowcount
             for table, column in TABLES[entity].items()
@@ -90,6 +101,7 @@ def forget(connection: psycopg.Connection[Any], entity: EntityName, entity_id: s
         if entity == "item":
             removed["places in user_sequences"] = connection.execute(CUT_SEQUENCES, {**values, "users": users}).rowcount
             connection.execute(EMPTY_SEQUENCES, {"users": users})
+        removed["query_embeddings"] = connection.execute(DROP_QUERIES, {"keys": keys}).rowcount if keys else 0
         # Inside: where the files cannot be written, nothing is removed anywhere.
         removed["checkpoints"] = forget_in_snapshots(entity, entity_id)
         removed["training sets"] = training_folder.clear(settings().training_sets_dir)

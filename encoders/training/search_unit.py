@@ -85,8 +85,7 @@ def views(towers: Towers, items_C: Tensor) -> tuple[Tensor, Tensor]:
     """Each item by its ID alone, and by each modality alone: unit vectors [1 + M, C, D], and which are present."""
     tower, names = towers.item_tower, [name for name, _ in towers.config.modalities]
     assert tower.content is not None
-    content = {name: towers.get_buffer(f"content_{name}")[items_C] for name in names}
-    present = {name: towers.get_buffer(f"present_{name}")[items_C] for name in names}
+    content, present = towers.content_of(items_C)
     nothing = torch.zeros_like(present[names[0]])
     alone = [tower.content(content, {other: present[name] if other == name else nothing for other in names})
              for name in names]  # fmt: skip

@@ -240,8 +240,8 @@ def test_a_new_event_counts_with_its_query_once_it_is_encoded(
         ({"user_id": "nobody", "text": "kitchen"}, 404, "nobody"),
         ({"user_id": "u1", "text": " \u2003"}, 422, "blanks"),
         ({"user_id": "u1", "text": "x" * (MAX_QUERY_CHARACTERS + 1)}, 422, "text"),
-        ({"user_id": "u1", "image": "eA==", "text": "x"}, 422, "a text alone may go with a user_id"),
-        ({"user_id": "u1", "text": "x", "space": "content"}, 422, "interests lie in the item space"),
+        ({"user_id": "u1", "image": "eA==", "text": "x", "merge": "rrf"}, 422, "merge = max alone"),
+        ({"user_id": "u1", "text": "x", "space": "content", "merge": "rrf"}, 422, "merge = max alone"),
     ],
     ids=str,
 )
