@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from encoders.catalogue import BoolArray, Catalogue, FloatArray, Histories, IntArray, digest
-from encoders.config import TrainConfig, changed
+from encoders.config import changed
 from encoders.content.attributes import user_vectors
 from encoders.content.encoder import ContentEncoder
 from encoders.content.registry import CONTENT_ENCODERS, DEFAULT
@@ -29,9 +29,9 @@ from encoders.evaluation.splits import (
     strong_generalisation,
     temporal,
 )
+from encoders.experiments.controls import Subject, control
 from encoders.presets import preset
 from encoders.towers.adapted import Live, live_of
-from encoders.towers.families import FAMILIES
 from encoders.training import checkpoint
 from encoders.training.distributed import ALONE, World
 from encoders.training.start import Start, read_start
@@ -115,7 +115,7 @@ def run_experiment(
     if not len(cut.test):
         raise UserError(f"{data.name}: the split {split} leaves no question to test on")
     subject = Subject(catalogue, config, _live(data, modalities, device, images) if config.lora_rank else {})
-    others = {name: _control(name, subject) for name in controls}
+    others = {name: control(name, subject) for name in controls}
     test, items = asked(cut.test), len(catalogue)
     fitted = baselines(cut.train, items, _documents(data) if modalities else (), cut.validation, catalogue)
     simple = {name: rank(scorer, test, items) for name, scorer in fitted.items()}
@@ -233,15 +233,6 @@ def make_split(name: str, histories: Histories, items: int) -> Split:
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
-    """What is trained: the catalogue, how, and the encoders that are trained too."""
-
-    catalogue: Catalogue
-    config: TrainConfig
-    live: Mapping[str, Live]
-
-
-@dataclass(frozen=True, eq=False)
 class Trained:
     """One configuration over all seeds: what was trained, its scorer, and how it ranks the test questions."""
 
@@ -289,46 +280,6 @@ def _trained(
         kappa = strict.metrics.get("kappa", config.kappa)
         config = replace(config, epochs=max(1, strict.best_epoch), kappa=kappa)
     return train(catalogue, histories, config, directory=directory, split=cut, **given)
-
-
-def _control(name: str, subject: Subject) -> Subject:
-    if name not in CONTROLS:
-        raise UserError(f"no control {name!r}; there are {', '.join(CONTROLS)}")
-    if not subject.catalogue.modalities:
-        raise UserError(f"the control {name} compares with a run that has content; name it with --content")
-    return CONTROLS[name](subject)
-
-
-def equal_width(subject: Subject) -> Subject:
-    """IDs alone, in as many dimensions: what width gives by itself."""
-    if not FAMILIES[subject.config.towers.family].by_id:
-        raise UserError(f"the control equal_width is of IDs alone, and {subject.config.towers.family} has none")
-    towers = replace(
-        subject.config.towers, content_dim=0, cold="content", id_dropout=0.0, shrinkage=0.0, contrast_dim=0
-    )
-    config = replace(subject.config, towers=towers, lora_rank=0)
-    return Subject(Catalogue(subject.catalogue.item_ids), config, {})
-
-
-def permuted(subject: Subject) -> Subject:
-    """Every item has the content of another one: what content gives that says nothing."""
-    catalogue = subject.catalogue
-    order = np.random.default_rng(0).permutation(len(catalogue))
-    content = {name: rows[order] for name, rows in catalogue.content.items()}
-    present = {name: found[order] for name, found in catalogue.present.items()}
-    live = {
-        name: replace(one, contents=[one.contents[item] for item in order.tolist()])
-        for name, one in subject.live.items()
-    }
-    return Subject(Catalogue(catalogue.item_ids, content, present), subject.config, live)
-
-
-def frozen(subject: Subject) -> Subject:
-    """The encoders stay as they are: what training them gives."""
-    return replace(subject, config=replace(subject.config, lora_rank=0), live={})
-
-
-CONTROLS = {"equal_width": equal_width, "permuted": permuted, "frozen": frozen}
 
 
 def _documents(data: Dataset) -> list[list[str]]:

@@ -12,7 +12,8 @@ from encoders.config import changed
 from encoders.content.registry import CONTENT_ENCODERS
 from encoders.content.text import TextEncoder
 from encoders.evaluation.comparison import differences
-from encoders.experiments.experiment import CONTROLS, SPLITS, encoded_catalogue, run_experiment
+from encoders.experiments.controls import CONTROLS
+from encoders.experiments.experiment import SPLITS, encoded_catalogue, run_experiment
 from encoders.presets import PRESETS, preset
 from pipelines.load.dataset import read_folder
 from polytower.errors import UserError
