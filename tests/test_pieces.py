@@ -1,6 +1,6 @@
 """Work is cut into pieces everywhere; what comes out does not depend on where the cuts are.
 
-A constant that says how large a piece is has CHUNK, BATCH or BLOCK among the words of its name, and stands in PIECES;
+A constant that says how large a piece is has CHUNK, BATCH or BLOCK among the words of its name, and stands in PIECES (pieces.py);
 two tests hold that none is forgotten and that none is written as a bare number.
 """
 
@@ -52,46 +52,11 @@ from serving.rank.similarity import Pair, similarity_features
 from tests.conftest import cloned
 from tests.encoders.checkpoints import bert, vit
 from tests.factories import tiny_folder
+from tests.pieces import EVENTS, ITEMS, PIECES, USERS
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("encoders", "feature_repo", "migrations", "pipelines", "polytower", "serving")
 USERS, ITEMS, EVENTS = 23, 24, 12
-# Constant → (its value here, of how many): three rounds and a remainder, at least.
-PIECES: dict[str, tuple[int, int]] = {
-    "encoders.codes.quantise.CHUNK": (7, ITEMS),
-    "encoders.content.attributes._BATCH": (7, ITEMS),
-    "encoders.evaluation.evaluate._CHUNK": (7, USERS),
-    "encoders.experiments.experiment._CHUNK": (7, ITEMS),
-    "encoders.content.image._BATCH": (2, 7),  # the pictures of one chunk
-    "encoders.content.image._CHUNK": (7, ITEMS - 1),  # one item has no picture
-    "encoders.towers.losses._CHUNK": (10, USERS * EVENTS // 2),  # positions of a step; halved for two interests
-    "encoders.training.optimise._CHUNK": (7, ITEMS),
-    "encoders.content.text._BATCH": (2, 7),
-    "encoders.content.text._CHUNK": (7, ITEMS),
-    "encoders.towers.model._CHUNK": (7, ITEMS),
-    "encoders.towers.adapted._CHUNK": (7, ITEMS),
-    "encoders.towers.search.EVENTS_BLOCK": (3, 40),  # events of tests/encoders/test_search.py
-    "feature_repo.views.online_writes._CHUNK": (7, USERS),
-    "pipelines.generation.build.USER_CHUNK": (7, USERS),
-    "pipelines.content_codes.ITEMS_BATCH": (7, ITEMS),
-    "pipelines.content_embeddings._CHUNK": (7, ITEMS - 1),
-    "pipelines.export.ROW_CHUNK": (7, ITEMS),
-    "pipelines.load.contract.BATCH_ROWS": (7, USERS),
-    "pipelines.generation.past_interests.ROW_CHUNK": (7, USERS),
-    "pipelines.query_embeddings.QUERY_CHUNK": (7, ITEMS),
-    "pipelines.generation.search_depth.BLOCK": (7, ITEMS),
-    "pipelines.generation.training_set.ITEMS_BATCH": (7, ITEMS),
-    "pipelines.generation.training_set.USERS_BATCH": (7, USERS),
-    "serving.memory.interest_lists.BLOCK": (7, ITEMS),
-    "serving.memory.inverted_file.BLOCK": (7, ITEMS),
-    "serving.loaded.content_queries.BATCH": (7, ITEMS),
-    "serving.memory.fill.BLOCK": (3, ITEMS + 1),
-    "serving.memory.fill.BLOCK_BATCH": (2, 9),  # blocks
-    "serving.loaded.user_towers.BATCH": (7, USERS),
-    "serving.rank.relevance.BLOCK": (2, 7),  # the pairs of one chunk
-    "serving.rank.relevance.CHUNK": (7, ITEMS),
-    "serving.rank.similarity.CHUNK": (7, USERS),
-}
 # What only a GPU takes.
 ELSEWHERE = {"encoders.towers.losses._CHUNK_GPU"}
 WORDS = re.compile(r"(^|_)(CHUNK|BATCH|BLOCK)(_|$)")
