@@ -1,7 +1,7 @@
 """Work is cut into pieces everywhere; what comes out does not depend on where the cuts are.
 
-A constant that says how large a piece is has CHUNK, BATCH or BLOCK among the words of its name, and stands in PIECES (pieces.py);
-two tests hold that none is forgotten and that none is written as a bare number.
+A constant that says how large a piece is has CHUNK, BATCH or BLOCK among the words of its name, and stands in PIECES of
+pieces.py; two tests hold that none is forgotten and that none is written as a bare number.
 """
 
 import ast
@@ -56,7 +56,7 @@ from tests.pieces import EVENTS, ITEMS, PIECES, USERS
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("encoders", "feature_repo", "migrations", "pipelines", "polytower", "serving")
-USERS, ITEMS, EVENTS = 23, 24, 12
+
 # What only a GPU takes.
 ELSEWHERE = {"encoders.towers.losses._CHUNK_GPU"}
 WORDS = re.compile(r"(^|_)(CHUNK|BATCH|BLOCK)(_|$)")
