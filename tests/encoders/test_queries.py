@@ -206,7 +206,7 @@ def test_training_starts_from_the_pretrained_tables_and_a_new_transformer() -> N
     torch.manual_seed(1)
     pretrained, towers = Towers(shape, catalogue), Towers(shape, catalogue)
     before = {name: value.clone() for name, value in towers.state_dict().items()}
-    search_unit.restore(towers, pretrained)
+    search_unit.restore(towers, (pretrained, catalogue.item_ids), catalogue)
     for name, value in towers.state_dict().items():
         restored = name.startswith(("item_tower.", "user_tower.pairs."))
         assert torch.equal(value, (pretrained.state_dict() if restored else before)[name]), name

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from encoders.config import TowersConfig, TrainConfig, changed, config_from_json
 from encoders.towers import fusion, interests, losses
 from encoders.training import checkpoint
-from encoders.training.train import check_names, train
+from encoders.training.checks import check_names
+from encoders.training.train import train
 from polytower.errors import UserError
 from tests.encoders.data import tiny_catalogue, tiny_histories
 
