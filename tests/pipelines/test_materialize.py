@@ -41,8 +41,8 @@ def test_the_whole_flow(
     first = materialize(folder=str(folder), preset="tiny", options=options, instance=history)
     assert first["generation"] == 1
     assert list(first["assets"]) == [
-        "items", "interactions", "user_sequences", "content_embeddings", "content_codes", "training_set", "checkpoint",
-        "adapted_embeddings", "generation", "live_generation", "feast_features",
+        "items", "interactions", "user_sequences", "content_embeddings", "content_codes", "query_embeddings",
+        "training_set", "checkpoint", "adapted_embeddings", "generation", "live_generation", "feast_features",
     ]  # fmt: skip
     assert first["assets"]["items"]["dagster/row_count"] == 60
     assert first["assets"]["interactions"]["dagster/row_count"] == 640
