@@ -1,7 +1,7 @@
 """Encoders trained with the towers, on the product's path: load, encode, train, encode anew, build, serve."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from pipelines.generation.adapted import encode_adapted
 from pipelines.generation.build import build
 from pipelines.generation.evaluation import evaluate_generation
 from pipelines.generation.training import Checkpoint, train_checkpoint
-from pipelines.generation.training_set import read_catalogue, read_training_set
+from pipelines.generation.training_set import TrainingSet, read_catalogue, read_contents, read_training_set
 from pipelines.item_content import content_of
 from pipelines.load.folder import load_folder
 from polytower.errors import UserError
@@ -51,6 +51,12 @@ class Adapted:
     load: Callable[[str], ContentEncoder[Any]]
 
 
+def with_contents(connection: psycopg.Connection[Any]) -> TrainingSet:
+    """The training set, and what its encoders read."""
+    found = read_training_set(connection)
+    return replace(found, contents=read_contents(connection, found.catalogue))
+
+
 @pytest.fixture(scope="module")
 def adapted(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adapted]:
     home = tmp_path_factory.mktemp("home")
@@ -64,7 +70,7 @@ def adapted(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> I
         for name in ("text", "attributes"):
             encode_modality(connection, name, load(name))
         train = partial(train_checkpoint, preset_name="tiny", root=home / "checkpoints", options=OPTIONS, device="cpu")
-        trained = train(read_training_set(connection, contents=True), load=load)
+        trained = train(with_contents(connection), load=load)
         with pytest.raises(UserError, match="has not encoded the catalogue yet"):
             build(connection, trained.directory)
         assert [report.modality for report in encode_adapted(connection, trained.directory, load)] == ["text"]
@@ -122,7 +128,7 @@ def test_what_is_served_was_embedded_by_the_adapted_encoder(adapted: Adapted) ->
 
 def test_the_same_again_trains_and_encodes_nothing(adapted: Adapted) -> None:
     again = train_checkpoint(
-        read_training_set(adapted.connection, contents=True), "tiny", adapted.checkpoints,
+        with_contents(adapted.connection), "tiny", adapted.checkpoints,
         options=OPTIONS, device="cpu", load=adapted.load,
     )  # fmt: skip
     assert again.reused
@@ -170,14 +176,13 @@ def test_another_encoder_than_the_one_that_encoded_is_refused(adapted: Adapted, 
     other = CONTENT_ENCODERS["text"](device="cpu", model=str(bert(tmp_path / "other", seed=3)))
     with pytest.raises(UserError, match=r"was encoded by revision \w+, and the encoder that is set"):
         train_checkpoint(
-            read_training_set(adapted.connection, contents=True), "tiny", tmp_path, options=OPTIONS, device="cpu",
+            with_contents(adapted.connection), "tiny", tmp_path, options=OPTIONS, device="cpu",
             load=lambda name: other if name == "text" else adapted.load(name),
         )  # fmt: skip
 
 
 def test_a_catalogue_without_anything_to_adapt_is_refused_in_words(adapted: Adapted, tmp_path: Path) -> None:
-    given = read_training_set(adapted.connection, contents=True)
-    alone = type(given)(given.catalogue, given.histories, given.encoders, given.until, {})
+    alone = read_training_set(adapted.connection)
     with pytest.raises(UserError, match=r"no content at all.*lora_rank=0"):
         train_checkpoint(alone, "tiny", tmp_path, options=OPTIONS, device="cpu", load=adapted.load)
 
