@@ -50,4 +50,6 @@ MEANINGS: dict[str, str] = {
     "recall_over_popularity": "the generation finds, for certain, less than half of what popularity finds",
     "recall_over_knn": "the generation finds, for certain, less than an item-kNN",
     "recall_over_live": "the generation finds, for certain, less than half of what the live one finds",
+    "title_recall_text": "titles, asked as texts, do not find their items among what the text encoder made of them",
+    "title_recall_content": "titles find their items far worse in the towers' content space than in the encoder's own",
 }

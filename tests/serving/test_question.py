@@ -27,7 +27,7 @@ FIELDS = set(Question.model_fields)
 CLIENT = {"fields": "titles"}
 COMMAND_ALONE, NOT_OF_THE_COMMAND = {"as_json"}, {"fields"}  # the command always shows titles
 # Spoken of before SQL is asked (what interests are made of), or after it (what candidates come with).
-NOT_OF_SQL = {"history", "attributes", "text", "image", "fields", "found_by", "features", "similarity"}
+NOT_OF_SQL = {"history", "attributes", "text", "image", "fields", "found_by", "features", "similarity", "relevant"}
 # question: what a text or picture has become
 OF_SQL_ALONE = {"interests", "generation", "exact", "ef_search", "question"}
 
@@ -98,7 +98,7 @@ def test_the_command_line_asks_what_was_said(tmp_path: Path, monkeypatch: pytest
         (["--text", "x", "--space", "image"], "a text has no place in the image space"),
         (["u", "--space", "text"], "space goes with vectors, text and image"),
         (["u", "--mix", "0.5"], "mix goes with a user (or history) and a text or picture"),
-        (["u", "--text", "x", "--merge", "quota"], "is answered by merge = max alone"),
+        (["u", "--text", "x", "--mix", "0.5", "--merge", "quota"], "is answered by merge = max alone"),
         (["u", "--text", "x", "--history", "a"], "this question has user_id, history or attributes, text or image"),
     ],
     ids=str,
