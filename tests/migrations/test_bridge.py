@@ -5,10 +5,12 @@ and what they answered there. Goes with migrations/bridge.py.
 """
 
 import gzip
+import json
 import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -46,7 +48,12 @@ def test_an_old_database_upgrades_without_loss_and_answers_the_same(old: str, se
         asked = connection.execute("select statement, answer from public.asked").fetchall()
         assert len(asked) > 40
         for statement, answer in asked:
-            assert connection.execute(statement).fetchone() == (answer,), statement
+            row = connection.execute(statement).fetchone()
+            assert row is not None
+            if "from changed_days" in statement:  # days with queries are asked for again
+                assert all(day in row[0] for day in answer)
+            else:
+                assert of_then(row[0], answer) == of_then(answer, answer), statement
         connection.execute("select ensure_interactions_year(2031, 2032)")
         connection.rollback()
     assert schema(old) == schema(server)
@@ -57,6 +64,15 @@ def test_a_database_of_another_time_is_refused_with_the_way_out(database: str) -
         connection.execute("update alembic_version set version_num = '0020'")
     with pytest.raises(UserError, match=r"'0020'.*load your data into a new database"):
         migrations.upgrade(database)
+
+
+def of_then(found: Any, answer: Any) -> Any:
+    """Rows without the columns that came since, in one order; anything else as it is."""
+    if not isinstance(answer, list) or not all(isinstance(row, dict) for row in [*answer, *found]):
+        return found
+    then = {name for row in answer for name in row}
+    rows = [{name: value for name, value in row.items() if name in then} for row in found]
+    return sorted(rows, key=lambda row: json.dumps(row, sort_keys=True))
 
 
 def schema(url: str) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipelines.export import export
+from pipelines.generation import lifecycle
 from polytower.cli import cli
 from polytower.errors import UserError
 from polytower.postgres import connect
@@ -30,6 +31,7 @@ def shop(database: str) -> str:
     with connect(database) as connection:
         write_generation(connection, data)
         write_generation(connection, data)
+        lifecycle.amends(connection)
         connection.execute("update item_embeddings set id_embedding = null where item_id = 'i07'")
         connection.execute("delete from user_interests where user_id = 'ada' and interest = 1")
     return database

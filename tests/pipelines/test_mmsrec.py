@@ -173,7 +173,7 @@ def test_content_that_is_gone_is_said(served: Served) -> None:
 
 
 def test_a_text_is_a_question(served: Served) -> None:
-    body = served.ask(text="red shoe", k=5)
+    body = served.ask(text="red shoe", space="content", k=5)
     assert body["interests"] == "content"
     encoder = CONTENT_ENCODERS["text"](model=str(served.home / "bert"), device="cpu")
     rows = torch.from_numpy(np.concatenate(list(encoder.encode(["red shoe"]))))

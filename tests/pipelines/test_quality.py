@@ -15,6 +15,7 @@ from pipelines.generation.held_out import HELD_OUT_GATES
 from pipelines.generation.integrity import INTEGRITY_GATES
 from pipelines.generation.meanings import MEANINGS
 from pipelines.generation.replay import REPLAY_GATES
+from pipelines.generation.title_recall import TITLE_GATES
 from polytower.errors import UserError
 from tests.generation_factory import Floats, Synthetic, unit, write_generation
 
@@ -189,7 +190,8 @@ def content_gates(connection: Connection) -> dict[str, Gate]:
 
 
 def test_every_gate_says_what_it_means() -> None:
-    assert {*quality.CONTENT_GATES, *quality.GENERATION_GATES} == set(MEANINGS)
+    gates = {*quality.CONTENT_GATES, *quality.CODE_GATES, *quality.GENERATION_GATES, *TITLE_GATES}
+    assert gates == set(MEANINGS)
 
 
 def test_sound_content_passes(connection: Connection) -> None:

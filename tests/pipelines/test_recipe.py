@@ -54,7 +54,7 @@ def test_a_run_renews_the_live_model(
         ("tinny", {}, "no preset 'tinny'"),
         ("tiny", {"epoch": 3}, "unknown option epoch"),
         ("tiny", {"epochs": "many"}, "'many' is not a number"),
-        ("tiny", {"epochs": 0}, "out of range for epochs"),
+        ("tiny", {"epochs": -1}, "out of range for epochs"),
         ("tiny", {"towers.fusion": "magic"}, "no fusion 'magic'"),
     ],
 )

@@ -13,6 +13,7 @@ from encoders.config import TowersConfig
 from encoders.content.registry import CONTENT_ENCODERS
 from encoders.towers.towers import Towers
 from encoders.training.checkpoint import content_tower_bytes
+from pipelines.generation import lifecycle
 from pipelines.generation.title_recall import TITLE_GATES, TitleRecall, title_gates, title_recall
 from tests.encoders.checkpoints import WORDS, bert
 from tests.generation_factory import Floats, Synthetic, write_generation, write_raw
@@ -61,6 +62,7 @@ def test_shuffled_embeddings_are_found_out(connection: Connection, encoder: Any)
 
 def test_without_a_content_tower_one_space_is_measured(connection: Connection, encoder: Any) -> None:
     _write(connection, encoder, np.concatenate(list(encoder.encode(list(WORDS)))))
+    lifecycle.amends(connection)
     connection.execute("delete from towers")
     found = title_recall(connection, 1, encoder)
     gates = title_gates(found)

@@ -14,7 +14,6 @@ import numpy as np
 import psycopg
 import pytest
 from fastapi.testclient import TestClient
-from pgvector import HalfVector
 from psycopg.types.json import Jsonb
 
 from pipelines.content_codes import code_content
@@ -97,30 +96,15 @@ def documented(server: str, text_encoder: str) -> Iterator[str]:
     with cloned(server, "test_serving_docs") as url:
         with connect(url) as connection:
             write_generation(connection, data)
-            _coded(connection, encoder.revision, item_ids)
             connection.execute("update generations set config = %s", [Jsonb({"encoders": {"text": encoder.revision}})])
             write_raw(connection, "text", item_ids, unit(random.standard_normal((100, encoder.dim))), encoder.revision)
+            code_content(connection)
             for part, (weights, config) in {"user_tower": user_tower_bytes(towers), "content": content}.items():
                 connection.execute(
                     "insert into towers (generation, part, weights, config) values (1, %s, %s, %s)",
                     [part, weights, Jsonb(config)],
                 )
         yield url
-
-
-def _coded(connection: psycopg.Connection[Any], revision: str, item_ids: list[str]) -> None:
-    """Texts of the items as some encoder has them, and their codes."""
-    rows = unit(np.random.default_rng(6).standard_normal((len(item_ids), 8)))
-    connection.execute(
-        "insert into content_encoders (modality, revision, model, dim, active) values ('text', %s, 'm', 8, true)",
-        [revision],
-    )
-    connection.cursor().executemany(
-        "insert into content_embeddings (item_id, modality, revision, content_hash, embedding)"
-        " values (%s, 'text', %s, 'h', %s)",
-        [(item, revision, HalfVector(row)) for item, row in zip(item_ids, rows, strict=True)],
-    )
-    code_content(connection)
 
 
 @pytest.fixture

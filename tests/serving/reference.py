@@ -174,3 +174,10 @@ def _kind(value: Any) -> str:
 def eighths(random: np.random.Generator, rows: int, dim: int) -> NDArray[np.float32]:
     """Vectors [rows, dim] of multiples of 1/8 in [-1, 1]: their inner products are exact, and ties are many."""
     return (random.integers(-8, 9, size=(rows, dim)) / 8).astype(np.float32)
+
+
+# Eighths are summed exactly in any order, and are no unit vectors.
+ANY_LENGTH = """
+alter table item_embeddings drop constraint item_embeddings_unit_check;
+alter table user_interests drop constraint user_interests_unit_check, drop constraint user_interests_weight_check;
+"""

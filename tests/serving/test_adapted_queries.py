@@ -100,7 +100,7 @@ def client(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
 
 
 def best(client: TestClient, text: str) -> tuple[str, float]:
-    answer = client.post("/v1/retrieve", json={"text": text, "k": 1})
+    answer = client.post("/v1/retrieve", json={"text": text, "space": "content", "k": 1})
     assert answer.status_code == 200, answer.text
     (candidate,) = answer.json()["candidates"]
     return candidate["item_id"], candidate["score"]

@@ -13,7 +13,16 @@ from serving.memory.vector_index import VECTOR_INDEXES
 from serving.queries import Candidate, retrieve
 from serving.question import Interests, Question
 from tests.generation_factory import Synthetic, write_generation
-from tests.serving.reference import MERGES, Found, eighths, interest_lists, matches, merge_diverse, with_provenance
+from tests.serving.reference import (
+    ANY_LENGTH,
+    MERGES,
+    Found,
+    eighths,
+    interest_lists,
+    matches,
+    merge_diverse,
+    with_provenance,
+)
 
 GENRES = ["Comedy", "Drama", "Horror", 'It\'s "odd"']
 FILTERS: list[dict[str, Any]] = [
@@ -28,13 +37,6 @@ FILTERS: list[dict[str, Any]] = [
     {"flag": None},
     {"scores": {"gte": 2, "lt": 3}},
 ]
-
-
-# Eighths are summed exactly in any order, and are no unit vectors.
-ANY_LENGTH = """
-alter table item_embeddings drop constraint item_embeddings_unit_check;
-alter table user_interests drop constraint user_interests_unit_check, drop constraint user_interests_weight_check;
-"""
 
 
 @st.composite

@@ -19,7 +19,7 @@ from serving.question import Interests, Question
 from tests.conftest import as_server
 from tests.generation_factory import RAW_REVISION, Synthetic, unit, write_generation
 from tests.serving.conftest import PATIENT
-from tests.serving.reference import eighths, interest_lists
+from tests.serving.reference import ANY_LENGTH, eighths, interest_lists
 
 WIDTH = 5
 
@@ -60,6 +60,7 @@ def test_a_raw_space_is_searched_as_the_reference_does(
     qualifies = [ok and bool(has) for ok, has in zip(_available(data, 1980), has_text, strict=True)]
     (expected,) = interest_lists(data.item_ids, data.raw["text"], wanted, qualifies, k)
     with connection.transaction(force_rollback=True):
+        connection.execute(ANY_LENGTH)
         write_generation(connection, data, index=False)
         found = connection.execute(
             "select item_id, score, rank from nearest(%s, %s, 'text')", [HalfVector(wanted[0]), k]
@@ -84,6 +85,7 @@ def test_a_mixed_question_is_answered_as_the_reference_does(
     )
     interests = Interests("stored", data.interests["u"], None, range(len(data.interests["u"])), content=wanted)
     with connection.transaction(force_rollback=True):
+        connection.execute(ANY_LENGTH)
         generation = write_generation(connection, data, index=False)
         parameters = queries.search_parameters(question, interests, generation)
         found = connection.execute(queries.CANDIDATES_MIXED, parameters, binary=True).fetchall()
