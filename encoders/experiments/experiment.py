@@ -1,7 +1,7 @@
 """Experiments without a database: train, evaluate, compare, over several seeds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -38,7 +38,6 @@ from encoders.training.start import Start, read_start
 from encoders.training.train import TrainResult, train
 from feature_repo.modalities import Modality, modality
 from polytower.errors import UserError
-from polytower.settings import settings
 
 SPLITS = (
     "leave_one_out",
@@ -67,6 +66,7 @@ class Dataset:
 
     item_ids: the catalogue in its order. items: the columns of `items` (image: a name) of the first of them.
     users: what is known of each user of the histories, {attribute: value}; None where there is no table of users.
+    encoders: the encoder that is set for a modality; the default one where none is.
     """
 
     name: str
@@ -75,6 +75,7 @@ class Dataset:
     histories: Histories
     users: Sequence[Mapping[str, Any]] | None = None
     queries: Queries | None = None
+    encoders: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_experiment(
@@ -348,7 +349,7 @@ def _contents(name: str, data: Dataset, images: Path | None) -> list[Any]:
 
 
 def _encoder(name: str, data: Dataset, device: str) -> ContentEncoder[Any]:
-    return CONTENT_ENCODERS[name](device=device, model=_model(modality(name), data.items))
+    return CONTENT_ENCODERS[name](device=device, model=_model(modality(name), data))
 
 
 def _live(data: Dataset, modalities: Sequence[str], device: str, images: Path | None) -> dict[str, Live]:
@@ -368,10 +369,9 @@ def _cache_key(revision: str, contents: Sequence[Any], size: int) -> str:
     return digest([revision, str(size), *told])
 
 
-def _model(record: Modality, items: Sequence[Mapping[str, Any]]) -> str:
-    named = (row[record.model_column] for row in items if record.model_column and row[record.model_column])
-    chosen: str = getattr(settings(), record.setting) if record.setting else DEFAULT
-    return next(named, chosen)
+def _model(record: Modality, data: Dataset) -> str:
+    named = (row[record.model_column] for row in data.items if record.model_column and row[record.model_column])
+    return next(named, data.encoders.get(record.name, DEFAULT))
 
 
 def _pictured(images: Path | None, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from encoders.catalogue import Histories
 from encoders.experiments.experiment import Dataset, Queries
-from feature_repo.modalities import item_text
+from feature_repo.modalities import MODALITIES, item_text
 from pipelines.load.attributes import read_attributes
 from pipelines.load.columns import shown
 from pipelines.load.contract import Source, find_sources
@@ -24,6 +24,7 @@ from pipelines.load.interactions import checked_interactions
 from pipelines.load.own_columns import OwnColumns
 from pipelines.load.rejections import Rejection, Rejections
 from polytower.errors import UserError
+from polytower.settings import settings
 
 # What tells one event from another; with an event id, that id alone.
 UNSEEN = "is not in items"
@@ -48,7 +49,9 @@ def read_folder(
     histories, queries = _histories(events, sources["interactions"], item_ids, rejections)
     users = _users(sources["users"], rejections) if "users" in sources else None
     known = None if users is None else [users.get(user, {}) for user in histories.user_ids]
-    return Dataset(folder.resolve().name, item_ids, list(items.values()), histories, known, queries), rejections
+    encoders = {name: getattr(settings(), one.setting) for name, one in MODALITIES.items() if one.setting}
+    name = folder.resolve().name
+    return Dataset(name, item_ids, list(items.values()), histories, known, queries, encoders), rejections
 
 
 def _items(source: Source, rejections: Rejections, own: OwnColumns) -> dict[str, dict[str, Any]]:

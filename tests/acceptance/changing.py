@@ -49,18 +49,19 @@ def load_changes(world: World) -> None:
     old, told, known, image, available = world.sql(ITEM, [corrected])[0]
     retitled = {"item_id": corrected, "title": f"{old or corrected} (revised)", "description": told, "image": image}
     folder = world.home / "second"
+    history = world.facts.sequence(world.facts.some_users(3)[1])[:10]
     last = world.sql("select max(occurred_at) from interactions where occurred_at < now() - interval '1 day'")[0][0]
     write_second(
         folder,
         {"title": title, "description": description, **attributes},
-        world.facts.sequence(world.facts.some_users(3)[1])[:10],
+        history,
         pd.Timestamp(last or datetime.now(UTC)),
         retitled | {"available": available} | known,
     )
     counts = world.run("load", folder)["counts"]
     equal("items of the second load", [counts[f"items_{what}"] for what in ("new", "changed", "rejected")], [1, 1, 0])
     equal("rows put aside", counts["interactions_rejected"], 0)
-    equal("new events", counts["interactions_new"], 10)
+    equal("new events", counts["interactions_new"], len(history))
 
 
 def second_generation(world: World) -> None:
